@@ -1,0 +1,96 @@
+"""What every command line of wren shares. No torch in here, so that `--help` is instant.
+
+A user's error is one line that says what is wrong, where, and the remedy; it ends the program with exit code 2.
+Raise `UserError` anywhere; `run(main)` at the bottom of a script prints it. Programmer errors keep their traceback.
+"""
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what, where, remedy."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with defaults shown, the docstring's example kept as typed, and one-line errors."""
+
+    def __init__(self, description, **kwargs):
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        raise UserError(f"{message} (see python {self.prog} --help)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Raw description; `(default: …)` after each help line whose option has one."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30, width=118)
+
+    def _get_help_string(self, action):
+        shown = action.default not in (None, False, True, argparse.SUPPRESS, "") and "%(default)" not in action.help
+        return action.help + (" (default: %(default)s)" if shown else "")
+
+
+def run(main):
+    """Run a script's `main()`: user errors become one line on stderr and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            sys.stdout.flush()
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `python evaluate.py | head`: the reader left, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def positive_int(text):
+    """An argparse type: an integer of at least 1."""
+    return _checked(text, int, lambda v: v >= 1, "a whole number of at least 1")
+
+
+def natural(text):
+    """An argparse type: an integer of at least 0."""
+    return _checked(text, int, lambda v: v >= 0, "a whole number of at least 0")
+
+
+def positive(text):
+    """An argparse type: a number above 0."""
+    return _checked(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
+
+
+def share(text):
+    """An argparse type: a number from 0 to 1."""
+    return _checked(text, float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+
+
+def _checked(text, kind, ok, wanted):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not ok(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+class StopSignals:
+    """SIGTERM and SIGUSR1 set a flag that the training loop reads at the next step.
+
+    Install before torch is imported: that import takes seconds, and a signal without a handler ends the process.
+    """
+
+    def __init__(self):
+        self.received = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number, frame):
+        self.received = signal.Signals(number).name
