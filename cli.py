@@ -81,6 +81,13 @@ def _checked(text, kind, ok, wanted):
     return value
 
 
+def write_text(path, text):
+    """Write a small text file so that a reader sees the old content or the new, never half."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 class StopSignals:
     """SIGTERM and SIGUSR1 set a flag that the training loop reads at the next step.
 
@@ -94,3 +101,30 @@ class StopSignals:
 
     def _note(self, number, frame):
         self.received = signal.Signals(number).name
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere; silent on all processes but the first."""
+
+    def __init__(self, steps, first, speaks):
+        self.steps, self.speaks, self.speed, self.bar = steps, speaks, "", None
+        if speaks and sys.stderr.isatty():
+            from tqdm import tqdm
+            self.bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True)
+
+    def update(self, entry):
+        left = (self.steps - entry["step"]) * entry["clips"] / entry["step"] / entry["clips_per_second"]
+        self.speed = f"{entry['clips_per_second']:.0f} clips/s, {left // 60:.0f}:{left % 60:02.0f} left"
+        if self.bar is not None:
+            self.bar.update(entry["step"] - self.bar.n)
+            self.bar.set_postfix_str(f"loss {entry['loss']:.3f}")
+
+    def say(self, text):
+        if self.bar is not None:
+            self.bar.write(text)
+        elif self.speaks:
+            print(text, flush=True)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()

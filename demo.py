@@ -1,0 +1,448 @@
+"""A synthetic stand-in for field work: made in seconds, the same samples for the same seed, nothing to download.
+
+Fourteen species that are in tasks and four that are not call, sparsely, in wind, rain, hum and insect noise. What
+tells species apart is the shape of their calls in time and frequency; their frequency ranges overlap. Every file is
+a pure function of (seed, part, split, file number), so that the number of processes changes nothing.
+
+    demo.ensure()                 # data/demo, made if it isn't there
+    demo.make("elsewhere", scale=0.05)   # a tiny one, for tests
+"""
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy.fft
+import soundfile
+from tqdm import tqdm
+
+from cli import UserError
+
+VERSION = 1
+RATES, RATE_SHARES = (8000, 16000, 22050, 44100, 48000), (0.46, 0.40, 0.08, 0.03, 0.03)  # low rates save disk
+FORMATS, FORMAT_SHARES = ("flac", "wav", "WAV", "ogg", "mp3"), (0.60, 0.18, 0.06, 0.08, 0.08)  # the last two decode slowly
+SPLITS = ("train", "valid", "test")
+SEGMENT_SECONDS = 4
+RECORDINGS = 130                                               # unlabelled, 5–60 s each
+CLIPS_PER_SPECIES = {"train": 30, "valid": 10, "test": 24}
+CLIPS_PER_INDIVIDUAL = {"train": 16, "valid": 6, "test": 12}
+DETECTION_RECORDINGS = {"train": 20, "valid": 8, "test": 14}
+# Which numbers of a species' endless list of individuals each use draws from: no range overlaps another.
+INDIVIDUALS = {"train": (0, 8), "valid": (8, 12), "test": (12, 18), "individual": (20, 26), "detection-train": (30, 36),
+               "detection-valid": (36, 40), "detection-test": (40, 46), "recordings": (50, 66)}
+
+# name, family, parameters. `pitch` in Hz, times in seconds, rates in 1/s; the others are ratios of the pitch.
+SPECIES = [
+    ("seesaw",   "whistle", dict(pitch=1550, notes=((1, 1, .13), (1.32, 1.32, .13), (1, 1, .13)), gap=.05)),
+    ("valley",   "whistle", dict(pitch=1500, notes=((1.32, 1.32, .13), (1, 1, .13), (1.32, 1.32, .13)), gap=.05)),
+    ("uptrill",  "trill",   dict(pitch=1500, count=8, every=.085, duty=.75, slope=1.5)),
+    ("downtrill", "trill",  dict(pitch=1500, count=8, every=.085, duty=.75, slope=1 / 1.5)),
+    ("rattler",  "trill",   dict(pitch=1800, count=16, every=.042, duty=.6, slope=1.15)),
+    ("riser",    "sweep",   dict(pitch=1250, seconds=.55, bends=(1, 1.25, 1.9))),
+    ("faller",   "sweep",   dict(pitch=1250, seconds=.55, bends=(1.9, 1.25, 1))),
+    ("arch",     "sweep",   dict(pitch=1250, seconds=.60, bends=(1, 1.9, 1))),
+    ("barker",   "stack",   dict(pitch=400, formant=1700, seconds=.12, count=3, gap=.10, arch=.25, vibrato=0)),
+    ("moaner",   "stack",   dict(pitch=400, formant=1700, seconds=.75, count=1, gap=0, arch=.05, vibrato=.07)),
+    ("starter",  "pulses",  dict(pitch=1800, seconds=.9, first=6, last=32)),
+    ("stopper",  "pulses",  dict(pitch=1800, seconds=.9, first=32, last=6)),
+    ("buzzer",   "buzz",    dict(pitch=1900, seconds=.6, rate=30)),
+    ("duettist", "duet",    dict(pitch=1500, seconds=.5, spread=(1.08, 1.45))),
+]
+EXTRA_SPECIES = [  # in the unlabelled recordings only
+    ("hooter",   "whistle", dict(pitch=750, notes=((1, .95, .35), (1, .9, .5)), gap=.15)),
+    ("wobbler",  "stack",   dict(pitch=1100, formant=1500, seconds=.8, count=1, gap=0, arch=.1, vibrato=.12)),
+    ("ticker",   "pulses",  dict(pitch=2300, seconds=.8, first=14, last=14)),
+    ("crosser",  "duet",    dict(pitch=1700, seconds=.4, spread=(1.5, 0.9))),
+]
+NAMES = [name for name, _, _ in SPECIES]
+INDIVIDUAL_SPECIES = ("seesaw", "moaner")
+DETECTION_SPECIES = ("valley", "uptrill", "faller", "barker", "starter")
+
+
+# ---- call families: (parameters, rate in Hz, rng) -> wave [n]
+
+def tone(track, partials, rate, rng):
+    """A harmonic tone: frequency track [n] in Hz, partial weights -> wave [n]; nothing above 0.45 of the rate."""
+    n = len(track)
+    wobble = np.interp(np.arange(n), np.linspace(0, n, 6), rng.normal(0, 0.008, 6))  # no two renditions are the same
+    track = track * (1 + wobble)
+    phase = 2 * np.pi * np.cumsum(track) / rate + rng.uniform(0, 2 * np.pi)
+    wave = np.zeros(n)
+    for k, weight in enumerate(partials, 1):
+        if k * track.min() < 0.45 * rate:
+            wave += weight * np.sin(k * phase) * (k * track < 0.45 * rate)
+    return wave
+
+
+def edges(n, share=0.2):
+    """An envelope [n] with raised-cosine edges, each `share` of the length."""
+    ramp = np.minimum(np.arange(n), np.arange(n)[::-1]) / max(1, share * n)
+    return np.sin(np.pi / 2 * np.minimum(ramp, 1)) ** 2
+
+
+def bent(points, n):
+    """Ratios `points` evenly spaced in time, joined smoothly on a logarithmic axis -> [n]."""
+    position = np.linspace(0, len(points) - 1, n)
+    eased = np.floor(position) + (1 - np.cos(np.pi * (position % 1))) / 2
+    return np.exp(np.interp(eased, np.arange(len(points)), np.log(points)))
+
+
+def whistle(p, rate, rng):
+    """Separate notes, each a glide (from, to, seconds)."""
+    parts = []
+    for start, end, seconds in p["notes"]:
+        n = int(seconds * p["tempo"] * rng.uniform(0.9, 1.1) * rate)
+        parts += [tone(p["pitch"] * bent((start, end), n), p["partials"], rate, rng) * edges(n),
+                  np.zeros(int(p["gap"] * p["tempo"] * rate))]
+    return np.concatenate(parts[:-1])
+
+
+def trill(p, rate, rng):
+    """The same short swept note, many times."""
+    count = max(3, p["count"] + rng.integers(-2, 3))
+    every = int(p["every"] * p["tempo"] * rate)
+    n = int(every * p["duty"])
+    track = p["pitch"] * bent((1, p["slope"]), n) / np.sqrt(p["slope"]) * 1.2
+    wave = np.zeros((count, every))
+    for i in range(count):
+        wave[i, :n] = tone(track, p["partials"], rate, rng) * edges(n) * (0.6 + 0.4 * np.sin(np.pi * (i + 1) / (count + 1)))
+    return wave.ravel()
+
+
+def sweep(p, rate, rng):
+    """One long glide through `bends`."""
+    n = int(p["seconds"] * p["tempo"] * rate)
+    return tone(p["pitch"] * bent(p["bends"], n), p["partials"], rate, rng) * edges(n)
+
+
+def stack(p, rate, rng):
+    """Harmonics of a low voice through one resonance; arched or with vibrato."""
+    parts = []
+    for _ in range(p["count"]):
+        n = int(p["seconds"] * p["tempo"] * rng.uniform(0.9, 1.1) * rate)
+        t = np.arange(n) / rate
+        track = p["pitch"] * (1 + p["arch"] * (np.sin(np.pi * np.arange(n) / n) - 0.5)
+                              + p["vibrato"] * np.sin(2 * np.pi * 7 / p["tempo"] * t + rng.uniform(0, 6.28)))
+        k = np.arange(1, 1 + int(6000 / p["pitch"]))
+        weights = 1 / (1 + ((k * p["pitch"] - p["formant"]) / (0.45 * p["formant"])) ** 2) * np.resize(p["timbre"], len(k))
+        parts += [tone(track, weights, rate, rng) * edges(n), np.zeros(int(p["gap"] * p["tempo"] * rate))]
+    return np.concatenate(parts[:-1])
+
+
+def pulses(p, rate, rng):
+    """Damped clicks whose rate goes from `first` to `last` per second."""
+    wave = np.zeros(int(p["seconds"] * p["tempo"] * rate))
+    t = np.arange(int(0.03 * rate)) / rate
+    at = 0.0
+    while at < 1 - 0.03 / (p["seconds"] * p["tempo"]):
+        start = int(at * len(wave))
+        click = tone(np.full(len(t), p["pitch"]), p["partials"], rate, rng) * np.exp(-t / p["ring"]) * rng.uniform(0.7, 1)
+        wave[start:start + len(t)] += click[:len(wave) - start]
+        at += rng.uniform(0.92, 1.08) / (p["first"] * (p["last"] / p["first"]) ** at * p["seconds"])
+    return wave
+
+
+def buzz(p, rate, rng):
+    """A rough carrier under a fast tremolo."""
+    n = int(p["seconds"] * p["tempo"] * rate)
+    t = np.arange(n) / rate
+    rough = np.interp(t, np.arange(0, t[-1] + 0.004, 0.002), rng.normal(0, 0.06, len(np.arange(0, t[-1] + 0.004, 0.002))))
+    tremolo = (0.5 + 0.5 * np.cos(2 * np.pi * p["rate"] / p["tempo"] * t)) ** 2
+    return tone(p["pitch"] * (1 + rough), p["partials"], rate, rng) * tremolo * edges(n, 0.1)
+
+
+def duet(p, rate, rng):
+    """Two voices at once that drift apart or together; `spread` is their ratio at the start and the end."""
+    n = int(p["seconds"] * p["tempo"] * rate)
+    half = np.sqrt(bent(p["spread"], n))
+    return sum(tone(p["pitch"] * ratio, p["partials"], rate, rng) for ratio in (half, 1 / half)) * edges(n)
+
+
+FAMILIES = {f.__name__: f for f in (whistle, trill, sweep, stack, pulses, buzz, duet)}
+
+
+def individual(seed, species, number):
+    """One animal: the parameters of its species (an index into SPECIES + EXTRA_SPECIES), its own voice in them."""
+    rng = np.random.default_rng([seed, 99, species, number])
+    _, family, table = (SPECIES + EXTRA_SPECIES)[species]
+    voice = dict(table, family=family, tempo=np.exp(rng.normal(0, 0.14)), ring=rng.uniform(0.003, 0.007))
+    voice["pitch"] = table["pitch"] * np.exp(np.clip(rng.normal(0, 0.15), -0.3, 0.3))
+    voice["partials"] = rng.uniform(0.1, 0.45) ** np.arange(4) * rng.uniform(0.3, 1, 4)
+    voice["timbre"] = rng.uniform(0.3, 1, 40)
+    if "formant" in table:
+        voice["formant"] = table["formant"] * np.exp(rng.normal(0, 0.12))
+    return voice
+
+
+def call(voice, rate, rng):
+    """One rendition, a little different each time, at RMS 1 -> wave [n] (0.1–1.2 s)."""
+    voice = dict(voice, pitch=voice["pitch"] * np.exp(rng.normal(0, 0.02)), tempo=voice["tempo"] * np.exp(rng.normal(0, 0.05)))
+    wave = FAMILIES[voice["family"]](voice, rate, rng)[:int(1.2 * rate)]
+    return wave / np.sqrt(np.mean(wave ** 2))
+
+
+# ---- the place: background, distance, recordings
+
+def shaped(noise, rate, gain):
+    """Filter noise [n] by gain(frequencies in Hz [m]) [m], to RMS 1."""
+    n = len(noise)
+    size = scipy.fft.next_fast_len(n, real=True)
+    spectrum = scipy.fft.rfft(noise, size)
+    spectrum *= gain(np.fft.rfftfreq(size, 1 / rate)).astype(np.float32)
+    wave = scipy.fft.irfft(spectrum, size)[:n]
+    return wave / (np.sqrt(np.mean(wave ** 2)) + 1e-9)
+
+
+def slow(n, rate, every, rng, depth):
+    """A slowly varying gain [n]: a new random value each `every` seconds, within e^±depth or so."""
+    knots = rng.normal(0, depth, int(n / rate / every) + 3)
+    return np.exp(np.interp(np.arange(n, dtype=np.float32) / (rate * every), np.arange(len(knots)), knots)).astype(np.float32)
+
+
+def background(n, rate, rng):
+    """Wind, rain, hum and insects, each there or not, over a tilted noise floor -> [n] float32, RMS 1."""
+    white = rng.standard_normal(n, dtype=np.float32)
+    tilt, corner, wind = rng.uniform(0, 0.9), rng.uniform(80, 500), rng.uniform(0.5, 6) * (rng.random() < 0.5)
+    bump, width, height = rng.uniform(300, 4000), rng.uniform(0.2, 1), rng.uniform(0, 3)  # leaves, water, a far road
+
+    def floor(f):
+        f = np.maximum(f, 20)
+        return (f / 1000) ** -tilt * (1 + height * np.exp(-(np.log(f / bump) / width) ** 2))
+
+    wave = shaped(white, rate, floor)
+    if wind:
+        gusts = slow(n, rate, rng.uniform(0.6, 2), rng, 0.6)
+        wave += wind * gusts * shaped(rng.standard_normal(n, dtype=np.float32), rate, lambda f: 1 / (1 + (f / corner) ** 2))
+    if rng.random() < 0.25:
+        drops = np.zeros(n, np.float32)
+        count = rng.poisson(n / rate * rng.uniform(4, 60))
+        drops[rng.integers(0, n, count)] = rng.exponential(1, count) * rng.choice((-1, 1), count)
+        low, high = rng.uniform(300, 900), rng.uniform(2000, 9000)
+        wave += rng.uniform(0.3, 1.5) * shaped(drops, rate, lambda f: (f / low) / (1 + (f / low) ** 2) / (1 + (f / high) ** 2))
+    if rng.random() < 0.25:
+        base, t = rng.choice((50, 60)), np.arange(n, dtype=np.float32) / rate
+        hum = sum(rng.uniform(0, 1) / k * np.sin(2 * np.pi * base * k * t + np.float32(rng.uniform(0, 6))) for k in range(1, 9))
+        wave += rng.uniform(0.2, 2) * hum.astype(np.float32)
+    if rng.random() < 0.35:
+        centre, width = rng.uniform(2300, 7500), rng.uniform(40, 250)
+        if centre < 0.45 * rate:
+            t = np.arange(n, dtype=np.float32) / rate
+            chirr = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(4, 60) * t)
+            white = rng.standard_normal(n, dtype=np.float32)
+            wave += rng.uniform(0.2, 1.2) * chirr * shaped(white, rate, lambda f: np.exp(-((f - centre) / width) ** 2))
+    return wave / np.sqrt(np.mean(wave ** 2))
+
+
+def far(wave, rate, distance, rng):
+    """What distance (0 near … 1 far) does to a call [n]: a softer top and an exponentially decaying echo -> [n + tail]."""
+    decay = rng.uniform(0.05, 0.15) * (0.3 + distance)  # seconds to fall by 1/e
+    tail = int(4 * decay * rate)
+    echo = rng.standard_normal(tail) * np.exp(-np.arange(tail) / (decay * rate)) * rng.uniform(0.05, 0.6) * distance
+    echo /= np.sqrt(decay * rate / 2)
+    echo[0] += 1
+    size = scipy.fft.next_fast_len(len(wave) + tail, real=True)
+    corner = 12000 * (1 - 0.75 * distance)
+    air = 1 / (1 + (np.fft.rfftfreq(size, 1 / rate) / corner) ** 2)
+    return scipy.fft.irfft(scipy.fft.rfft(wave, size) * scipy.fft.rfft(echo, size) * air, size)[:len(wave) + tail]
+
+
+def add_call(scene, voice, rate, start, snr, rng):
+    """Add one call to scene [n] from sample `start`, `snr` dB above the noise in the call's own band -> its end (sample)."""
+    dry = call(voice, rate, rng)
+    start = min(start, max(0, len(scene) - len(dry)))
+    wave = far(dry, rate, rng.uniform(0, 1), rng)[:len(scene) - start]
+    power = np.abs(scipy.fft.rfft(wave)) ** 2
+    share = np.cumsum(power) / power.sum()
+    band = slice(*np.searchsorted(share, (0.05, 0.95)) + np.array((0, 1)))
+    noise = np.abs(scipy.fft.rfft(scene[start:start + len(wave)])) ** 2
+    gain = np.sqrt(10 ** (snr / 10) * noise[band].sum() / power[band].sum())
+    scene[start:start + len(wave)] += (gain * wave).astype(np.float32)
+    return start, min(start + len(dry), len(scene))
+
+
+def write(root, folder, key, scene, rate, rng):
+    """Write scene [n] at a level and in a format drawn without regard to its content -> path relative to `root`'s part."""
+    rms = 10 ** (rng.uniform(-50, -26) / 20)
+    scene = scene * min(rms / np.sqrt(np.mean(scene ** 2)), 0.95 / np.abs(scene).max())
+    ending = rng.choice(FORMATS, p=FORMAT_SHARES)
+    name = hashlib.blake2s(repr(key).encode(), digest_size=5).hexdigest()
+    path = Path(folder) / f"{name}.{ending}"
+    with soundfile.SoundFile(root / path, "w", rate, 1, format=ending.upper()) as file:
+        for at in range(0, len(scene), 65536):  # libsndfile's Vorbis encoder overflows its stack on long blocks
+            file.write(scene[at:at + 65536])
+    return path
+
+
+# ---- the parts
+
+def build(job):
+    """Make one file of one part -> (part, split, row of its table)."""
+    root, seed, part, split, number = job
+    key = (seed, ("recordings", "species", "individual", "detection").index(part), SPLITS.index(split), number)
+    rng = np.random.default_rng(key)
+    rate = int(rng.choice(RATES, p=RATE_SHARES))
+    row = {"recordings": recording, "species": clip, "individual": clip, "detection": soundscape}[part]
+    return part, split, row(root, seed, part, split, number, key, rate, rng)
+
+
+def draw(seed, species, use, rng):
+    """One of the individuals of a species (index) set aside for `use` -> (number, voice)."""
+    number = int(rng.integers(*INDIVIDUALS[use]))
+    return number, individual(seed, species, number)
+
+
+def clip(root, seed, part, split, number, key, rate, rng):
+    """A labelled clip of one or two calls of one animal, now and then another species faintly behind."""
+    if part == "species":
+        species, use = number % len(SPECIES), split
+        animal, voice = draw(seed, species, use, rng)
+    else:
+        first, last = INDIVIDUALS["individual"]
+        species = NAMES.index(INDIVIDUAL_SPECIES[number % 2])
+        animal = first + number // 2 % (last - first)
+        voice, use = individual(seed, species, animal), split
+    scene = background(int(rng.uniform(2.2, 3.4) * rate), rate, rng)
+    if rng.random() < 0.25:
+        other = int((species + rng.integers(1, len(SPECIES))) % len(SPECIES))
+        add_call(scene, draw(seed, other, use, rng)[1], rate, rng.integers(len(scene)), rng.uniform(-12, -4), rng)
+    snr = rng.uniform(-5, 20)
+    for _ in range(rng.integers(1, 3)):
+        add_call(scene, voice, rate, rng.integers(len(scene)), snr + rng.normal(0, 1), rng)
+    path = write(root / part, "audio", key, scene, rate, rng)
+    who = f"{NAMES[species]}-{animal:02d}"
+    return {"path": str(path), "label": NAMES[species] if part == "species" else who, "individual": who}
+
+
+def soundscape(root, seed, part, split, number, key, rate, rng):
+    """A recording of 20–40 s with annotated calls of three of the species of the detection task."""
+    scene = background(int(rng.uniform(20, 40) * rate), rate, rng)
+    present = [DETECTION_SPECIES[(2 * number + k) % len(DETECTION_SPECIES)] for k in range(3)]
+    others = [i for i, name in enumerate(NAMES) if name not in DETECTION_SPECIES]
+    for _ in range(rng.integers(0, 4)):
+        voice = draw(seed, int(rng.choice(others)), f"detection-{split}", rng)[1]
+        add_call(scene, voice, rate, rng.integers(len(scene)), rng.uniform(-10, 0), rng)
+    calls = present + [str(name) for name in rng.choice(present, rng.integers(2, 7))]
+    slots = rng.permutation(len(calls) + 2)[:len(calls)]  # a slot each, so that annotated calls don't overlap
+    width = len(scene) / (len(calls) + 2)
+    events = []
+    for name, slot in zip(calls, slots):
+        voice = draw(seed, NAMES.index(name), f"detection-{split}", rng)[1]
+        at = int((slot + rng.uniform(0, 0.5)) * width)
+        start, end = add_call(scene, voice, rate, at, rng.uniform(-3, 20), rng)
+        events.append({"st": round(start / rate, 4), "ed": round(end / rate, 4), "label": name})
+    path = write(root / part, "audio", key, scene, rate, rng)
+    return {"path": str(path), "length": round(len(scene) / rate, 4), "annotations": sorted(events, key=lambda e: e["st"])}
+
+
+def recording(root, seed, part, split, number, key, rate, rng):
+    """An unlabelled recording of 5–60 s with a call every few seconds from one to three animals nearby."""
+    seconds = 5 * 12 ** rng.random()
+    scene = background(int(seconds * rate), rate, rng)
+    nearby = [draw(seed, int(rng.integers(len(SPECIES + EXTRA_SPECIES))), "recordings", rng)[1]
+              for _ in range(rng.integers(1, 4))]
+    for _ in range(rng.poisson(seconds / 12)):
+        voice = draw(seed, int(rng.integers(len(SPECIES + EXTRA_SPECIES))), "recordings", rng)[1]
+        add_call(scene, voice, rate, rng.integers(len(scene)), rng.uniform(-10, 0), rng)
+    for _ in range(1 + rng.poisson(seconds / 3)):
+        add_call(scene, nearby[rng.integers(len(nearby))], rate, rng.integers(len(scene)), rng.uniform(-5, 20), rng)
+    path = write(root, part, key, scene, rate, rng)
+    frames = min(len(scene), soundfile.info(root / path).frames)
+    return [{"path": str(path), "start": start, "frames": SEGMENT_SECONDS * rate, "sample_rate": rate, "domain": "bio",
+             "source": "demo"} for start in range(0, frames - SEGMENT_SECONDS * rate + 1, SEGMENT_SECONDS * rate)]
+
+
+# ---- the corpus
+
+def plan(root, seed, scale):
+    """Every file to make: [(root, seed, part, split, number)]."""
+    def some(count, least):
+        return range(max(least, round(count * scale)))
+
+    first, last = INDIVIDUALS["individual"]
+    jobs = [(root, seed, "recordings", "train", i) for i in some(RECORDINGS, 4)]
+    for split in SPLITS:
+        least = 2 if split == "train" else 1
+        per_class = len(some(CLIPS_PER_SPECIES[split], least)), len(some(CLIPS_PER_INDIVIDUAL[split], least))
+        jobs += [(root, seed, "species", split, i) for i in range(per_class[0] * len(SPECIES))]
+        jobs += [(root, seed, "individual", split, i) for i in range(per_class[1] * 2 * (last - first))]
+        jobs += [(root, seed, "detection", split, i) for i in some(DETECTION_RECORDINGS[split], 2)]
+    return jobs
+
+
+def write_tables(root, results):
+    """The CSV and JSONL files of the parts; rows in order of file name, which is neutral."""
+    def save(path, rows, index=False):
+        with open(path, "w", newline="") as file:
+            header = ([""] if index else []) + list(rows[0])
+            csv.writer(file).writerows([header] + [([i] if index else []) + list(r.values()) for i, r in enumerate(rows)])
+
+    rows = {}
+    for part, split, row in results:
+        rows.setdefault((part, split), []).extend(row if isinstance(row, list) else [row])
+    for (part, split), some in rows.items():
+        some.sort(key=lambda r: (r["path"], r.get("start", 0)))
+        if part == "recordings":
+            save(root / "pretrain.csv", some)
+        elif part == "detection":
+            (root / part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        else:
+            save(root / part / f"{split}.csv", some, index=True)
+    return {" ".join(key): len(some) for key, some in sorted(rows.items())}
+
+
+def described(out):
+    """The contents of demo.json in folder `out`, or {}."""
+    try:
+        return json.loads((out / "demo.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def make(out="data/demo", seed=0, jobs=None, progress=True, scale=1.0):
+    """Make the corpus in folder `out`, replacing one that is there -> its path. `scale` shrinks the counts."""
+    out, started = Path(out), time.time()
+    if out.exists() and not described(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and isn't a demo corpus; give another folder or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if progress:
+        print(f"making the demo corpus in {out} …", flush=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True) as folder:
+        root = Path(folder) / "corpus"
+        for part in ("recordings", "species/audio", "individual/audio", "detection/audio"):
+            (root / part).mkdir(parents=True)
+        todo = plan(root, seed, scale)
+        jobs = jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1)  # a process takes 1 s to start
+        if jobs == 1:
+            results = [build(job) for job in tqdm(todo, disable=None if progress else True, leave=False)]
+        else:  # spawn: the caller may have threads (torch), which a fork would not survive
+            with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+                work = pool.imap_unordered(build, todo, chunksize=8)
+                results = list(tqdm(work, total=len(todo), disable=None if progress else True, leave=False))
+        counts = write_tables(root, results)
+        sizes = [p.stat().st_size for p in root.rglob("*.*")]
+        about = {"version": VERSION, "seed": seed, "scale": scale, "counts": counts, "files": len(todo)}
+        (root / "demo.json").write_text(json.dumps(about, indent=1) + "\n")
+        if described(out) != about or (out / "demo.json").stat().st_mtime < started:
+            try:
+                if out.exists():
+                    os.rename(out, Path(folder) / "old")
+                os.rename(root, out)
+            except OSError:  # another process was a moment faster with the same corpus: keep that one
+                if not described(out):
+                    raise
+    if progress:
+        hours = sum(0 for _ in results)
+        print(f"made {out}: {len(todo)} files, {sum(sizes) / 1e6:.0f} MB, {time.time() - started:.0f} s", flush=True)
+    return out
+
+
+def ensure(out="data/demo"):
+    """The demo corpus in folder `out`, made if it isn't there or is of another version -> its path."""
+    out = Path(out)
+    return out if described(out).get("version") == VERSION else make(out)

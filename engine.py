@@ -1,0 +1,460 @@
+"""What pre-training and fine-tuning share: processes, precision, optimiser, schedule, step, checkpoints, log.
+
+A run is a pure function of its settings: the order of clips, crops and masks come from (seed, epoch, index), the
+learning rate from the step, random layers from a generator seeded by (seed, step). So the state of a run is the
+weights, the optimiser and one integer, and it continues exactly, on any number of processes, after any interruption.
+"""
+import json
+import os
+import resource
+import secrets
+import socket
+import subprocess
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from math import cos, pi
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from cli import UserError
+from model import write_atomically
+
+VERSION = 1  # of checkpoint files
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "V100": 125}  # dense bf16 / fp16
+
+
+# ---------------------------------------------------------------------------------------------------- processes
+
+@dataclass
+class Processes:
+    """This process among all: `python` gives one, `torchrun` (or srun with RANK, WORLD_SIZE, …) many."""
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self):
+        return self.rank == 0
+
+    def sum(self, tensor):
+        """All-reduce in place, when there is anybody to reduce with."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, value):
+        """The largest of a number over all processes."""
+        tensor = torch.tensor(float(value), device=self.device)
+        if self.world > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.item()
+
+    def barrier(self):
+        if self.world > 1:
+            dist.barrier()
+
+    def stop(self):
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def start_processes(device="auto", timeout=300):
+    """Join the process group, gloo on CPU and NCCL on GPU. `timeout` (s) bounds every wait for another process."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(f"--device cuda: process {local} of this machine has no GPU of its own "
+                            f"({torch.cuda.device_count()} found); use --device cpu or fewer processes")
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    if world > 1:
+        store = _meet(rank, world, timedelta(seconds=timeout))
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank,
+                                world_size=world, timeout=timedelta(seconds=timeout))
+    return Processes(rank, world, torch.device(device))
+
+
+def _meet(rank, world, timeout):
+    """A fresh store for this attempt, on a port of rank 0's own.
+
+    The store of a torchrun agent outlives the workers, so after a restart it still holds the addresses of dead peers,
+    and nodes that joined later count their attempts differently. Here each process leaves a random token; rank 0
+    opens a new store and announces it together with the tokens it saw, until everyone has found its own token there.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    board = dist.TCPStore(address, port, None, rank == 0 and not hosted, timeout=timeout, wait_for_workers=False)
+    if rank == 0:
+        here = socket.gethostname() if address not in ("localhost", "127.0.0.1") else address
+        store = dist.TCPStore(here, 0, None, True, timeout=timeout, wait_for_workers=False)
+    token, deadline = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
+    board.set(f"wren/token/{rank}", token)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            seen = {r: board.get(f"wren/token/{r}").decode() for r in range(world) if board.check([f"wren/token/{r}"])}
+            board.set("wren/call", json.dumps([here, store.port, seen]))
+            if store.add("joined", 0) == world - 1:
+                return store
+        elif board.check(["wren/call"]):
+            host, number, seen = json.loads(board.get("wren/call"))
+            if seen.get(str(rank)) == token:
+                store = dist.TCPStore(host, number, None, False, timeout=timeout, wait_for_workers=False)
+                store.add("joined", 1)
+                return store
+        time.sleep(0.05)
+    raise UserError(f"process {rank} of {world} met no others within {timeout.total_seconds():.0f} s (--timeout)")
+
+
+def precision(name, device):
+    """(autocast context maker, gradient scaler, name): bf16 where the GPU has it, fp16 with scaling on older ones,
+    fp32 on CPU. Weights stay float32; the front end and the losses switch autocast off themselves."""
+    if name == "auto":
+        name = "fp32"
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16 needs a GPU; use bf16 or fp32 on CPU")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+    scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+    return (lambda: torch.autocast(device.type, dtype) if dtype else nullcontext()), scaler, name
+
+
+# --------------------------------------------------------------------------------------- optimiser and schedule
+
+def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, eps=1e-8):
+    """Fused AdamW with decay on weight matrices only, or SSAST's Adam with L2 on everything.
+
+    Biases, norms, positions and special tokens are not decayed. `initial_lr` is what the schedule multiplies.
+    """
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    if kind == "adam":
+        groups = [{"params": [p for _, p in named], "weight_decay": weight_decay}]
+        optimizer = torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    else:
+        decay = [p for n, p in named if p.ndim >= 2 and n.endswith("weight")]
+        kept = {id(p) for p in decay}
+        groups = [{"params": decay, "weight_decay": weight_decay},
+                  {"params": [p for _, p in named if id(p) not in kept], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = lr
+    return optimizer
+
+
+def learning_rate(step, steps, warmup, kind="cosine", floor=0.0):
+    """Multiplier of the learning rate at `step` (from 0): linear warm-up, then constant, or a cosine to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if kind == "cosine":
+        return floor + (1 - floor) * 0.5 * (1 + cos(pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+    return 1.0
+
+
+class Plateau:
+    """SSAST's schedule on top of the warm-up: halve the rate when `patience` evaluations bring no better accuracy."""
+
+    def __init__(self, factor=0.5, patience=2):
+        self.factor, self.patience = factor, patience
+        self.scale, self.best, self.waited = 1.0, -float("inf"), 0
+
+    def update(self, value):
+        if value > self.best:
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+            if self.waited > self.patience:
+                self.scale, self.waited = self.scale * self.factor, 0
+
+
+# --------------------------------------------------------------------------------------------------------- step
+
+class Trainer:
+    """One optimisation step over a global batch, on any number of processes and micro-batches.
+
+    The objective returns a mean and its count; gradients are summed over everything and divided once by the global
+    count, so the mathematics does not depend on how the batch is cut.
+    """
+
+    def __init__(self, objective, optimizer, procs, *, batch_size, micro_batch, steps, warmup, schedule="cosine",
+                 floor=0.0, clip=0.0, amp="auto", compile=False, seed=0):
+        self.objective, self.optimizer, self.procs = objective, optimizer, procs
+        self.micro_batch, self.clip, self.seed = micro_batch, clip, seed
+        self.steps, self.warmup, self.schedule, self.floor = steps, warmup, schedule, floor
+        self.autocast, self.scaler, self.amp = precision(amp, procs.device)
+        self.plateau = Plateau()
+        self.step, self.skips, self.skipped_in_a_row = 0, 0, 0
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.nominal = float(batch_size) / procs.world * objective.encoder.config.n_tokens
+        if compile:
+            for block in objective.encoder.blocks:
+                block.compile(dynamic=False)
+        if procs.world > 1:
+            if procs.device.type == "cuda":
+                objective = torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+            ids = [procs.device] if procs.device.type == "cuda" else None
+            self.ddp = DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True,
+                                               broadcast_buffers=False)
+        else:
+            self.ddp = objective
+
+    def lr_scale(self):
+        return learning_rate(self.step, self.steps, self.warmup, self.schedule, self.floor) * self.plateau.scale
+
+    def train(self, batch, flags=()):
+        """One step. batch: dict of CPU tensors (wave, lengths, seed, …), this process's share of the global batch;
+        flags: numbers to be summed over the processes along the way (stop requests, unreadable files).
+
+        Returns {"loss", …, "lr", "grad_norm", "finite", "flags"} as Python numbers: means over the global batch.
+        """
+        self.ddp.train()
+        torch.manual_seed(hash((self.seed, self.step)) % 2 ** 63)  # for drop path and dropout, should a recipe use them
+        scale = self.lr_scale()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * scale
+        self.optimizer.zero_grad(set_to_none=True)
+        size = len(batch["wave"])
+        cuts = range(0, size, self.micro_batch)
+        totals, names = 0.0, None
+        for start in cuts:
+            arguments = self._to_device(batch, slice(start, start + self.micro_batch))
+            last = start == cuts[-1]
+            with nullcontext() if last or self.procs.world == 1 else self.ddp.no_sync():
+                with self.autocast():
+                    loss, metrics = self.ddp(*arguments)
+                self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
+            names = sorted(metrics)
+            totals = totals + torch.stack([torch.as_tensor(metrics[n], device=self.procs.device).double().detach()
+                                           * (1 if n == "count" else metrics["count"]) for n in names])
+        sums = torch.cat([totals, torch.tensor([*flags], dtype=torch.float64, device=self.procs.device)])
+        self.procs.sum(sums)
+        return self._update(sums, names, scale)
+
+    def _to_device(self, batch, part):
+        """(wave, lengths or None, seeds) of a micro-batch. Lengths are left out when all clips are full: known here,
+        on the CPU, so that the model need not ask the GPU, and attention runs without a mask."""
+        move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
+                if k in ("wave", "lengths", "seed")}
+        full = bool((batch["lengths"][part] >= batch["wave"].shape[1]).all())
+        return move["wave"], None if full else move["lengths"], move["seed"]
+
+    def _update(self, sums, names, lr_scale):
+        """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process:
+        DDP has spread a bad value to all)."""
+        count = sums[names.index("count")]
+        self.scaler.unscale_(self.optimizer)
+        ratio = (self.nominal * self.procs.world / count).float()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) * ratio
+        if self.clip:
+            ratio = ratio * (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, ratio)
+        values = torch.cat([sums, norm.double()[None]]).tolist()  # the one wait for the device in a step
+        finite = values[-1] < float("inf")  # false for NaN too
+        if finite:
+            self.scaler.step(self.optimizer)
+            self.skipped_in_a_row = 0
+            if hasattr(self.objective, "after_step"):
+                self.objective.after_step(self.step)
+        else:
+            self.skips += 1
+            self.skipped_in_a_row += 1
+        self.scaler.update()
+        self.step += 1
+        result = {n: v if n == "count" else v / max(1.0, values[names.index("count")])
+                  for n, v in zip(names, values)}
+        return result | {"lr": self.optimizer.param_groups[0]["initial_lr"] * lr_scale, "grad_norm": values[-1],
+                         "finite": finite, "flags": values[len(names):-1]}
+
+    @torch.no_grad()
+    def evaluate(self, batches):
+        """Mean metrics over held-out batches, each process giving its share; the same masks at every call."""
+        self.objective.eval()
+        totals, names = torch.zeros(0), []
+        for batch in batches:
+            with self.autocast():
+                _, metrics = self.objective(*self._to_device(batch, slice(None)))
+            names = sorted(metrics)
+            row = torch.stack([torch.as_tensor(metrics[n]).double().cpu() * (1 if n == "count" else
+                               metrics["count"].cpu()) for n in names])
+            totals = row if not len(totals) else totals + row
+        sums = self.procs.sum(totals.to(self.procs.device)).tolist()
+        count = max(1.0, sums[names.index("count")])
+        return {n: v if n == "count" else v / count for n, v in zip(names, sums)}
+
+    def state_dict(self):
+        return {"step": self.step, "objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "plateau": vars(self.plateau), "skips": self.skips}
+
+    def load_state_dict(self, state):
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        vars(self.plateau).update(state["plateau"])
+        self.step, self.skips = state["step"], state["skips"]
+
+
+# -------------------------------------------------------------------------------------------------- checkpoints
+
+def step_of(path):
+    return int(Path(path).stem.split("-")[1])
+
+
+def checkpoints(folder):
+    """checkpoint-STEP.pt files of a run folder, newest first."""
+    return sorted(Path(folder).glob("checkpoint-*.pt"), key=step_of, reverse=True)
+
+
+class Saver:
+    """Atomic checkpoints: the last `keep` and every `milestone`-th step stay. A full disk loses nothing; three misses
+    in a row end the run."""
+
+    def __init__(self, folder, keep=2, milestone=0):
+        self.folder, self.keep, self.milestone, self.misses = Path(folder), keep, milestone, 0
+
+    def save(self, state, step):
+        path = self.folder / f"checkpoint-{step:08d}.pt"
+        try:
+            write_atomically({"version": VERSION, **state}, path)
+            pointer = self.folder / ".last.tmp"
+            pointer.unlink(missing_ok=True)
+            pointer.symlink_to(path.name)
+            os.replace(pointer, self.folder / "last.pt")
+        except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
+            self.misses += 1
+            reason = str(error).splitlines()[0][:120]
+            if self.misses >= 3:
+                raise UserError(f"{path}: could not be written three times running ({reason}); free the disk and run "
+                                "the same command again") from None
+            return f"{path}: not written ({reason}); training goes on, the earlier checkpoint is whole"
+        self.misses = 0
+        for old in checkpoints(self.folder)[self.keep:]:
+            if not self.milestone or step_of(old) % self.milestone:
+                old.unlink()
+        return None
+
+
+def load_checkpoint(folder):
+    """The newest checkpoint of a run folder that opens, or None; a damaged one falls back to the one before it."""
+    damaged = []
+    for path in checkpoints(folder):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            damaged.append(f"{path.name}: {str(error).splitlines()[0][:80]}")
+            continue
+        if state["version"] != VERSION:
+            raise UserError(f"{path}: written by another version of wren (file version {state['version']}, here "
+                            f"{VERSION}); start a new run with --out")
+        return state
+    if damaged:
+        raise UserError(f"{folder}: no checkpoint opens ({damaged[0]}); start a new run with --out")
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------- log
+
+class Log:
+    """log.jsonl of a run: one row per interval, appended; rows beyond a restored step are dropped."""
+
+    def __init__(self, path, from_step=0, tensorboard=False):
+        self.path = Path(path)
+        rows = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:  # a line cut by a kill
+                    continue
+                if row.get("step", 0) <= from_step:
+                    rows.append(line)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{r}\n" for r in rows))
+        os.replace(temporary, self.path)
+        self.file = open(self.path, "a", buffering=1)
+        self.board = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard needs the package: pip install tensorboard") from None
+            self.board = SummaryWriter(self.path.parent, purge_step=from_step)
+
+    def write(self, row):
+        """row: plain values; floats keep six digits."""
+        short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+        self.file.write(json.dumps(short) + "\n")
+        if self.board and "step" in row:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self.board.add_scalar(name, value, row["step"])
+
+    def close(self):
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+
+class Meter:
+    """What happened since the last row of the log."""
+
+    def __init__(self, procs, batch_size, config):
+        self.procs, self.batch_size, self.config = procs, batch_size, config
+        self.rows, self.waited, self.began = [], 0.0, time.perf_counter()
+
+    @contextmanager
+    def waiting(self):
+        """Time spent in here is time without work for the device."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    def add(self, row):
+        self.rows.append(row)
+
+    def entry(self, step, clips, skips):
+        """Means over the interval, rates, the slowest process's share of waiting for data, memory, MFU."""
+        took = time.perf_counter() - self.began
+        good = [r for r in self.rows if r["finite"]] or self.rows
+        rate = len(self.rows) * self.batch_size / took
+        entry = {"step": step, "clips": step * self.batch_size, "epoch": step * self.batch_size / clips}
+        entry |= {k: sum(r[k] for r in good) / len(good) for k in good[0] if k not in ("finite", "count")}
+        entry |= {"clips_per_second": rate, "audio_per_second": rate * self.config.clip_seconds,
+                  "data_wait": self.procs.largest(self.waited / took), "skips": skips}
+        if self.procs.device.type == "cuda":
+            entry["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            peak = peak_flops(self.procs.device)
+            entry["mfu"] = 3 * self.config.forward_flops() * rate / (peak * self.procs.world) if peak else None
+        else:
+            entry["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        self.rows, self.waited, self.began = [], 0.0, time.perf_counter()
+        return entry
+
+
+def device_name(device):
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def commit():
+    """The commit of this checkout, with a + if it was changed, or "unknown"."""
+    try:
+        run = lambda *a: subprocess.run(["git", "-C", str(Path(__file__).parent), *a], capture_output=True, text=True,
+                                        check=True, timeout=10).stdout.strip()
+        return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def peak_flops(device):
+    """Dense half-precision peak of a known GPU in FLOP/s, else None: a share of an unknown peak is no number."""
+    if device.type != "cuda":
+        return None
+    return next((peak * 1e12 for key, peak in PEAK_TFLOPS.items() if key in device_name(device)), None)

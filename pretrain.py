@@ -1,0 +1,439 @@
+"""Pre-train an encoder on unlabelled sound.
+
+    python pretrain.py                                               the demo corpus, minutes on two CPU cores
+    python pretrain.py --data FOLDER --steps 2000                    your own recordings
+    torchrun --nproc_per_node=8 pretrain.py --subset 1.23M           GPM-BT's bio corpus, data/pretrain.csv
+    python pretrain.py --init SSAST-Base-Patch-400.pth --format ssast --subset 1.23M      "secondary" pre-training
+
+The run folder runs/NAME holds config.json, log.jsonl, checkpoints and encoder.pt. The same command again goes on with
+an unfinished run, exactly, also on another number of processes.
+"""
+import argparse
+import json
+import time
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+import cli
+from cli import UserError
+from recipes import PRESETS, RECIPES, EncoderConfig
+
+DEMO, CORPUS = "data/demo", "data/pretrain.csv"
+PAPER_SUBSETS = ("0.12M", "0.46M", "0.80M", "1.23M", "2.23M")
+# what may not change within a run, unless --override says so; --steps may grow with --extend
+IDENTITY = ("recipe", "init", "subset", "domain", "crop", "masking", "hidden", "loss", "nce_axis", "batch_size",
+            "optimizer", "lr", "betas", "weight_decay", "schedule", "warmup", "floor", "clip", "seed", "valid", "steps")
+
+
+def parse_args(argv=None):
+    p = cli.Parser(__doc__, prog="pretrain.py")
+    g = p.add_argument_group("data")
+    g.add_argument("--data", help="folder of audio, manifest (CSV, TSV, JSON) or shards (default: the demo corpus; "
+                                  "data/pretrain.csv when --subset names one of the paper's sizes)")
+    g.add_argument("--subset", default="all", help="0.12M 0.46M 0.80M 1.23M (nested, bio), 2.23M (general), a count "
+                                                   "such as 50k, or all")
+    g.add_argument("--domain", choices=("bio", "gen", "any"), help="rows that a counted --subset draws from")
+    g.add_argument("--clip-seconds", type=cli.positive, help="training length, s (default: the preset's)")
+    g.add_argument("--crop", choices=("random", "active"), default="random", help="which part of a recording is taken: "
+                   "any, or the one of some candidates with the most call-like activity")
+    g.add_argument("--valid", type=cli.natural, help="held-out clips; whole recordings are held out")
+    g.add_argument("--max-bad", type=cli.share, default=0.001, help="share of unreadable clips that stops the run")
+    g.add_argument("--workers", type=cli.natural, default=1, help="loader processes of each training process")
+
+    g = p.add_argument_group("encoder and objective (defaults: the recipe's, see --paper)")
+    g.add_argument("--recipe", choices=RECIPES, default="ssast", help="what is learned and how")
+    g.add_argument("--scale", choices=("laptop", "paper"), help="column of the recipe (default: paper when --subset "
+                                                                "names one of the paper's sizes, else laptop)")
+    g.add_argument("--paper", action="store_true", help="print both columns of the recipe and leave")
+    g.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"encoder: {', '.join(PRESETS)}")
+    g.add_argument("--init", metavar="CHECKPOINT", help="start from this encoder (secondary pre-training)")
+    g.add_argument("--format", help="layout of --init where its keys can't decide: ssast, gpm-bt, …")
+    g.add_argument("--masking", choices=("patch", "frame", "upstream"), help="clusters of 3 to 5 patches, single "
+                   "tokens, or the released SSAST sampler with its biases")
+    g.add_argument("--hidden", type=_count_or_share, help="hidden tokens of a full clip, a count or a share (SSAST: 400 "
+                                                          "of 512)")
+    g.add_argument("--loss", choices=("joint", "nce", "mse"), help="InfoNCE + 10 MSE, or one alone")
+    g.add_argument("--nce-axis", choices=("released", "paper"), help="softmax over predictions, or over targets (eq. 1)")
+    g.add_argument("--normalise", choices=("corpus", "preset"), help="spectrogram mean and deviation: measured on this "
+                   "corpus, or the preset's (AudioSet)")
+
+    g = p.add_argument_group("optimisation (defaults: the recipe's)")
+    g.add_argument("--steps", type=cli.positive_int, help="optimiser steps")
+    g.add_argument("--epochs", type=cli.positive, help="instead of --steps: passes over the data")
+    g.add_argument("--batch-size", type=cli.positive_int, help="clips a step, over all processes")
+    g.add_argument("--micro-batch", type=cli.positive_int, help="clips a forward pass of one process (default: all)")
+    g.add_argument("--optimizer", choices=("adamw", "adam"), help="AdamW, or SSAST's Adam with L2 on everything")
+    g.add_argument("--lr", type=cli.positive, help="peak learning rate")
+    g.add_argument("--weight-decay", type=float)
+    g.add_argument("--schedule", choices=("cosine", "constant", "plateau"), help="after the warm-up")
+    g.add_argument("--warmup", type=cli.natural, help="steps")
+    g.add_argument("--clip", type=float, help="largest gradient norm; 0: off")
+    g.add_argument("--seed", type=int, default=0)
+
+    g = p.add_argument_group("run")
+    g.add_argument("--out", help="run folder (default: runs/RECIPE-PRESET-SUBSET-sSEED)")
+    g.add_argument("--save-every", type=cli.positive_int, default=500, help="steps between checkpoints")
+    g.add_argument("--keep", type=cli.positive_int, default=2, help="newest checkpoints that stay")
+    g.add_argument("--milestone", type=cli.natural, default=0, help="keep every checkpoint at a multiple of this step")
+    g.add_argument("--eval-every", type=cli.positive_int, help="steps between evaluations on the held-out clips")
+    g.add_argument("--log-every", type=cli.positive_int, default=10, help="steps between rows of log.jsonl")
+    g.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with the run in --out")
+    g.add_argument("--extend", action="store_true", help="let a finished run go on to --steps")
+    g.add_argument("--override", action="store_true", help="resume although settings have changed")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
+                                                                                          "fp32 on CPU")
+    g.add_argument("--compile", action="store_true", help="compile each block (GPU)")
+    g.add_argument("--checkpoint-activations", action="store_true", help="less memory, a third more arithmetic")
+    g.add_argument("--timeout", type=cli.positive, default=300, help="longest wait for another process, s")
+    g.add_argument("--max-skips", type=cli.positive_int, default=10, help="non-finite steps in a row that stop the run")
+    g.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    return _fill_in(p.parse_args(argv))
+
+
+def _count_or_share(text):
+    return int(text) if text.isdigit() else cli.share(text)
+
+
+def _fill_in(args):
+    """Settings that were not given come from the recipe; the run folder's name from the settings."""
+    named = args.subset in PAPER_SUBSETS
+    args.scale = args.scale or ("paper" if named else "laptop")
+    if args.epochs and args.steps:
+        raise UserError("--steps and --epochs say the same thing twice: give one")
+    length = {"steps", "epochs"} if args.steps or args.epochs else set()  # given: the recipe's do not count
+    for key, value in RECIPES[args.recipe][args.scale].items():
+        if key not in length and getattr(args, key, None) is None:
+            setattr(args, key, value)
+    if args.data is None:
+        args.data = CORPUS if named else DEMO
+        if named and not Path(args.data).exists():
+            raise UserError(f"--subset {args.subset} reads {args.data}, which does not exist: make it with python "
+                            f"data.py index FOLDER --out {args.data}, or name another manifest with --data")
+    if args.out is None:
+        what = [] if args.data in (DEMO, CORPUS) else [Path(args.data).resolve().stem]
+        what += [args.subset] if args.subset != "all" or not what else []
+        args.out = f"runs/{args.recipe}-{args.preset}-{'-'.join(what)}-s{args.seed}"
+    return args
+
+
+def print_paper(recipe):
+    """The recipe's two columns side by side."""
+    laptop, paper = RECIPES[recipe]["laptop"], RECIPES[recipe]["paper"]
+    print(f"{recipe:<14} {'laptop':<22} paper")
+    for key in dict.fromkeys([*laptop, *paper]):
+        print(f"{key:<14} {str(laptop.get(key, '–')):<22} {paper.get(key, '–')}")
+
+
+# --------------------------------------------------------------------------------------------------- preparation
+
+def open_data(args, procs):
+    """(train, valid) manifests. One process prepares what has to be made; the others wait."""
+    import data
+    if args.data == DEMO and procs.main:
+        import demo
+        demo.ensure(args.data)
+    procs.barrier()
+    source = f"{args.data}/pretrain.csv" if args.data == DEMO else args.data
+    rows = data.subset(data.open_manifest(source), args.subset, args.domain)
+    return data.holdout(rows, min(args.valid, len(rows) // 5))
+
+
+def prepare_run(args, out, train, valid, start, procs):
+    """Fix what the run is in config.json, or check that it still is what config.json says. Returns the config.
+
+    One process writes, the others read: all train the same encoder to the last digit of its normalisation.
+    """
+    path = out / "config.json"
+    args.steps = args.steps or ceil(args.epochs * len(train) / args.batch_size)
+    identity = {k: getattr(args, k) for k in IDENTITY} | {"data": train.fingerprint()}
+    identity = json.loads(json.dumps(identity))  # as it will be read back: tuples become lists
+    if path.exists():
+        check_unchanged(args, json.loads(path.read_text())["identity"], identity)
+    if procs.main and not (path.exists() and not args.extend):
+        config = encoder_config(args, train, start)
+        if path.exists():
+            config = EncoderConfig.from_dict(json.loads(path.read_text())["encoder"])
+        out.mkdir(parents=True, exist_ok=True)
+        cli.write_text(path, json.dumps({
+            "identity": identity, "encoder": config.to_dict(), "flags": vars(args),
+            "data": {"source": args.data, "subset": args.subset, "clips": len(train), "held_out": len(valid),
+                     "fingerprint": train.fingerprint()}}, indent=1))
+    procs.barrier()
+    return EncoderConfig.from_dict(json.loads(path.read_text())["encoder"])
+
+
+def check_unchanged(args, saved, now):
+    """Refuse to go on with a run under other settings."""
+    changed = [k for k in now if saved.get(k) != now[k] and not (k == "steps" and args.extend)]
+    if changed and not args.override:
+        key = changed[0]
+        raise UserError(f"{args.out} was started with {key} {saved.get(key)}, now it is {now[key]}: start another run "
+                        f"with --out, or go on regardless with " + ("--extend" if key == "steps" else "--override"))
+
+
+def starting_point(args):
+    """(encoder, pre-training heads) of --init, or (None, {})."""
+    if not args.init:
+        return None, {}
+    from convert import read
+    from model import load_encoder, newest_encoder
+    path = newest_encoder(args.init) if Path(args.init).is_dir() else args.init
+    changes = {}
+    if args.clip_seconds:
+        changes["frames"] = round(args.clip_seconds / read(path, args.format).config.hop)
+    heads = {} if args.init in PRESETS else read(path, args.format).heads.get("objective", {})
+    return load_encoder(path, args.format, **changes), heads
+
+
+def encoder_config(args, train, start):
+    """The encoder's settings: of --init, or of the preset fitted to this corpus."""
+    if start is not None:
+        return start.config
+    config = PRESETS[args.preset]
+    try:
+        if args.clip_seconds:
+            config = replace(config, frames=round(args.clip_seconds / config.hop))
+    except ValueError as error:
+        raise UserError(f"--clip-seconds {args.clip_seconds:g}: {error}") from None
+    if args.normalise == "corpus":
+        # SSAST brings the deviation to 0.5; 1 learns faster on a small corpus
+        config = replace(config, **dict(zip(("mean", "scale"), measure(train, config, args.seed))))
+    return config
+
+
+def measure(train, config, seed, clips=256):
+    """Mean and standard deviation of the unnormalised log-mel over some training clips."""
+    import torch
+
+    import data
+    from model import KaldiFbank
+    fbank, total, square, count = KaldiFbank(config), 0.0, 0.0, 0
+    clips = min(clips, len(train))
+    for batch in data.loader(train, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, batch_size=1,
+                             seed=seed, steps=clips):
+        wave = batch["wave"][:, :max(int(batch["lengths"]), config.window_samples)]
+        with torch.inference_mode():
+            spec = fbank(wave - wave.mean()).double()
+        total, square, count = total + spec.sum().item(), square + spec.square().sum().item(), count + spec.numel()
+    mean = total / count
+    return mean, max(1e-3, (square / count - mean ** 2) ** 0.5)
+
+
+def build(args, config, start, heads):
+    """The objective around its encoder, from scratch or from --init (with its pre-training heads if they fit)."""
+    import torch
+
+    from model import Encoder, load_exactly
+    from objectives import SSAST
+    torch.manual_seed(args.seed)
+    encoder = start if start is not None else Encoder(config)
+    encoder.checkpoint_activations = args.checkpoint_activations
+    objective = SSAST(encoder, args.loss, args.nce_axis, masking=args.masking, hidden=args.hidden)
+    for name in ("classify", "reconstruct"):
+        part = {k.split(".", 1)[1]: v for k, v in heads.items() if k.startswith(name)}
+        if part:
+            load_exactly(getattr(objective, name), part, args.init)
+    try:
+        objective.mask(torch.zeros(1, dtype=torch.int64))
+    except ValueError as error:
+        raise UserError(f"--hidden {args.hidden}: {error}") from None
+    return objective
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
+def held_out(valid, config, procs, batch_size=32):
+    """Batches of held-out clips, from their start, with masks that depend on the clip alone; this process's share."""
+    import torch
+
+    import data
+    from masking import hash64
+    mine = range(procs.rank, len(valid), procs.world)
+    for first in range(0, len(mine), batch_size):
+        rows = mine[first:first + batch_size]
+        waves = [valid.read(i, rate=config.sample_rate)[:config.clip_samples] for i in rows]
+        wave, lengths = data.pad_batch(waves, config.clip_samples)
+        yield {"wave": wave, "lengths": lengths, "seed": hash64(torch.tensor(rows))}
+
+
+def train(args, trainer, loader, valid, log, stop, out):
+    """The loop. Returns the name of the signal that ended it early, or None."""
+    import engine
+    from data import BadLog
+    from model import save_encoder
+    procs, encoder = trainer.procs, trainer.objective.encoder
+    bar = cli.Progress(args.steps, trainer.step, procs.main)
+    saver, bad = engine.Saver(out, args.keep, args.milestone), BadLog(out / "bad.jsonl", args.max_bad)
+    meter = engine.Meter(procs, args.batch_size, encoder.config)
+    batches = iter(loader)
+    while trainer.step < args.steps:
+        with meter.waiting():
+            batch = next(batches)
+        row = trainer.train(batch, flags=(stop.received is not None, len(batch["bad"])))
+        stopping, unreadable = row.pop("flags")
+        bad.add(batch["bad"], unreadable, args.batch_size)
+        meter.add(row)
+        step, last = trainer.step, trainer.step == args.steps
+        if not row["finite"]:
+            bar.say(f"step {step}: skipped, its gradient is not finite (clips {batch['index'].tolist()})")
+        if step % args.log_every == 0 or last or not row["finite"]:
+            entry = meter.entry(step, len(loader.manifest), trainer.skips)
+            if not row["finite"]:
+                entry["skipped_clips"] = batch["index"].tolist()
+            if log:
+                log.write(entry)
+            bar.update(entry)
+        if trainer.skipped_in_a_row >= args.max_skips:
+            raise UserError(f"step {step}: {args.max_skips} steps in a row were not finite; the last checkpoint is whole:"
+                            f" lower --lr, or look at the skipped_clips in {out / 'log.jsonl'}")
+        if step % args.eval_every == 0 or last:
+            scores = evaluate_held_out(trainer, valid, log)
+            bar.say(f"step {step:>6}  {describe(scores or row, 'held-out ' if scores else '')}  {bar.speed}")
+            if args.schedule == "plateau" and scores:
+                trainer.plateau.update(scores.get("accuracy", -scores["loss"]))
+        if procs.main and (step % args.save_every == 0 or last or stopping):
+            if complaint := saver.save(trainer.state_dict(), step):
+                bar.say(complaint)
+            save_encoder(encoder, out / "encoder.pt")
+        if stopping and not last:
+            break
+    bar.close()
+    return (stop.received or "a signal to another process") if trainer.step < args.steps else None
+
+
+def evaluate_held_out(trainer, valid, log):
+    """Loss and accuracy on the held-out clips, logged; {} when nothing is held out."""
+    if not len(valid):
+        return {}
+    scores = trainer.evaluate(held_out(valid, trainer.objective.encoder.config, trainer.procs))
+    if log:
+        log.write({"step": trainer.step, **{f"valid_{k}": v for k, v in scores.items() if k != "count"}})
+    return scores
+
+
+def describe(scores, what="held-out "):
+    """One line of scores."""
+    text = f"{what}loss {scores['loss']:.3f}"
+    if "accuracy" in scores:
+        text += (f"  masked-patch accuracy {scores['accuracy']:.1%} "
+                 f"({scores['accuracy'] / scores['chance']:.1f} × chance)")
+    return text
+
+
+def species_knn(path, device):
+    """One line: kNN accuracy on the demo's species, of this encoder and of the same one untrained."""
+    import torch
+
+    from data import load_task
+    from metrics import accuracy
+    from model import Encoder, load_encoder
+    from probes import knn, vectors
+    task = load_task("species", root=DEMO)
+    trained = load_encoder(path).to(device)
+    torch.manual_seed(0)
+    encoders = [trained, Encoder(trained.config).eval().to(device)]
+    fit, test = (vectors(encoders, task.splits[split], trained.config.sample_rate, device)
+                 for split in ("train", "test"))
+    labels = task.splits["train"].label, task.splits["test"].label
+    scores = [accuracy(knn(a, labels[0], b), labels[1]) for a, b in zip(fit, test)]
+    return (f"species kNN accuracy {scores[0]:.3f}, untrained {scores[1]:.3f}, chance {1 / len(task.labels):.3f} "
+            f"({len(labels[1])} test clips)")
+
+
+def next_commands(out):
+    return (f"Next:\n"
+            f"  python evaluate.py --knn --checkpoint {out}     every demo task, intervals, baselines\n"
+            f"  python pretrain.py --data FOLDER                your own recordings")
+
+
+# -------------------------------------------------------------------------------------------------------- story
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.paper:
+        return print_paper(args.recipe)
+    stop = cli.StopSignals()  # before torch is imported: a signal in those seconds must not be lost
+    import engine
+
+    procs = engine.start_processes(args.device, args.timeout)
+    out, done = Path(args.out), Path(args.out) / "DONE"
+    if done.exists() and not args.extend:
+        if procs.main:
+            print(f"{out} is finished ({done.read_text().strip()}). To go on with it: --extend --steps N; to start "
+                  f"another run: --out FOLDER\n{next_commands(out)}")
+    else:
+        ended_by = run(args, out, stop, procs)
+        if procs.main:
+            cli.write_text(out / ("PREEMPTED" if ended_by else "DONE"), f"{ended_by or f'{args.steps} steps'}\n")
+            print(f"{out}: stopped by {ended_by}, saved; the same command goes on" if ended_by else
+                  summary(args, out, procs.device))
+    procs.stop()
+
+
+def run(args, out, stop, procs):
+    """One training run, new or continued; returns the name of the signal that ended it early, or None."""
+    import data
+    import engine
+    if args.batch_size % procs.world:
+        raise UserError(f"--batch-size {args.batch_size} does not divide by {procs.world} processes")
+    train_rows, valid_rows = open_data(args, procs)
+    start, heads = starting_point(args)
+    config = prepare_run(args, out, train_rows, valid_rows, start, procs)
+    objective = build(args, config, start, heads).to(procs.device)
+    trainer = engine.Trainer(
+        objective, engine.make_optimizer(objective, args.optimizer, args.lr, args.betas, args.weight_decay), procs,
+        batch_size=args.batch_size, micro_batch=args.micro_batch or args.batch_size, steps=args.steps,
+        warmup=args.warmup, schedule=args.schedule, floor=args.floor, clip=args.clip, amp=args.amp,
+        compile=args.compile, seed=args.seed)
+    state = engine.load_checkpoint(out)
+    if state:
+        trainer.load_state_dict(state)
+    procs.barrier()  # all have read the folder before the first process writes to it
+    log = None
+    if procs.main:
+        for marker in ("DONE", "PREEMPTED"):
+            (out / marker).unlink(missing_ok=True)
+        log = engine.Log(out / "log.jsonl", trainer.step if state else -1, args.tensorboard)
+        print(f"{out}: {'resumed at' if state else 'from'} step {trainer.step} to {args.steps}, {len(train_rows)} clips,"
+              f" {len(valid_rows)} held out, {config.name}, {procs.world} × {procs.device.type} {trainer.amp}")
+    if not state:
+        first_row(args, trainer, log)
+        evaluate_held_out(trainer, valid_rows, log)
+    loader = data.loader(train_rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds,
+                         batch_size=args.batch_size, seed=args.seed, first=trainer.step * args.batch_size,
+                         steps=args.steps - trainer.step, rank=procs.rank, world=procs.world, workers=args.workers,
+                         crop=args.crop)
+    ended_by = train(args, trainer, loader, valid_rows, log, stop, out)
+    if log:
+        log.close()
+    return ended_by
+
+
+def first_row(args, trainer, log):
+    """The first line of the log: what ran, where, from which code."""
+    if log:
+        import engine
+        encoder = trainer.objective.encoder
+        log.write({"step": 0, "commit": engine.commit(), "processes": trainer.procs.world, "amp": trainer.amp,
+                   "device": engine.device_name(trainer.procs.device),
+                   "parameters": sum(p.numel() for p in encoder.parameters()),
+                   "flops_per_clip": 3 * encoder.config.forward_flops(), "flags": vars(args),
+                   "encoder": encoder.config.to_dict()})
+
+
+def summary(args, out, device):
+    """What was learned: held-out scores before and after, the kNN score on the demo's species, what to type next."""
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    valid = [{k[6:]: v for k, v in row.items() if k.startswith("valid_")} for row in rows if "valid_loss" in row]
+    lines = [f"\n{out}: {args.steps} steps"]
+    if valid:
+        lines += [f"  before   {describe(valid[0])}", f"  after    {describe(valid[-1])}"]
+    if args.data == DEMO:
+        lines += [f"  {species_knn(out / 'encoder.pt', device)}"]
+    return "\n".join([*lines, next_commands(out)])
+
+
+if __name__ == "__main__":
+    cli.run(main)

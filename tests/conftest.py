@@ -1,0 +1,33 @@
+"""Paths and small helpers that several test files need."""
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parity")]
+torch.set_num_threads(2)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture
+def parity(tmp_path):
+    """parity("case") -> (path of a checkpoint file in the published layout, inputs, outputs), tensors throughout."""
+    import cases
+
+    def load(name):
+        state, wrap, inputs, outputs = cases.load(ROOT / "tests" / "parity" / f"{name}.npz")
+        path = tmp_path / f"{name}.pth"
+        torch.save({k: torch.as_tensor(v) for k, v in state.items()}, path)
+        return path, *({k: torch.as_tensor(v) for k, v in d.items()} for d in (inputs, outputs))
+    return load

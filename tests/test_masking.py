@@ -1,0 +1,97 @@
+"""Masks: exact counts, uniform coverage, no padding, the same everywhere; and upstream's bias beside ours."""
+import pytest
+import torch
+
+import masking
+from masking import frame_mask, patch_mask, patch_mask_upstream
+
+GRID = (64, 8)
+SEEDS = torch.arange(2000)
+
+
+@pytest.mark.parametrize("draw", [patch_mask, frame_mask, patch_mask_upstream])
+@pytest.mark.parametrize("n", [1, 100, 400, 510, 0.6])
+def test_every_clip_hides_exactly_n_tokens(draw, n):
+    wanted = n if isinstance(n, int) else round(n * 512)
+    assert draw(SEEDS[:20], GRID, n).flatten(1).sum(1).eq(wanted).all()
+
+
+def test_all_but_one_token_can_be_hidden_without_an_endless_loop():
+    assert patch_mask(SEEDS[:3], GRID, 511).flatten(1).sum(1).eq(511).all()
+    assert patch_mask(SEEDS[:3], (3, 2), 5).flatten(1).sum(1).eq(5).all(), "blocks larger than the grid"
+
+
+@pytest.mark.parametrize("n", [0, 512, 513, 1.0])
+def test_a_mask_that_does_not_fit_the_grid_is_refused(n):
+    for draw in (patch_mask, frame_mask, patch_mask_upstream):
+        with pytest.raises(ValueError, match="hide 1 to 511"):
+            draw(SEEDS[:2], GRID, n)
+
+
+def test_every_token_is_hidden_about_equally_often():
+    """2000 clips at 400 / 512: a token's rate has a deviation of 0.009; five of them, and clusters never leave more."""
+    for draw, tolerance in ((patch_mask, 0.045), (frame_mask, 0.045)):
+        rates = draw(SEEDS, GRID, 400).float().mean(0)
+        assert (rates - 400 / 512).abs().max() < tolerance
+
+
+def test_upstreams_sampler_has_the_measured_bias_and_ours_has_not():
+    ours = patch_mask(SEEDS, GRID, 400).float().mean((0, 1))
+    theirs = patch_mask_upstream(SEEDS, GRID, 400).float()
+    assert torch.allclose(ours, torch.full((8,), 400 / 512), atol=0.01)
+    measured = torch.tensor([0.41, 0.67, 0.81, 0.87, 0.89, 0.89, 0.89, 0.82])  # by mel row, from SSAST's own code
+    assert torch.allclose(theirs.mean((0, 1)), measured, atol=0.015)
+    assert theirs[:, 0, 0].sum() == 0 and theirs[:, -1, -1].sum() == 0, "its first and last token are never hidden"
+
+
+def test_patch_masks_are_clustered_and_frame_masks_are_not():
+    def neighbours(mask):  # how often the next column is hidden too, given that this one is
+        return (mask[:, 1:] & mask[:, :-1]).sum() / mask[:, :-1].sum()
+    assert neighbours(patch_mask(SEEDS[:500], GRID, 100)) > 0.6
+    assert abs(neighbours(frame_mask(SEEDS[:500], GRID, 100)) - 99 / 511) < 0.02
+
+
+def test_cluster_sides_of_three_to_five_all_occur_alike():
+    side = 3 + masking._shift(masking.hash64(masking.hash64(SEEDS) ^ 2), 8) % 3
+    assert all(abs((side == s).float().mean() - 1 / 3) < 0.05 for s in (3, 4, 5))
+
+
+def test_padding_is_never_hidden_and_shorter_clips_hide_the_same_share():
+    columns = torch.tensor([64, 32, 10, 1])
+    for draw in (patch_mask, frame_mask):
+        mask = draw(SEEDS[:4], GRID, 400, columns)
+        assert mask.flatten(1).sum(1).tolist() == [400, 200, 63, 6]
+        for clip, valid in zip(mask, columns):
+            assert not clip[valid:].any()
+
+
+def test_a_mask_depends_on_its_own_seed_alone():
+    together = patch_mask(SEEDS[:8], GRID, 300)
+    alone = torch.cat([patch_mask(SEEDS[i:i + 1], GRID, 300) for i in range(8)])
+    assert torch.equal(together, alone)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_the_hash_matches_splitmix64_in_python_integers():
+    def reference(x):
+        x = (x + 0x9E3779B97F4A7C15) % 2 ** 64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2 ** 64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2 ** 64
+        return x ^ x >> 31
+    values = [0, 1, 2, 12345678901234567, 2 ** 63 - 1, -1, -2 ** 63]
+    got = masking.hash64(torch.tensor(values)).tolist()
+    assert [g % 2 ** 64 for g in got] == [reference(v % 2 ** 64) for v in values]
+
+
+def test_uniform_numbers_are_uniform_and_streams_differ():
+    u = masking.uniform(SEEDS, 50)
+    assert 0 <= u.min() and u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.005 and abs(u.var() - 1 / 12) < 0.002
+    assert not torch.equal(u, masking.uniform(SEEDS, 50, stream=1))
+    assert abs(torch.corrcoef(u.T)[0, 1:]).max() < 0.08, "neighbouring counters are independent"
+
+
+@pytest.mark.gpu
+def test_masks_are_the_same_on_cpu_and_gpu():
+    for draw in (patch_mask, frame_mask):
+        assert torch.equal(draw(SEEDS, GRID, 400), draw(SEEDS.cuda(), GRID, 400).cpu())
