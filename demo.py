@@ -25,34 +25,35 @@ from tqdm import tqdm
 from cli import UserError
 
 VERSION = 1
-RATES, RATE_SHARES = (8000, 16000, 22050, 44100, 48000), (0.46, 0.40, 0.08, 0.03, 0.03)  # low rates save disk
-FORMATS, FORMAT_SHARES = ("flac", "wav", "WAV", "ogg", "mp3"), (0.60, 0.18, 0.06, 0.08, 0.08)  # the last two decode slowly
+RATES, RATE_SHARES = (8000, 16000, 22050, 44100, 48000), (0.42, 0.44, 0.09, 0.025, 0.025)  # low rates save disk
+# ogg and mp3 decode slowly
+FORMATS, FORMAT_SHARES = ("flac", "wav", "WAV", "ogg", "mp3"), (0.70, 0.10, 0.04, 0.08, 0.08)
 SPLITS = ("train", "valid", "test")
 SEGMENT_SECONDS = 4
-RECORDINGS = 130                                               # unlabelled, 5–60 s each
+RECORDINGS = 140  # unlabelled, 5–60 s each
 CLIPS_PER_SPECIES = {"train": 30, "valid": 10, "test": 24}
 CLIPS_PER_INDIVIDUAL = {"train": 16, "valid": 6, "test": 12}
 DETECTION_RECORDINGS = {"train": 20, "valid": 8, "test": 14}
-# Which numbers of a species' endless list of individuals each use draws from: no range overlaps another.
+# Which of a species' endless list of individuals each use draws from: no range overlaps another.
 INDIVIDUALS = {"train": (0, 8), "valid": (8, 12), "test": (12, 18), "individual": (20, 26), "detection-train": (30, 36),
                "detection-valid": (36, 40), "detection-test": (40, 46), "recordings": (50, 66)}
 
 # name, family, parameters. `pitch` in Hz, times in seconds, rates in 1/s; the others are ratios of the pitch.
 SPECIES = [
-    ("seesaw",   "whistle", dict(pitch=1550, notes=((1, 1, .13), (1.32, 1.32, .13), (1, 1, .13)), gap=.05)),
-    ("valley",   "whistle", dict(pitch=1500, notes=((1.32, 1.32, .13), (1, 1, .13), (1.32, 1.32, .13)), gap=.05)),
-    ("uptrill",  "trill",   dict(pitch=1500, count=8, every=.085, duty=.75, slope=1.5)),
-    ("downtrill", "trill",  dict(pitch=1500, count=8, every=.085, duty=.75, slope=1 / 1.5)),
-    ("rattler",  "trill",   dict(pitch=1800, count=16, every=.042, duty=.6, slope=1.15)),
-    ("riser",    "sweep",   dict(pitch=1250, seconds=.55, bends=(1, 1.25, 1.9))),
-    ("faller",   "sweep",   dict(pitch=1250, seconds=.55, bends=(1.9, 1.25, 1))),
+    ("seesaw",   "whistle", dict(pitch=1350, notes=((1, 1, .13), (1.32, 1.32, .13), (1, 1, .13)), gap=.05)),
+    ("valley",   "whistle", dict(pitch=1900, notes=((1.32, 1.32, .13), (1, 1, .13), (1.32, 1.32, .13)), gap=.05)),
+    ("uptrill",  "trill",   dict(pitch=1700, count=8, every=.085, duty=.75, slope=1.5)),
+    ("downtrill", "trill",  dict(pitch=1350, count=8, every=.085, duty=.75, slope=1 / 1.5)),
+    ("rattler",  "trill",   dict(pitch=2200, count=16, every=.042, duty=.6, slope=1.15)),
+    ("riser",    "sweep",   dict(pitch=1050, seconds=.55, bends=(1, 1.25, 1.9))),
+    ("faller",   "sweep",   dict(pitch=1450, seconds=.55, bends=(1.9, 1.25, 1))),
     ("arch",     "sweep",   dict(pitch=1250, seconds=.60, bends=(1, 1.9, 1))),
-    ("barker",   "stack",   dict(pitch=400, formant=1700, seconds=.12, count=3, gap=.10, arch=.25, vibrato=0)),
-    ("moaner",   "stack",   dict(pitch=400, formant=1700, seconds=.75, count=1, gap=0, arch=.05, vibrato=.07)),
-    ("starter",  "pulses",  dict(pitch=1800, seconds=.9, first=6, last=32)),
-    ("stopper",  "pulses",  dict(pitch=1800, seconds=.9, first=32, last=6)),
+    ("barker",   "stack",   dict(pitch=350, formant=1300, seconds=.12, count=3, gap=.10, arch=.25, vibrato=0)),
+    ("moaner",   "stack",   dict(pitch=520, formant=1900, seconds=.75, count=1, gap=0, arch=.05, vibrato=.07)),
+    ("starter",  "pulses",  dict(pitch=1500, seconds=.9, first=6, last=32)),
+    ("stopper",  "pulses",  dict(pitch=2300, seconds=.9, first=32, last=6)),
     ("buzzer",   "buzz",    dict(pitch=1900, seconds=.6, rate=30)),
-    ("duettist", "duet",    dict(pitch=1500, seconds=.5, spread=(1.08, 1.45))),
+    ("duettist", "duet",    dict(pitch=1600, seconds=.5, spread=(1.08, 1.45))),
 ]
 EXTRA_SPECIES = [  # in the unlabelled recordings only
     ("hooter",   "whistle", dict(pitch=750, notes=((1, .95, .35), (1, .9, .5)), gap=.15)),
@@ -111,7 +112,8 @@ def trill(p, rate, rng):
     track = p["pitch"] * bent((1, p["slope"]), n) / np.sqrt(p["slope"]) * 1.2
     wave = np.zeros((count, every))
     for i in range(count):
-        wave[i, :n] = tone(track, p["partials"], rate, rng) * edges(n) * (0.6 + 0.4 * np.sin(np.pi * (i + 1) / (count + 1)))
+        swell = 0.6 + 0.4 * np.sin(np.pi * (i + 1) / (count + 1))
+        wave[i, :n] = swell * tone(track, p["partials"], rate, rng) * edges(n)
     return wave.ravel()
 
 
@@ -127,11 +129,12 @@ def stack(p, rate, rng):
     for _ in range(p["count"]):
         n = int(p["seconds"] * p["tempo"] * rng.uniform(0.9, 1.1) * rate)
         t = np.arange(n) / rate
-        track = p["pitch"] * (1 + p["arch"] * (np.sin(np.pi * np.arange(n) / n) - 0.5)
-                              + p["vibrato"] * np.sin(2 * np.pi * 7 / p["tempo"] * t + rng.uniform(0, 6.28)))
+        vibrato = p["vibrato"] * np.sin(2 * np.pi * 7 / p["tempo"] * t + rng.uniform(0, 2 * np.pi))
+        track = p["pitch"] * (1 + p["arch"] * (np.sin(np.pi * np.arange(n) / n) - 0.5) + vibrato)
         k = np.arange(1, 1 + int(6000 / p["pitch"]))
-        weights = 1 / (1 + ((k * p["pitch"] - p["formant"]) / (0.45 * p["formant"])) ** 2) * np.resize(p["timbre"], len(k))
-        parts += [tone(track, weights, rate, rng) * edges(n), np.zeros(int(p["gap"] * p["tempo"] * rate))]
+        resonance = 1 / (1 + ((k * p["pitch"] / p["formant"] - 1) / 0.45) ** 2)
+        parts += [tone(track, resonance * p["timbre"][:len(k)], rate, rng) * edges(n),
+                  np.zeros(int(p["gap"] * p["tempo"] * rate))]
     return np.concatenate(parts[:-1])
 
 
@@ -139,11 +142,11 @@ def pulses(p, rate, rng):
     """Damped clicks whose rate goes from `first` to `last` per second."""
     wave = np.zeros(int(p["seconds"] * p["tempo"] * rate))
     t = np.arange(int(0.03 * rate)) / rate
-    at = 0.0
+    at = 0.0  # share of the call that has passed
     while at < 1 - 0.03 / (p["seconds"] * p["tempo"]):
         start = int(at * len(wave))
-        click = tone(np.full(len(t), p["pitch"]), p["partials"], rate, rng) * np.exp(-t / p["ring"]) * rng.uniform(0.7, 1)
-        wave[start:start + len(t)] += click[:len(wave) - start]
+        ring = rng.uniform(0.7, 1) * np.exp(-t / p["ring"])
+        wave[start:start + len(t)] += (ring * tone(np.full(len(t), p["pitch"]), p["partials"], rate, rng))[:len(wave) - start]
         at += rng.uniform(0.92, 1.08) / (p["first"] * (p["last"] / p["first"]) ** at * p["seconds"])
     return wave
 
@@ -152,7 +155,8 @@ def buzz(p, rate, rng):
     """A rough carrier under a fast tremolo."""
     n = int(p["seconds"] * p["tempo"] * rate)
     t = np.arange(n) / rate
-    rough = np.interp(t, np.arange(0, t[-1] + 0.004, 0.002), rng.normal(0, 0.06, len(np.arange(0, t[-1] + 0.004, 0.002))))
+    knots = rng.normal(0, 0.06, int(t[-1] / 0.002) + 2)  # a new pitch each 2 ms
+    rough = np.interp(t / 0.002, np.arange(len(knots)), knots)
     tremolo = (0.5 + 0.5 * np.cos(2 * np.pi * p["rate"] / p["tempo"] * t)) ** 2
     return tone(p["pitch"] * (1 + rough), p["partials"], rate, rng) * tremolo * edges(n, 0.1)
 
@@ -172,7 +176,7 @@ def individual(seed, species, number):
     rng = np.random.default_rng([seed, 99, species, number])
     _, family, table = (SPECIES + EXTRA_SPECIES)[species]
     voice = dict(table, family=family, tempo=np.exp(rng.normal(0, 0.14)), ring=rng.uniform(0.003, 0.007))
-    voice["pitch"] = table["pitch"] * np.exp(np.clip(rng.normal(0, 0.15), -0.3, 0.3))
+    voice["pitch"] = table["pitch"] * np.exp(np.clip(rng.normal(0, 0.06), -0.15, 0.15))
     voice["partials"] = rng.uniform(0.1, 0.45) ** np.arange(4) * rng.uniform(0.3, 1, 4)
     voice["timbre"] = rng.uniform(0.3, 1, 40)
     if "formant" in table:
@@ -182,7 +186,8 @@ def individual(seed, species, number):
 
 def call(voice, rate, rng):
     """One rendition, a little different each time, at RMS 1 -> wave [n] (0.1–1.2 s)."""
-    voice = dict(voice, pitch=voice["pitch"] * np.exp(rng.normal(0, 0.02)), tempo=voice["tempo"] * np.exp(rng.normal(0, 0.05)))
+    pitch, tempo = voice["pitch"] * np.exp(rng.normal(0, 0.02)), voice["tempo"] * np.exp(rng.normal(0, 0.05))
+    voice = dict(voice, pitch=pitch, tempo=tempo)
     wave = FAMILIES[voice["family"]](voice, rate, rng)[:int(1.2 * rate)]
     return wave / np.sqrt(np.mean(wave ** 2))
 
@@ -202,45 +207,40 @@ def shaped(noise, rate, gain):
 def slow(n, rate, every, rng, depth):
     """A slowly varying gain [n]: a new random value each `every` seconds, within e^±depth or so."""
     knots = rng.normal(0, depth, int(n / rate / every) + 3)
-    return np.exp(np.interp(np.arange(n, dtype=np.float32) / (rate * every), np.arange(len(knots)), knots)).astype(np.float32)
+    return np.exp(np.interp(np.arange(n) / (rate * every), np.arange(len(knots)), knots)).astype(np.float32)
 
 
 def background(n, rate, rng):
     """Wind, rain, hum and insects, each there or not, over a tilted noise floor -> [n] float32, RMS 1."""
-    white = rng.standard_normal(n, dtype=np.float32)
-    tilt, corner, wind = rng.uniform(0, 0.9), rng.uniform(80, 500), rng.uniform(0.5, 6) * (rng.random() < 0.5)
-    bump, width, height = rng.uniform(300, 4000), rng.uniform(0.2, 1), rng.uniform(0, 3)  # leaves, water, a far road
+    def noise(gain):
+        return shaped(rng.standard_normal(n, dtype=np.float32), rate, gain)
 
-    def floor(f):
-        f = np.maximum(f, 20)
-        return (f / 1000) ** -tilt * (1 + height * np.exp(-(np.log(f / bump) / width) ** 2))
-
-    wave = shaped(white, rate, floor)
-    if wind:
-        gusts = slow(n, rate, rng.uniform(0.6, 2), rng, 0.6)
-        wave += wind * gusts * shaped(rng.standard_normal(n, dtype=np.float32), rate, lambda f: 1 / (1 + (f / corner) ** 2))
-    if rng.random() < 0.25:
-        drops = np.zeros(n, np.float32)
-        count = rng.poisson(n / rate * rng.uniform(4, 60))
+    t = np.arange(n, dtype=np.float32) / rate
+    tilt, bump, width, height = rng.uniform(0.3, 0.7), rng.uniform(300, 4000), rng.uniform(0.3, 1), rng.uniform(0, 1)
+    hills = lambda f: 1 + height * np.exp(-(np.log(f / bump) / width) ** 2)  # leaves, water, a far road
+    wave = noise(lambda f: (np.maximum(f, 20) / 1000) ** -tilt * hills(np.maximum(f, 20)))
+    if rng.random() < 0.4:  # wind
+        corner, gusts = rng.uniform(60, 300), slow(n, rate, rng.uniform(0.6, 2), rng, 0.6)
+        wave += rng.uniform(0.5, 3) * gusts * noise(lambda f: 1 / (1 + (f / corner) ** 2))
+    if rng.random() < 0.2:  # rain
+        drops, count = np.zeros(n, np.float32), 1 + rng.poisson(n / rate * rng.uniform(4, 60))
         drops[rng.integers(0, n, count)] = rng.exponential(1, count) * rng.choice((-1, 1), count)
         low, high = rng.uniform(300, 900), rng.uniform(2000, 9000)
-        wave += rng.uniform(0.3, 1.5) * shaped(drops, rate, lambda f: (f / low) / (1 + (f / low) ** 2) / (1 + (f / high) ** 2))
-    if rng.random() < 0.25:
-        base, t = rng.choice((50, 60)), np.arange(n, dtype=np.float32) / rate
-        hum = sum(rng.uniform(0, 1) / k * np.sin(2 * np.pi * base * k * t + np.float32(rng.uniform(0, 6))) for k in range(1, 9))
-        wave += rng.uniform(0.2, 2) * hum.astype(np.float32)
-    if rng.random() < 0.35:
-        centre, width = rng.uniform(2300, 7500), rng.uniform(40, 250)
-        if centre < 0.45 * rate:
-            t = np.arange(n, dtype=np.float32) / rate
-            chirr = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(4, 60) * t)
-            white = rng.standard_normal(n, dtype=np.float32)
-            wave += rng.uniform(0.2, 1.2) * chirr * shaped(white, rate, lambda f: np.exp(-((f - centre) / width) ** 2))
+        patter = shaped(drops, rate, lambda f: (f / low) / (1 + (f / low) ** 2) / (1 + (f / high) ** 2))
+        wave += rng.uniform(0.3, 1.5) * patter
+    if rng.random() < 0.2:  # mains hum
+        base = 2 * np.pi * rng.choice((50, 60))
+        hum = sum(rng.uniform(0, 1) / k * np.sin(base * k * t + rng.uniform(0, 2 * np.pi)) for k in range(1, 9))
+        wave += (rng.uniform(0.2, 2) * hum).astype(np.float32)
+    centre, width = rng.uniform(2300, 7500), rng.uniform(40, 250)
+    if rng.random() < 0.3 and centre < 0.45 * rate:  # insects
+        chirr = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(4, 60) * t).astype(np.float32)
+        wave += rng.uniform(0.2, 1.2) * chirr * noise(lambda f: np.exp(-((f - centre) / width) ** 2))
     return wave / np.sqrt(np.mean(wave ** 2))
 
 
 def far(wave, rate, distance, rng):
-    """What distance (0 near … 1 far) does to a call [n]: a softer top and an exponentially decaying echo -> [n + tail]."""
+    """A call [n] from a distance (0 near … 1 far): a softer top, an exponentially decaying echo -> [n + tail]."""
     decay = rng.uniform(0.05, 0.15) * (0.3 + distance)  # seconds to fall by 1/e
     tail = int(4 * decay * rate)
     echo = rng.standard_normal(tail) * np.exp(-np.arange(tail) / (decay * rate)) * rng.uniform(0.05, 0.6) * distance
@@ -252,10 +252,13 @@ def far(wave, rate, distance, rng):
     return scipy.fft.irfft(scipy.fft.rfft(wave, size) * scipy.fft.rfft(echo, size) * air, size)[:len(wave) + tail]
 
 
-def add_call(scene, voice, rate, start, snr, rng):
-    """Add one call to scene [n] from sample `start`, `snr` dB above the noise in the call's own band -> its end (sample)."""
+def add_call(scene, voice, rate, where, snr, rng):
+    """Add a call to scene [n], `snr` dB above the noise in its own band -> its samples (from, to).
+
+    `where` in the scene, from 0 (at the start) to 1 (ends with it).
+    """
     dry = call(voice, rate, rng)
-    start = min(start, max(0, len(scene) - len(dry)))
+    start = int(where * max(0, len(scene) - len(dry)))
     wave = far(dry, rate, rng.uniform(0, 1), rng)[:len(scene) - start]
     power = np.abs(scipy.fft.rfft(wave)) ** 2
     share = np.cumsum(power) / power.sum()
@@ -266,9 +269,14 @@ def add_call(scene, voice, rate, start, snr, rng):
     return start, min(start + len(dry), len(scene))
 
 
+def signal_to_noise(rng):
+    """−5 to 20 dB, mean 13 dB: most of what people label they hear well."""
+    return -5 + 25 * rng.beta(2.4, 1)
+
+
 def write(root, folder, key, scene, rate, rng):
     """Write scene [n] at a level and in a format drawn without regard to its content -> path relative to `root`'s part."""
-    rms = 10 ** (rng.uniform(-50, -26) / 20)
+    rms = 10 ** (rng.uniform(-58, -42) / 20)
     scene = scene * min(rms / np.sqrt(np.mean(scene ** 2)), 0.95 / np.abs(scene).max())
     ending = rng.choice(FORMATS, p=FORMAT_SHARES)
     name = hashlib.blake2s(repr(key).encode(), digest_size=5).hexdigest()
@@ -282,13 +290,14 @@ def write(root, folder, key, scene, rate, rng):
 # ---- the parts
 
 def build(job):
-    """Make one file of one part -> (part, split, row of its table)."""
+    """Make one file of one part -> (part, split, row of its table, seconds)."""
     root, seed, part, split, number = job
     key = (seed, ("recordings", "species", "individual", "detection").index(part), SPLITS.index(split), number)
     rng = np.random.default_rng(key)
     rate = int(rng.choice(RATES, p=RATE_SHARES))
-    row = {"recordings": recording, "species": clip, "individual": clip, "detection": soundscape}[part]
-    return part, split, row(root, seed, part, split, number, key, rate, rng)
+    kind = {"recordings": recording, "species": clip, "individual": clip, "detection": soundscape}[part]
+    row, scene = kind(seed, part, split, number, rate, rng)
+    path = write(root / part, "." if part == "recordings" else "audio", key, scene, rate, rng)
 
 
 def draw(seed, species, use, rng):
@@ -307,13 +316,13 @@ def clip(root, seed, part, split, number, key, rate, rng):
         species = NAMES.index(INDIVIDUAL_SPECIES[number % 2])
         animal = first + number // 2 % (last - first)
         voice, use = individual(seed, species, animal), split
-    scene = background(int(rng.uniform(2.2, 3.4) * rate), rate, rng)
+    scene = background(int(rng.uniform(2, 3.2) * rate), rate, rng)
     if rng.random() < 0.25:
         other = int((species + rng.integers(1, len(SPECIES))) % len(SPECIES))
-        add_call(scene, draw(seed, other, use, rng)[1], rate, rng.integers(len(scene)), rng.uniform(-12, -4), rng)
-    snr = rng.uniform(-5, 20)
-    for _ in range(rng.integers(1, 3)):
-        add_call(scene, voice, rate, rng.integers(len(scene)), snr + rng.normal(0, 1), rng)
+        add_call(scene, draw(seed, other, use, rng)[1], rate, rng.random(), rng.uniform(-12, -4), rng)
+    snr, calls = signal_to_noise(rng), rng.integers(1, 4)
+    for i in range(calls):
+        add_call(scene, voice, rate, (i + rng.random()) / calls, snr, rng)
     path = write(root / part, "audio", key, scene, rate, rng)
     who = f"{NAMES[species]}-{animal:02d}"
     return {"path": str(path), "label": NAMES[species] if part == "species" else who, "individual": who}
@@ -326,18 +335,18 @@ def soundscape(root, seed, part, split, number, key, rate, rng):
     others = [i for i, name in enumerate(NAMES) if name not in DETECTION_SPECIES]
     for _ in range(rng.integers(0, 4)):
         voice = draw(seed, int(rng.choice(others)), f"detection-{split}", rng)[1]
-        add_call(scene, voice, rate, rng.integers(len(scene)), rng.uniform(-10, 0), rng)
+        add_call(scene, voice, rate, rng.random(), rng.uniform(-10, 0), rng)
     calls = present + [str(name) for name in rng.choice(present, rng.integers(2, 7))]
-    slots = rng.permutation(len(calls) + 2)[:len(calls)]  # a slot each, so that annotated calls don't overlap
-    width = len(scene) / (len(calls) + 2)
+    slots = rng.permutation(len(calls) + 2)[:len(calls)]  # a slot each: annotated calls seldom overlap
     events = []
     for name, slot in zip(calls, slots):
         voice = draw(seed, NAMES.index(name), f"detection-{split}", rng)[1]
-        at = int((slot + rng.uniform(0, 0.5)) * width)
-        start, end = add_call(scene, voice, rate, at, rng.uniform(-3, 20), rng)
+        where = (slot + rng.uniform(0, 0.5)) / (len(calls) + 2)
+        start, end = add_call(scene, voice, rate, where, signal_to_noise(rng), rng)
         events.append({"st": round(start / rate, 4), "ed": round(end / rate, 4), "label": name})
     path = write(root / part, "audio", key, scene, rate, rng)
-    return {"path": str(path), "length": round(len(scene) / rate, 4), "annotations": sorted(events, key=lambda e: e["st"])}
+    events.sort(key=lambda event: event["st"])
+    return {"path": str(path), "length": soundfile.info(root / part / path).duration, "annotations": events}
 
 
 def recording(root, seed, part, split, number, key, rate, rng):
@@ -348,9 +357,9 @@ def recording(root, seed, part, split, number, key, rate, rng):
               for _ in range(rng.integers(1, 4))]
     for _ in range(rng.poisson(seconds / 12)):
         voice = draw(seed, int(rng.integers(len(SPECIES + EXTRA_SPECIES))), "recordings", rng)[1]
-        add_call(scene, voice, rate, rng.integers(len(scene)), rng.uniform(-10, 0), rng)
+        add_call(scene, voice, rate, rng.random(), rng.uniform(-10, 0), rng)
     for _ in range(1 + rng.poisson(seconds / 3)):
-        add_call(scene, nearby[rng.integers(len(nearby))], rate, rng.integers(len(scene)), rng.uniform(-5, 20), rng)
+        add_call(scene, nearby[rng.integers(len(nearby))], rate, rng.random(), signal_to_noise(rng), rng)
     path = write(root, part, key, scene, rate, rng)
     frames = min(len(scene), soundfile.info(root / path).frames)
     return [{"path": str(path), "start": start, "frames": SEGMENT_SECONDS * rate, "sample_rate": rate, "domain": "bio",
@@ -404,41 +413,55 @@ def described(out):
         return {}
 
 
+def make_files(todo, jobs, progress):
+    """Make the planned files in `jobs` processes -> the results of `build`, in any order."""
+    bar = dict(total=len(todo), desc="demo corpus", unit="file", leave=False, disable=None if progress else True)
+    if jobs == 1:
+        return list(tqdm(map(build, todo), **bar))
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:  # a fork would not survive the caller's threads
+        return list(tqdm(pool.imap_unordered(build, todo, chunksize=8), **bar))
+
+
+def put_in_place(root, out, started):
+    """Rename the finished folder `root` to `out`, unless another process has just put the same corpus there."""
+    now = described(out)
+    if now == described(root) and (out / "demo.json").stat().st_mtime >= started:
+        return
+    try:
+        if out.exists():
+            os.rename(out, root.parent / "old")
+        os.rename(root, out)
+    except OSError:  # the other process was a moment faster
+        if not described(out):
+            raise
+
+
 def make(out="data/demo", seed=0, jobs=None, progress=True, scale=1.0):
     """Make the corpus in folder `out`, replacing one that is there -> its path. `scale` shrinks the counts."""
     out, started = Path(out), time.time()
     if out.exists() and not described(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and isn't a demo corpus; give another folder or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}-*"):  # of a run that was killed
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
     if progress:
-        print(f"making the demo corpus in {out} …", flush=True)
+        print(f"making the demo corpus in {out}, once, in half a minute", flush=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True) as folder:
         root = Path(folder) / "corpus"
         for part in ("recordings", "species/audio", "individual/audio", "detection/audio"):
             (root / part).mkdir(parents=True)
         todo = plan(root, seed, scale)
-        jobs = jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1)  # a process takes 1 s to start
-        if jobs == 1:
-            results = [build(job) for job in tqdm(todo, disable=None if progress else True, leave=False)]
-        else:  # spawn: the caller may have threads (torch), which a fork would not survive
-            with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-                work = pool.imap_unordered(build, todo, chunksize=8)
-                results = list(tqdm(work, total=len(todo), disable=None if progress else True, leave=False))
-        counts = write_tables(root, results)
-        sizes = [p.stat().st_size for p in root.rglob("*.*")]
-        about = {"version": VERSION, "seed": seed, "scale": scale, "counts": counts, "files": len(todo)}
+        results = make_files(todo, jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1), progress)
+        counts = write_tables(root, [result[:3] for result in results])
+        about = {"version": VERSION, "seed": seed, "scale": scale, "counts": counts,
+                 "hours": round(sum(result[3] for result in results) / 3600, 3)}
         (root / "demo.json").write_text(json.dumps(about, indent=1) + "\n")
-        if described(out) != about or (out / "demo.json").stat().st_mtime < started:
-            try:
-                if out.exists():
-                    os.rename(out, Path(folder) / "old")
-                os.rename(root, out)
-            except OSError:  # another process was a moment faster with the same corpus: keep that one
-                if not described(out):
-                    raise
+        megabytes = sum(path.stat().st_size for path in root.rglob("*.*")) / 1e6
+        put_in_place(root, out, started)
     if progress:
-        hours = sum(0 for _ in results)
-        print(f"made {out}: {len(todo)} files, {sum(sizes) / 1e6:.0f} MB, {time.time() - started:.0f} s", flush=True)
+        print(f"made {out}: {about['hours']:.1f} h, {counts['recordings train']} segments to train on, "
+              f"{len(todo)} files, {megabytes:.0f} MB, in {time.time() - started:.0f} s", flush=True)
     return out
 
 

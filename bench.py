@@ -1,0 +1,255 @@
+"""How fast is each part? Every figure is a median, beside what it is compared with in the same run.
+
+    python bench.py                            all rows, one thread (about three minutes)
+    python bench.py --only frontend mask       some of them
+    python bench.py --only step --preset ssast-tiny-patch --batch-size 16 --amp bf16 --compile --device cuda
+    torchrun --nproc_per_node=2 bench.py --only train       scaling over processes
+
+A row is a name, a median, its unit, and a ratio to a reference row. The ceiling is a large matrix product on the same
+device, threads and precision: the share of it says how much of the machine a step uses.
+"""
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cli
+from recipes import PRESETS
+
+
+def parse_args(argv=None):
+    p = cli.Parser(__doc__, prog="bench.py")
+    p.add_argument("--only", nargs="+", metavar="GROUP", choices=list(GROUPS), help=f"{', '.join(GROUPS)}")
+    p.add_argument("--preset", choices=PRESETS, metavar="NAME", default="ssast-base-patch", help="for forward and step")
+    p.add_argument("--batch-size", type=cli.positive_int, default=4, help="clips, for forward and step")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
+    p.add_argument("--compile", action="store_true", help="compile each block")
+    p.add_argument("--threads", type=cli.positive_int, default=1, help="of the CPU")
+    p.add_argument("--repeat", type=cli.positive_int, default=5, help="timed runs of each row")
+    p.add_argument("--json", metavar="FILE", help="also write the rows to a file")
+    return p.parse_args(argv)
+
+
+class Bench:
+    """Times functions and keeps rows."""
+
+    def __init__(self, args):
+        import torch
+
+        from engine import device_name, precision, start_processes
+        torch.set_num_threads(args.threads)
+        self.args, self.rows, self.procs = args, [], start_processes(args.device)
+        self.device = self.procs.device
+        self.autocast, _, self.amp = precision(args.amp, self.device)
+        print(f"{device_name(self.device)}, {args.threads} thread{'s' * (args.threads > 1)}, {self.amp}, "
+              f"torch {torch.__version__}\n{'':<44}{'median':>10} {'':<10} compared with")
+
+    def seconds(self, function, repeat=None, pick=statistics.median):
+        """Median (or `pick`) of the seconds of a call, after one warm-up."""
+        import torch
+        times = []
+        for _ in range(1 + (repeat or self.args.repeat)):
+            began = time.perf_counter()
+            function()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        return pick(times[1:])
+
+    def row(self, name, value, unit, ratio=None, to=""):
+        """Print and keep one row; ratio is value over the value of row `to`, or a share of a ceiling."""
+        self.rows.append({"row": name, "value": value, "unit": unit, "ratio": ratio, "to": to})
+        if self.procs.main:
+            compared = f"{ratio:.2f} × {to}" if ratio is not None else to
+            print(f"{name:<44}{value:>10.4g} {unit:<10} {compared}", flush=True)
+        return value
+
+
+def ceiling(bench):
+    """Matrix product and copy: what the device can do."""
+    import torch
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(bench.amp, torch.float32)
+    bench.flops = 0.0
+    for m, k, n in ((8192,) * 3, (16384, 4096, 4096)) if bench.device.type == "cuda" else ((2048,) * 3, (2048, 768, 3072)):
+        a, b = (torch.randn(*s, device=bench.device, dtype=dtype) for s in ((m, k), (k, n)))
+        rate = 2 * m * k * n / bench.seconds(lambda: a @ b, 20, min)  # the best of 20: a ceiling, not a typical speed
+        bench.row(f"matmul {m} × {k} × {n}", rate / 1e9, "GFLOP/s")
+        bench.flops = max(bench.flops, rate)
+    big = torch.randn(1 << 26, device=bench.device)
+    bench.row("copy 256 MB", 2 * big.nbytes / bench.seconds(big.clone) / 1e9, "GB/s")
+
+
+def read(bench):
+    """Reading 10 s clips at 16 kHz, and with resampling from 44.1 kHz, one process."""
+    import numpy as np
+    import soundfile
+
+    import audio
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, rate in (("wav", 16000), ("flac", 16000), ("ogg", 16000), ("wav", 44100)):
+            path = Path(folder) / f"{rate}.{name}"
+            soundfile.write(path, 0.1 * rng.standard_normal(10 * rate), rate)
+            took = bench.seconds(lambda: [audio.read(path, 0, 10 * rate, rate=16000) for _ in range(10)]) / 10
+            bench.row(f"read 10 s {name} {rate / 1000:g} kHz", took * 1e3, "ms/clip")
+
+
+def frontend(bench):
+    """Log-mel of 10 s at 16 kHz: ours in a batch of 32, torchaudio's Kaldi function clip by clip."""
+    import torch
+    import torchaudio
+
+    from model import KaldiFbank
+    wave = 0.1 * torch.randn(32, 160000, device=bench.device)
+    for window in (0.025, 0.050):
+        def kaldi():
+            for clip in wave:
+                torchaudio.compliance.kaldi.fbank(
+                    clip[None], htk_compat=True, sample_frequency=16000, use_energy=False, window_type="hanning",
+                    num_mel_bins=128, dither=0.0, frame_shift=10, frame_length=window * 1000)
+        ours = KaldiFbank(replace(PRESETS["ssast-base-patch"], window=window)).to(bench.device)
+        label = f"{window * 1000:.0f} ms window"
+        theirs = bench.row(f"front end, torchaudio, {label}", bench.seconds(kaldi) / 32 * 1e3, "ms/clip")
+        mine = bench.seconds(lambda: ours(wave)) / 32 * 1e3
+        bench.row(f"front end, batch 32, {label}", mine, "ms/clip", mine / theirs, "torchaudio")
+
+
+def mask(bench):
+    """64 masks of 400 among 512 tokens."""
+    import torch
+
+    from masking import patch_mask, patch_mask_upstream
+    seeds = torch.arange(64, device=bench.device)
+    theirs = bench.row("mask, upstream's loop", bench.seconds(lambda: patch_mask_upstream(seeds, (64, 8), 400)) / 64 * 1e3,
+                       "ms/clip")
+    mine = bench.seconds(lambda: patch_mask(seeds, (64, 8), 400)) / 64 * 1e3
+    bench.row("mask, batch 64", mine, "ms/clip", mine / theirs, "upstream's loop")
+
+
+def forward(bench):
+    """The encoder alone on spectrograms of the training length."""
+    import torch
+
+    from model import Encoder
+    config, batch = PRESETS[bench.args.preset], bench.args.batch_size
+    encoder = Encoder(config).eval().to(bench.device)
+    spec = torch.randn(batch, config.n_mels, config.frames, device=bench.device)
+
+    def once():
+        with torch.inference_mode(), bench.autocast():
+            encoder.tokens(spec)
+    took = bench.seconds(once)
+    share = config.forward_flops() * batch / took / bench.flops
+    bench.row(f"forward, {config.name}, batch {batch}", took / batch * 1e3, "ms/clip", share, "matmul ceiling")
+
+
+def step(bench):
+    """The full SSAST step: wave to updated weights; beside it the published code's form on the CPU."""
+    import torch
+
+    from engine import Trainer, make_optimizer
+    from model import Encoder
+    from objectives import SSAST
+    config, batch = PRESETS[bench.args.preset], bench.args.batch_size
+    torch.manual_seed(0)
+    objective = SSAST(Encoder(config), hidden=400 / 512).to(bench.device)
+    trainer = Trainer(objective, make_optimizer(objective), bench.procs, batch_size=batch * bench.procs.world,
+                      micro_batch=batch, steps=1000, warmup=10, amp=bench.args.amp, compile=bench.args.compile)
+    clips = {"wave": 0.1 * torch.randn(batch, config.clip_samples), "seed": torch.arange(batch),
+             "lengths": torch.full((batch,), config.clip_samples)}
+    took = bench.seconds(lambda: trainer.train(clips))
+    flops = 3 * config.forward_flops()
+    name = f"step, {config.name}, batch {batch}"
+    bench.row(name, took, "s", flops * batch / took / bench.flops, "matmul ceiling")
+    bench.row(f"{name}, arithmetic", flops * batch / 1e9, "GFLOP")
+    if bench.device.type == "cpu" and bench.procs.world == 1:
+        theirs = bench.row("step, published form, two passes", bench.seconds(PublishedStep(config, clips).step, 3), "s")
+        bench.row(f"{name}, against it", took, "s", took / theirs, "published form")
+    elif bench.device.type == "cuda":
+        bench.row(f"{name}, memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
+    bench.row(f"{name}, all processes", batch * bench.procs.world / took, "clips/s", bench.procs.world, "processes")
+
+
+class PublishedStep:
+    """SSAST's step in the form of its released code, written anew for comparison: a front end call a clip, two passes
+    with two masks drawn in Python, softmax attention spelled out, heads and losses clip by clip, Adam by parameter."""
+
+    def __init__(self, config, clips):
+        import torch
+
+        from model import Encoder
+        from objectives import SSAST
+        torch.manual_seed(0)
+        self.objective, self.clips = SSAST(Encoder(config)), clips
+        self.optimizer = torch.optim.Adam(self.objective.parameters(), 1e-4, foreach=False, fused=False)
+
+    def attention(self, attn, x):
+        q, k, v = attn.qkv(x).unflatten(-1, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(-1)
+        return attn.proj((weights @ v).transpose(1, 2).flatten(2))
+
+    def tokens(self, spec, mask):
+        e, c = self.objective.encoder, self.objective.encoder.config
+        import torch
+        kernel = e.patch.weight.view(c.dim, 1, *c.patch)
+        x = torch.nn.functional.conv2d(spec[:, None], kernel, e.patch.bias, stride=c.stride)  # (B, D, F', T')
+        x = x.permute(0, 3, 2, 1)
+        x = torch.where(mask[..., None], e.mask_token, x) + e.positions
+        x = torch.cat([(e.specials + e.special_positions).expand(len(x), -1, -1), x.flatten(1, 2)], 1)
+        for block in e.blocks:
+            x = x + self.attention(block.attn, block.norm1(x))
+            x = x + block.mlp(block.norm2(x))
+        return e.norm(x)[:, c.specials:]
+
+    def one_pass(self, spec, seeds, kind):
+        import torch
+
+        from masking import patch_mask_upstream
+        o = self.objective
+        mask = patch_mask_upstream(seeds, o.encoder.config.grid, 400 / 512)
+        tokens, target = self.tokens(spec, mask), o.encoder.patches(spec).flatten(1, 2)
+        loss = 0
+        for x, y, hidden in zip(tokens, target, mask.flatten(1)):
+            if kind == "nce":
+                logits = y[hidden] @ o.classify(x[hidden]).T
+                loss = loss - logits.log_softmax(1).diagonal().mean() / len(spec)
+                (logits.softmax(1).argmax(0) == torch.arange(len(logits))).sum().item()
+            else:
+                loss = loss + (o.reconstruct(x[hidden]) - y[hidden]).square().mean() / len(spec)
+        return loss
+
+    def step(self):
+        import torch
+        import torchaudio
+        c, rows = self.objective.encoder.config, []
+        for wave in self.clips["wave"]:
+            rows.append(torchaudio.compliance.kaldi.fbank(
+                (wave - wave.mean())[None], htk_compat=True, sample_frequency=c.sample_rate, use_energy=False,
+                window_type="hanning", num_mel_bins=c.n_mels, dither=0.0, frame_shift=10))
+        spec = torch.stack(rows).transpose(1, 2)
+        spec = (torch.nn.functional.pad(spec, (0, c.frames - spec.shape[2])) - c.mean) / c.scale
+        loss = self.one_pass(spec, self.clips["seed"], "nce") + 10 * self.one_pass(spec, self.clips["seed"] + 99, "mse")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+GROUPS = {f.__name__: f for f in (ceiling, read, frontend, mask, forward, step)}
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    bench = Bench(args)
+    groups = dict.fromkeys(["ceiling", *(args.only or GROUPS)])  # the ceiling is always measured: shares refer to it
+    for name in groups:
+        GROUPS[name](bench)
+    if args.json and bench.procs.main:
+        cli.write_text(args.json, json.dumps({"rows": bench.rows}, indent=1))
+    bench.procs.stop()
+
+
+if __name__ == "__main__":
+    cli.run(main)
