@@ -31,3 +31,10 @@ def parity(tmp_path):
         torch.save({k: torch.as_tensor(v) for k, v in state.items()}, path)
         return path, *({k: torch.as_tensor(v) for k, v in d.items()} for d in (inputs, outputs))
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A miniature of the demo corpus, made once a session."""
+    import demo
+    return demo.make(tmp_path_factory.mktemp("corpus") / "demo", scale=0.05, progress=False)

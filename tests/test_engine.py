@@ -1,0 +1,347 @@
+"""A run is a function of its settings, whatever happens to its processes.
+
+Training runs in this process through `pretrain.main`; real launches by torchrun cost 8 s each and are few.
+"""
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine
+import pretrain
+from cli import UserError
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "tests" / "faulty_pretrain.py"
+TINY = ["--preset", "ssast-laptop-patch", "--steps", "6", "--batch-size", "4", "--micro-batch", "2", "--warmup", "2",
+        "--valid", "4", "--workers", "0", "--save-every", "2", "--log-every", "1", "--device", "cpu"]
+
+
+@pytest.fixture
+def command(tiny):
+    """command(out, *flags) -> the argument list of a tiny run."""
+    return lambda out, *flags: ["--data", str(tiny / "pretrain.csv"), "--out", str(out), *TINY, *flags]
+
+
+@pytest.fixture(scope="module")
+def straight(tiny, tmp_path_factory):
+    """The weights of the tiny run when nothing disturbs it."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    pretrain.main(["--data", str(tiny / "pretrain.csv"), "--out", str(out), *TINY])
+    return weights(out)
+
+
+def weights(out):
+    """All parameters of a run's encoder as one vector."""
+    return torch.cat([v.flatten() for v in torch.load(out / "encoder.pt")["model"].values()])
+
+
+def distance(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def rows(out, key="loss"):
+    return [r for r in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if key in r]
+
+
+def torchrun(arguments, *flags, processes=2, script=ROOT / "pretrain.py", env=None):
+    """Start torchrun in the background."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+                *(flags or ["--standalone"]), str(script), *arguments]
+    return subprocess.Popen(launcher, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}))
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+# --------------------------------------------------------------------------------------------------- same result
+
+def test_two_processes_train_the_encoder_of_one(command, straight, tmp_path):
+    process = torchrun(command(tmp_path / "two"))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert distance(weights(tmp_path / "two"), straight) < 1e-5
+    assert output.count("masked-patch accuracy") == 3, "one process speaks: once at the last step, twice in the summary"
+
+
+def test_micro_batches_do_not_change_the_result(command, straight, tmp_path):
+    pretrain.main(command(tmp_path / "whole", "--micro-batch", "4"))
+    assert distance(weights(tmp_path / "whole"), straight) < 1e-5
+
+
+def test_clips_of_different_length_count_by_their_hidden_tokens(tiny):
+    """One batch of ragged clips, whole and in halves: equal gradients, which means of means would not give."""
+    from model import Encoder
+    from objectives import SSAST
+    from recipes import PRESETS
+    torch.manual_seed(0)
+    config = PRESETS["ssast-laptop-patch"]
+    batch = {"wave": 0.1 * torch.randn(4, config.clip_samples), "lengths": torch.tensor([64000, 64000, 9000, 20000]),
+             "seed": torch.arange(4)}
+    steps = []
+    for micro in (4, 2, 1):
+        torch.manual_seed(1)
+        objective = SSAST(Encoder(config))
+        trainer = engine.Trainer(objective, engine.make_optimizer(objective), engine.start_processes("cpu"),
+                                 batch_size=4, micro_batch=micro, steps=10, warmup=0)
+        steps.append(trainer.train(batch))
+    assert steps[0]["grad_norm"] == pytest.approx(steps[1]["grad_norm"], rel=1e-5)
+    assert steps[0]["loss"] == pytest.approx(steps[2]["loss"], rel=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------- interruption
+
+def test_a_killed_run_resumes_bit_for_bit_with_other_workers(command, straight, tmp_path, monkeypatch):
+    """Stopped without warning after step 3, in mid-epoch, with accumulation; the newest checkpoint is of step 2."""
+    original = engine.Trainer.train
+
+    def dies(self, *args, **kwargs):
+        if self.step == 3:
+            raise RuntimeError("power cut")
+        return original(self, *args, **kwargs)
+    monkeypatch.setattr(engine.Trainer, "train", dies)
+    with pytest.raises(RuntimeError):
+        pretrain.main(command(tmp_path / "run"))
+    monkeypatch.undo()
+    pretrain.main(command(tmp_path / "run", "--workers", "2"))
+    assert torch.equal(weights(tmp_path / "run"), straight)
+    assert [r["step"] for r in rows(tmp_path / "run")] == [1, 2, 3, 4, 5, 6], "rows beyond the checkpoint were dropped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(command, straight, tmp_path, monkeypatch, number):
+    original = engine.Trainer.train
+
+    def signalled(self, *args, **kwargs):
+        if self.step == 3:
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
+    monkeypatch.setattr(engine.Trainer, "train", signalled)
+    out = tmp_path / "run"
+    assert pretrain.main(command(out)) is None
+    assert (out / "PREEMPTED").read_text().strip() == number.name and not (out / "DONE").exists()
+    assert engine.load_checkpoint(out)["step"] in (4, 5)
+    monkeypatch.undo()
+    pretrain.main(command(out))
+    assert (out / "DONE").exists() and not (out / "PREEMPTED").exists()
+    assert torch.equal(weights(out), straight)
+
+
+def test_sigterm_under_torchrun_saves_and_one_process_finishes_the_run(command, straight, tmp_path):
+    out = tmp_path / "run"
+    process = torchrun(command(out), script=SCRIPT, env={"WREN_FAULT": "slow"})
+    wait_for(lambda: (out / "log.jsonl").exists() and len(rows(out)) >= 2)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    assert (out / "PREEMPTED").exists(), output
+    pretrain.main(command(out))
+    assert distance(weights(out), straight) < 1e-5
+
+
+def test_a_killed_worker_restarts_and_ends_with_the_same_weights(command, straight, tmp_path):
+    out = tmp_path / "run"
+    process = torchrun(command(out, "--timeout", "60"), "--standalone", "--max-restarts=3", script=SCRIPT,
+                       env={"WREN_FAULT": "kill"})
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert distance(weights(out), straight) < 1e-5
+    assert "resumed at step 2" in output
+
+
+def test_two_nodes_train_together_and_go_on_after_one_is_killed_and_restarted(command, straight, tmp_path):
+    """Two torchrun agents on one machine; the second, with its worker, is killed after two steps and started anew."""
+    out, port = tmp_path / "run", random.randint(20000, 40000)
+    flags = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=wren",
+             "--max-restarts=3", "--local-addr=localhost"]
+    arguments = command(out, "--timeout", "60")
+    first = torchrun(arguments, *flags, "--rdzv-conf=is_host=1", processes=1, script=SCRIPT, env={"WREN_FAULT": "slow"})
+    start_second = lambda fault: subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", *flags, "--rdzv-conf=is_host=0",
+         str(SCRIPT), *arguments], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1", "WREN_FAULT": fault})
+    second = start_second("slow")
+    wait_for(lambda: (out / "log.jsonl").exists() and len(rows(out)) >= 3)
+    os.killpg(second.pid, signal.SIGKILL)  # the node: its agent and its worker
+    second.wait()
+    second = start_second("none")
+    output = first.communicate(timeout=120)[0]
+    second.wait(timeout=30)
+    assert first.returncode == 0 and (out / "DONE").exists(), output
+    assert distance(weights(out), straight) < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------- bad conditions
+
+def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
+    """SIGKILL at random moments of endless saving: the newest file that opens is at most one save old."""
+    script = ("import sys, torch; sys.path.insert(0, sys.argv[1]); import engine\n"
+              "s = engine.Saver(sys.argv[2]); n = 0\n"
+              "while True:\n n += 1; s.save({'step': n, 'x': torch.full((5_000_000,), float(n))}, n); print(n, flush=True)")
+    rng = random.Random(0)
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        process = subprocess.Popen([sys.executable, "-c", script, str(ROOT), str(folder)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3):
+            said = int(process.stdout.readline())
+        time.sleep(rng.uniform(0, 0.08))
+        process.kill()
+        said = max([said, *map(int, process.stdout.read().split())])
+        state = engine.load_checkpoint(folder)
+        assert state["step"] >= said and state["x"].eq(state["step"]).all()
+
+
+def test_a_full_disk_loses_nothing_and_ends_the_run_after_three_misses(tmp_path):
+    """A limit on file size stands for the disk: the write really fails half-way."""
+    saver, state = engine.Saver(tmp_path), {"x": torch.zeros(300_000)}
+    assert saver.save(state | {"step": 1}, 1) is None
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        for step in (2, 3):
+            assert "training goes on" in saver.save(state | {"step": step}, step)
+        with pytest.raises(UserError, match="three times running"):
+            saver.save(state | {"step": 4}, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert engine.load_checkpoint(tmp_path)["step"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-00000001.pt", "last.pt"], "no half file is left"
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    saver = engine.Saver(tmp_path)
+    for step in (1, 2):
+        saver.save({"step": step, "x": torch.zeros(1000)}, step)
+    newest = engine.checkpoints(tmp_path)[0]
+    newest.write_bytes(newest.read_bytes()[:500])
+    assert engine.load_checkpoint(tmp_path)["step"] == 1
+
+
+def test_the_last_k_and_the_milestones_stay(tmp_path):
+    saver = engine.Saver(tmp_path, keep=2, milestone=4)
+    for step in range(1, 10):
+        saver.save({"step": step}, step)
+    assert [engine.step_of(p) for p in engine.checkpoints(tmp_path)] == [9, 8, 4]
+    assert (tmp_path / "last.pt").resolve().name == "checkpoint-00000009.pt"
+
+
+def test_a_step_that_is_not_finite_is_skipped_on_every_process(command, tmp_path):
+    """NaN on one of two processes: both skip the step, log the clips, and go on with finite weights."""
+    out = tmp_path / "run"
+    process = torchrun(command(out), script=SCRIPT, env={"WREN_FAULT": "nan"})
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert rows(out)[-1]["skips"] == 1 and torch.isfinite(weights(out)).all()
+    assert [r["step"] for r in rows(out, "skipped_clips")] == [3]
+
+
+def test_too_many_steps_that_are_not_finite_stop_the_run(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("WREN_FAULT", "always-nan")
+    import faulty_pretrain
+    faulty_pretrain.install(monkeypatch.setattr)
+    with pytest.raises(UserError, match="step 4: 3 steps in a row were not finite"):
+        pretrain.main(command(tmp_path / "run", "--max-skips", "3"))
+    assert engine.load_checkpoint(tmp_path / "run")["skips"] <= 3
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--lr", "0.5"], "lr 0.001, now it is 0.5"), (["--batch-size", "8"], "batch_size 4, now it is 8"),
+    (["--seed", "7"], "seed 0, now it is 7"), (["--hidden", "0.3"], "hidden"), (["--steps", "9"], "--extend")])
+def test_changed_settings_are_refused_with_both_values(command, tmp_path, monkeypatch, flags, message):
+    out = tmp_path / "run"
+    original = engine.Trainer.train
+
+    def dies(self, *args, **kwargs):
+        raise RuntimeError("power cut")
+    monkeypatch.setattr(engine.Trainer, "train", dies)
+    with pytest.raises(RuntimeError):
+        pretrain.main(command(out))
+    monkeypatch.setattr(engine.Trainer, "train", original)
+    with pytest.raises(UserError, match=message):
+        pretrain.main(command(out, *flags))
+
+
+def test_a_finished_run_says_so_and_can_be_extended(command, tmp_path, capsys):
+    out = tmp_path / "run"
+    pretrain.main(command(out, "--steps", "2"))
+    pretrain.main(command(out, "--steps", "2"))
+    assert "is finished (2 steps)" in capsys.readouterr().out
+    pretrain.main(command(out, "--steps", "4", "--extend"))
+    assert (out / "DONE").read_text() == "4 steps\n" and rows(out)[-1]["step"] == 4
+
+
+# ------------------------------------------------------------------------------------------------------ small parts
+
+def test_schedules_are_functions_of_the_step():
+    rate = engine.learning_rate
+    assert [rate(s, 100, 4) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert rate(4, 100, 4) == 1.0 and rate(52, 100, 4) == pytest.approx(0.5) and rate(100, 100, 4) == pytest.approx(0)
+    assert rate(100, 100, 4, floor=0.1) == pytest.approx(0.1)
+    assert rate(99, 100, 4, "constant") == 1.0
+
+
+def test_the_plateau_schedule_halves_after_patience_runs_out():
+    plateau = engine.Plateau(patience=2)
+    scales = []
+    for value in (0.1, 0.2, 0.2, 0.19, 0.2, 0.3, 0.1, 0.1, 0.1):
+        plateau.update(value)
+        scales.append(plateau.scale)
+    assert scales == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_decay_spares_biases_norms_positions_and_special_tokens():
+    from model import Encoder
+    from recipes import PRESETS
+    encoder = Encoder(PRESETS["ssast-laptop-patch"])
+    decayed, kept = (g["params"] for g in engine.make_optimizer(encoder).param_groups)
+    names = {id(p): n for n, p in encoder.named_parameters()}
+    assert all(names[id(p)].endswith("weight") and p.ndim == 2 for p in decayed)
+    assert {"mask_token", "positions", "specials", "special_positions", "norm.weight"} <= {names[id(p)] for p in kept}
+
+
+def test_fused_adamw_equals_the_plain_loop():
+    torch.manual_seed(0)
+    a, b = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
+    b.load_state_dict(a.state_dict())
+    fused = engine.make_optimizer(a, lr=1e-3)
+    plain = torch.optim.AdamW([{"params": [b.weight], "weight_decay": 0.05}, {"params": [b.bias], "weight_decay": 0}],
+                              lr=1e-3, foreach=False, fused=False)
+    for _ in range(5):
+        x = torch.randn(8, 64)
+        for module, optimizer in ((a, fused), (b, plain)):
+            optimizer.zero_grad()
+            module(x).square().sum().backward()
+            optimizer.step()
+    assert torch.allclose(a.weight, b.weight, atol=1e-7)
+
+
+def test_bf16_autocast_trains_and_keeps_float32_weights(command, tmp_path):
+    pretrain.main(command(tmp_path / "run", "--amp", "bf16", "--steps", "2"))
+    assert weights(tmp_path / "run").dtype == torch.float32
+
+
+def test_fp16_without_a_gpu_is_a_clear_error(command, tmp_path):
+    with pytest.raises(UserError, match="--amp fp16 needs a GPU"):
+        pretrain.main(command(tmp_path / "run", "--amp", "fp16"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["bf16", "fp16", "fp32"])
+def test_the_gpu_trains_in_every_precision(command, tmp_path, amp):
+    flags = [f for f in command(tmp_path / "run", "--amp", amp) if f not in ("--device", "cpu")]
+    pretrain.main([*flags, "--device", "cuda"])
+    losses = [r["loss"] for r in rows(tmp_path / "run")]
+    assert losses[-1] < losses[0]
