@@ -1,11 +1,13 @@
 """Reading sound: any file that libsndfile opens, as mono float32, only the part that is asked for.
 
-soundfile (libsndfile) decodes, torchaudio's windowed sinc changes the rate. Three things were measured in libsndfile
-1.2.2 and are worked around here: a seek into the last page of an Ogg Vorbis stream gives other samples than a straight
-read; so does a second seek in an open MP3; the length of an MP3 without a Xing header is a guess. With this, reads from
-anywhere agree with a straight read to the sample (an MP3 whose frames borrow bits across long distances: to 3e-4).
+soundfile (libsndfile) decodes, torchaudio's windowed sinc changes the rate. Measured in libsndfile 1.2.2 and worked
+around here: a seek into the last page of an Ogg stream gives other samples than a straight read; the first frames
+after a seek in an MP3 are wrong; the length of an MP3 without a Xing header is a guess. With this, a read from anywhere
+agrees with a straight read from the beginning.
 """
 import os
+import threading
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
@@ -18,8 +20,8 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aif", ".ai
                   ".caf")
 # An Ogg page holds at most 255 packets of, in practice, 1024 new frames: a seek to this far before the end does not
 # enter the last page.
-_VORBIS_TAIL = 1 << 18
-_MP3_PREROLL = 4 * 1152  # frames that the decoder needs to find its state again
+_OGG_TAIL = 1 << 18
+_MP3_PREROLL = 8 * 1152  # frames that the decoder needs to find its state again (4 sufficed at every rate and mode)
 _MP3 = ("MPEG_LAYER_III", "MPEG_LAYER_II", "MPEG_LAYER_I")
 _BLOCK = 1 << 20  # frames decoded at a time when an MP3 has to be counted
 
@@ -38,52 +40,55 @@ class BadAudio(UserError):
 class Sound:
     """An open recording. `rate` in Hz, `frames` at that rate, `channels`; use as a context manager.
 
-    file: a path or a seekable binary file object.
+    file: a path or a seekable binary file object; name: what messages call it.
     """
 
-    def __init__(self, file):
+    def __init__(self, file, name=None):
         import soundfile
         self.path = os.fspath(file) if isinstance(file, (str, bytes, os.PathLike)) else ""
+        self.name = shown(name or self.path)
         try:
-            self._file = soundfile.SoundFile(file)
+            with _quiet(str(self.path).lower().endswith(".mp3")):
+                self._file = soundfile.SoundFile(os.fsencode(file) if self.path else file)  # any bytes
         except (OSError, RuntimeError, TypeError) as error:
-            raise BadAudio(_why(error, self.path), shown(self.path)) from None
+            raise BadAudio(_why(error, self.path), self.name) from None
         self.rate, self.frames, self.channels = self._file.samplerate, self._file.frames, self._file.channels
 
     def read(self, start=0, frames=-1):
         """Frames start … start + frames (-1: to the end) -> float32 [frames], the mean over channels."""
         try:
-            self._seek(start)
-            wave = self._file.read(frames, dtype="float32", always_2d=True)  # [frames, channels]
+            with _quiet(self._file.subtype in _MP3):
+                safe = self._safe(start)
+                if start or self._file.tell():
+                    self._file.seek(safe)
+                # in one call: soundfile seeks again after each read
+                wave = self._file.read(frames if frames < 0 else start - safe + frames, dtype="float32", always_2d=True)
+            wave = wave[start - safe:]  # [frames, channels]
         except (OSError, RuntimeError, ValueError) as error:
-            raise BadAudio(f"can't be decoded at frame {start} ({_why(error, self.path)})", shown(self.path)) from None
+            raise BadAudio(f"can't be decoded at frame {start} ({_why(error, self.path)})", self.name) from None
         if len(wave) < frames or not len(wave):
             wanted = f"{frames} frames from {start}" if frames >= 0 else f"sound from frame {start}"
             raise BadAudio(f"{wanted} wanted, {len(wave)} there (of {self.frames}): truncated or empty file, or a wrong "
-                           "manifest; python data.py check lists such files", shown(self.path))
+                           "manifest; python data.py check lists such files", self.name)
         wave = wave[:, 0] if self.channels == 1 else wave.mean(axis=1)
         if not np.isfinite(wave).all():
-            raise BadAudio("holds NaN or infinite samples", shown(self.path))
+            raise BadAudio("holds NaN or infinite samples", self.name)
         return wave
 
-    def _seek(self, start):
-        safe = start  # from where a seek is exact; the rest of the way is decoded
-        if self._file.subtype == "VORBIS":
-            safe = min(start, max(0, self.frames - _VORBIS_TAIL))
-        elif self._file.subtype in _MP3:
-            safe = max(0, start - _MP3_PREROLL)
-        if start or self._file.tell():
-            self._file.seek(safe)
-        if safe < start:
-            self._file.read(start - safe, dtype="float32")
+    def _safe(self, start):
+        """The frame from which decoding gives the right samples at `start`."""
+        if self._file.subtype in ("VORBIS", "OPUS"):
+            return min(start, max(0, self.frames - _OGG_TAIL))
+        return max(0, start - _MP3_PREROLL) if self._file.subtype in _MP3 else start
 
     def count(self):
         """Frames, exactly: an MP3 whose header doesn't say so is decoded (about a second an hour of sound)."""
         if self._file.subtype in _MP3 and not _says_length(self.path):
             self._file.seek(0)
             self.frames = 0
-            while n := len(self._file.read(_BLOCK, dtype="float32")):
-                self.frames += n
+            with _quiet(True):
+                while n := len(self._file.read(_BLOCK, dtype="float32")):
+                    self.frames += n
         return self.frames
 
     def close(self):
@@ -129,11 +134,32 @@ def resample(wave, old, new):
 
 @lru_cache(maxsize=32)
 def _resampler(old, new):
-    """The filter for a pair of rates. Its size grows with the ratio's denominator: an odd rate (47 999 Hz) is taken as
-    the nearest ratio of small numbers, less than a millisecond off after an hour of sound for common odd rates."""
+    """The filter for a pair of rates. It grows with the denominator of their ratio: an odd rate is taken as the nearest
+    ratio of numbers up to 1000, at most 1e-6 off as a rule and 2e-5 at worst (47 999 Hz as 48 000: a third)."""
     import torchaudio
     ratio = Fraction(new, old).limit_denominator(1000)
     return torchaudio.transforms.Resample(ratio.denominator, ratio.numerator)
+
+
+_stderr = threading.Lock()
+
+
+@contextmanager
+def _quiet(wanted):
+    """libsndfile's MP3 decoder writes a line to stderr for each frame that it meets without its predecessors, which is
+    what a seek does. Nothing is lost by closing its mouth: failures arrive as exceptions or short reads."""
+    if not wanted:
+        yield
+        return
+    with _stderr:
+        saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(null)
 
 
 def _says_length(path):

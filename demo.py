@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from cli import UserError
 
-VERSION = 1
-RATES, RATE_SHARES = (8000, 16000, 22050, 44100, 48000), (0.42, 0.44, 0.09, 0.025, 0.025)  # low rates save disk
+VERSION = 2
+RATES, RATE_SHARES = (8000, 16000, 22050, 44100, 48000), (0.44, 0.44, 0.08, 0.02, 0.02)  # low rates save disk
 # ogg and mp3 decode slowly
-FORMATS, FORMAT_SHARES = ("flac", "wav", "WAV", "ogg", "mp3"), (0.70, 0.10, 0.04, 0.08, 0.08)
+FORMATS, FORMAT_SHARES = ("flac", "wav", "WAV", "ogg", "mp3"), (0.73, 0.08, 0.03, 0.08, 0.08)
 SPLITS = ("train", "valid", "test")
 SEGMENT_SECONDS = 4
 RECORDINGS = 140  # unlabelled, 5–60 s each
@@ -35,8 +35,9 @@ CLIPS_PER_SPECIES = {"train": 30, "valid": 10, "test": 24}
 CLIPS_PER_INDIVIDUAL = {"train": 16, "valid": 6, "test": 12}
 DETECTION_RECORDINGS = {"train": 20, "valid": 8, "test": 14}
 # Which of a species' endless list of individuals each use draws from: no range overlaps another.
-INDIVIDUALS = {"train": (0, 8), "valid": (8, 12), "test": (12, 18), "individual": (20, 26), "detection-train": (30, 36),
-               "detection-valid": (36, 40), "detection-test": (40, 46), "recordings": (50, 66)}
+INDIVIDUALS = {
+    "train": (0, 8), "valid": (8, 12), "test": (12, 18), "individual": (20, 26),
+    "detection-train": (30, 36), "detection-valid": (36, 40), "detection-test": (40, 46), "recordings": (50, 66)}
 
 # name, family, parameters. `pitch` in Hz, times in seconds, rates in 1/s; the others are ratios of the pitch.
 SPECIES = [
@@ -146,7 +147,8 @@ def pulses(p, rate, rng):
     while at < 1 - 0.03 / (p["seconds"] * p["tempo"]):
         start = int(at * len(wave))
         ring = rng.uniform(0.7, 1) * np.exp(-t / p["ring"])
-        wave[start:start + len(t)] += (ring * tone(np.full(len(t), p["pitch"]), p["partials"], rate, rng))[:len(wave) - start]
+        click = ring * tone(np.full(len(t), p["pitch"]), p["partials"], rate, rng)
+        wave[start:start + len(t)] += click[:len(wave) - start]
         at += rng.uniform(0.92, 1.08) / (p["first"] * (p["last"] / p["first"]) ** at * p["seconds"])
     return wave
 
@@ -192,6 +194,15 @@ def call(voice, rate, rng):
     return wave / np.sqrt(np.mean(wave ** 2))
 
 
+def bout(voice, rate, room, rng):
+    """One to three renditions with pauses between them, as many as go into `room` samples -> wave [n]."""
+    wave = call(voice, rate, rng)
+    for _ in range(rng.integers(0, 3)):
+        longer = np.concatenate([wave, np.zeros(int(rng.uniform(0.1, 0.5) * rate)), call(voice, rate, rng)])
+        wave = longer if len(longer) <= room else wave
+    return wave
+
+
 # ---- the place: background, distance, recordings
 
 def shaped(noise, rate, gain):
@@ -217,8 +228,12 @@ def background(n, rate, rng):
 
     t = np.arange(n, dtype=np.float32) / rate
     tilt, bump, width, height = rng.uniform(0.3, 0.7), rng.uniform(300, 4000), rng.uniform(0.3, 1), rng.uniform(0, 1)
-    hills = lambda f: 1 + height * np.exp(-(np.log(f / bump) / width) ** 2)  # leaves, water, a far road
-    wave = noise(lambda f: (np.maximum(f, 20) / 1000) ** -tilt * hills(np.maximum(f, 20)))
+
+    def floor(f):
+        f = np.maximum(f, 20)
+        return (f / 1000) ** -tilt * (1 + height * np.exp(-(np.log(f / bump) / width) ** 2))  # a hill: leaves, water
+
+    wave = noise(floor)
     if rng.random() < 0.4:  # wind
         corner, gusts = rng.uniform(60, 300), slow(n, rate, rng.uniform(0.6, 2), rng, 0.6)
         wave += rng.uniform(0.5, 3) * gusts * noise(lambda f: 1 / (1 + (f / corner) ** 2))
@@ -252,18 +267,17 @@ def far(wave, rate, distance, rng):
     return scipy.fft.irfft(scipy.fft.rfft(wave, size) * scipy.fft.rfft(echo, size) * air, size)[:len(wave) + tail]
 
 
-def add_call(scene, voice, rate, where, snr, rng):
-    """Add a call to scene [n], `snr` dB above the noise in its own band -> its samples (from, to).
+def add_call(scene, place, dry, rate, where, snr, rng):
+    """Add a call [m] to scene [n], `snr` dB above its background `place` [n] in the call's band -> samples (from, to)
 
-    `where` in the scene, from 0 (at the start) to 1 (ends with it).
+    `where` is from 0 (the call starts the scene) to 1 (the call ends it).
     """
-    dry = call(voice, rate, rng)
     start = int(where * max(0, len(scene) - len(dry)))
     wave = far(dry, rate, rng.uniform(0, 1), rng)[:len(scene) - start]
     power = np.abs(scipy.fft.rfft(wave)) ** 2
     share = np.cumsum(power) / power.sum()
     band = slice(*np.searchsorted(share, (0.05, 0.95)) + np.array((0, 1)))
-    noise = np.abs(scipy.fft.rfft(scene[start:start + len(wave)])) ** 2
+    noise = np.abs(scipy.fft.rfft(place[start:start + len(wave)])) ** 2
     gain = np.sqrt(10 ** (snr / 10) * noise[band].sum() / power[band].sum())
     scene[start:start + len(wave)] += (gain * wave).astype(np.float32)
     return start, min(start + len(dry), len(scene))
@@ -274,31 +288,19 @@ def signal_to_noise(rng):
     return -5 + 25 * rng.beta(2.4, 1)
 
 
-def write(root, folder, key, scene, rate, rng):
-    """Write scene [n] at a level and in a format drawn without regard to its content -> path relative to `root`'s part."""
-    rms = 10 ** (rng.uniform(-58, -42) / 20)
+def write(folder, name, scene, rate, rng):
+    """Write scene [n] at a level and in a format drawn without regard to its content -> path."""
+    rms = 10 ** (rng.uniform(-58, -46) / 20)
     scene = scene * min(rms / np.sqrt(np.mean(scene ** 2)), 0.95 / np.abs(scene).max())
     ending = rng.choice(FORMATS, p=FORMAT_SHARES)
-    name = hashlib.blake2s(repr(key).encode(), digest_size=5).hexdigest()
-    path = Path(folder) / f"{name}.{ending}"
-    with soundfile.SoundFile(root / path, "w", rate, 1, format=ending.upper()) as file:
+    path = folder / f"{name}.{ending}"
+    with soundfile.SoundFile(path, "w", rate, 1, format=ending.upper()) as file:
         for at in range(0, len(scene), 65536):  # libsndfile's Vorbis encoder overflows its stack on long blocks
             file.write(scene[at:at + 65536])
     return path
 
 
-# ---- the parts
-
-def build(job):
-    """Make one file of one part -> (part, split, row of its table, seconds)."""
-    root, seed, part, split, number = job
-    key = (seed, ("recordings", "species", "individual", "detection").index(part), SPLITS.index(split), number)
-    rng = np.random.default_rng(key)
-    rate = int(rng.choice(RATES, p=RATE_SHARES))
-    kind = {"recordings": recording, "species": clip, "individual": clip, "detection": soundscape}[part]
-    row, scene = kind(seed, part, split, number, rate, rng)
-    path = write(root / part, "." if part == "recordings" else "audio", key, scene, rate, rng)
-
+# ---- the parts: (seed, split, file number, rate, rng) -> scene [n], row of the part's table
 
 def draw(seed, species, use, rng):
     """One of the individuals of a species (index) set aside for `use` -> (number, voice)."""
@@ -306,64 +308,93 @@ def draw(seed, species, use, rng):
     return number, individual(seed, species, number)
 
 
-def clip(root, seed, part, split, number, key, rate, rng):
-    """A labelled clip of one or two calls of one animal, now and then another species faintly behind."""
-    if part == "species":
-        species, use = number % len(SPECIES), split
-        animal, voice = draw(seed, species, use, rng)
-    else:
-        first, last = INDIVIDUALS["individual"]
-        species = NAMES.index(INDIVIDUAL_SPECIES[number % 2])
-        animal = first + number // 2 % (last - first)
-        voice, use = individual(seed, species, animal), split
-    scene = background(int(rng.uniform(2, 3.2) * rate), rate, rng)
+def species_clip(seed, split, number, rate, rng):
+    """A clip of one animal; the species go round, the individual is one of the split's own."""
+    species = number % len(SPECIES)
+    animal, voice = draw(seed, species, split, rng)
+    return clip(seed, split, species, voice, rate, rng), {
+        "label": NAMES[species], "individual": f"{NAMES[species]}-{animal:02d}"}
+
+
+def individual_clip(seed, split, number, rate, rng):
+    """A clip of one of the individuals that all splits share; its background is its own."""
+    first, last = INDIVIDUALS["individual"]
+    species, animal = NAMES.index(INDIVIDUAL_SPECIES[number % 2]), first + number // 2 % (last - first)
+    who = f"{NAMES[species]}-{animal:02d}"
+    voice = individual(seed, species, animal)
+    return clip(seed, split, species, voice, rate, rng), {"label": who, "individual": who}
+
+
+def clip(seed, split, species, voice, rate, rng):
+    """One to three calls of one animal in 2–3.2 s, now and then another species faintly behind -> scene [n]."""
+    place = background(int(rng.uniform(2, 3.2) * rate), rate, rng)
+    scene = place.copy()
     if rng.random() < 0.25:
         other = int((species + rng.integers(1, len(SPECIES))) % len(SPECIES))
-        add_call(scene, draw(seed, other, use, rng)[1], rate, rng.random(), rng.uniform(-12, -4), rng)
-    snr, calls = signal_to_noise(rng), rng.integers(1, 4)
-    for i in range(calls):
-        add_call(scene, voice, rate, (i + rng.random()) / calls, snr, rng)
-    path = write(root / part, "audio", key, scene, rate, rng)
-    who = f"{NAMES[species]}-{animal:02d}"
-    return {"path": str(path), "label": NAMES[species] if part == "species" else who, "individual": who}
+        faint = call(draw(seed, other, split, rng)[1], rate, rng)
+        add_call(scene, place, faint, rate, rng.random(), rng.uniform(-12, -4), rng)
+    add_call(scene, place, bout(voice, rate, len(scene), rng), rate, rng.random(), signal_to_noise(rng), rng)
+    return scene
 
 
-def soundscape(root, seed, part, split, number, key, rate, rng):
-    """A recording of 20–40 s with annotated calls of three of the species of the detection task."""
-    scene = background(int(rng.uniform(20, 40) * rate), rate, rng)
+def soundscape(seed, split, number, rate, rng):
+    """A recording of 20–40 s with annotated calls of three species of the detection task, others faint."""
+    place = background(int(rng.uniform(20, 40) * rate), rate, rng)
+    scene = place.copy()
     present = [DETECTION_SPECIES[(2 * number + k) % len(DETECTION_SPECIES)] for k in range(3)]
     others = [i for i, name in enumerate(NAMES) if name not in DETECTION_SPECIES]
     for _ in range(rng.integers(0, 4)):
-        voice = draw(seed, int(rng.choice(others)), f"detection-{split}", rng)[1]
-        add_call(scene, voice, rate, rng.random(), rng.uniform(-10, 0), rng)
+        faint = call(draw(seed, int(rng.choice(others)), f"detection-{split}", rng)[1], rate, rng)
+        add_call(scene, place, faint, rate, rng.random(), rng.uniform(-10, 0), rng)
     calls = present + [str(name) for name in rng.choice(present, rng.integers(2, 7))]
     slots = rng.permutation(len(calls) + 2)[:len(calls)]  # a slot each: annotated calls seldom overlap
     events = []
     for name, slot in zip(calls, slots):
         voice = draw(seed, NAMES.index(name), f"detection-{split}", rng)[1]
         where = (slot + rng.uniform(0, 0.5)) / (len(calls) + 2)
-        start, end = add_call(scene, voice, rate, where, signal_to_noise(rng), rng)
-        events.append({"st": round(start / rate, 4), "ed": round(end / rate, 4), "label": name})
-    path = write(root / part, "audio", key, scene, rate, rng)
+        start, end = add_call(scene, place, call(voice, rate, rng), rate, where, signal_to_noise(rng), rng)
+        events.append({"st": round(start / rate, 3), "ed": round(end / rate, 3), "label": name})
     events.sort(key=lambda event: event["st"])
-    return {"path": str(path), "length": soundfile.info(root / part / path).duration, "annotations": events}
+    return scene, {"length": len(scene) / rate, "annotations": events}
 
 
-def recording(root, seed, part, split, number, key, rate, rng):
-    """An unlabelled recording of 5–60 s with a call every few seconds from one to three animals nearby."""
+def recording(seed, split, number, rate, rng):
+    """An unlabelled recording of 5–60 s: a call every 3 s from one to three animals nearby, others faint."""
     seconds = 5 * 12 ** rng.random()
-    scene = background(int(seconds * rate), rate, rng)
-    nearby = [draw(seed, int(rng.integers(len(SPECIES + EXTRA_SPECIES))), "recordings", rng)[1]
-              for _ in range(rng.integers(1, 4))]
+    place = background(int(seconds * rate), rate, rng)
+    scene = place.copy()
+
+    def anyone():
+        return draw(seed, int(rng.integers(len(SPECIES + EXTRA_SPECIES))), "recordings", rng)[1]
+
+    nearby = [anyone() for _ in range(rng.integers(1, 4))]
     for _ in range(rng.poisson(seconds / 12)):
-        voice = draw(seed, int(rng.integers(len(SPECIES + EXTRA_SPECIES))), "recordings", rng)[1]
-        add_call(scene, voice, rate, rng.random(), rng.uniform(-10, 0), rng)
+        add_call(scene, place, call(anyone(), rate, rng), rate, rng.random(), rng.uniform(-10, 0), rng)
     for _ in range(1 + rng.poisson(seconds / 3)):
-        add_call(scene, nearby[rng.integers(len(nearby))], rate, rng.random(), signal_to_noise(rng), rng)
-    path = write(root, part, key, scene, rate, rng)
-    frames = min(len(scene), soundfile.info(root / path).frames)
-    return [{"path": str(path), "start": start, "frames": SEGMENT_SECONDS * rate, "sample_rate": rate, "domain": "bio",
-             "source": "demo"} for start in range(0, frames - SEGMENT_SECONDS * rate + 1, SEGMENT_SECONDS * rate)]
+        near = call(nearby[rng.integers(len(nearby))], rate, rng)
+        add_call(scene, place, near, rate, rng.random(), signal_to_noise(rng), rng)
+    return scene, {}
+
+
+PARTS = {"recordings": recording, "species": species_clip, "individual": individual_clip, "detection": soundscape}
+
+
+def build(job):
+    """Make one file -> (part, split, rows of its table, seconds)."""
+    root, seed, part, split, number = job
+    key = (seed, list(PARTS).index(part), SPLITS.index(split), number)
+    name = hashlib.blake2s(repr(key).encode(), digest_size=5).hexdigest()
+    rng = np.random.default_rng(key)
+    rate = int(rng.choice(RATES, p=RATE_SHARES))
+    scene, row = PARTS[part](seed, split, number, rate, rng)
+    if part != "recordings":
+        path = write(root / part / "audio", name, scene, rate, rng)
+        rows = [{"path": f"audio/{path.name}", **row}]
+    else:
+        path, size = write(root / part, name, scene, rate, rng), SEGMENT_SECONDS * rate
+        rows = [{"path": f"recordings/{path.name}", "start": start, "frames": size, "sample_rate": rate,
+                 "domain": "bio", "source": "demo"} for start in range(0, len(scene) - size + 1, size)]
+    return part, split, rows, len(scene) / rate
 
 
 # ---- the corpus
@@ -388,13 +419,15 @@ def write_tables(root, results):
     """The CSV and JSONL files of the parts; rows in order of file name, which is neutral."""
     def save(path, rows, index=False):
         with open(path, "w", newline="") as file:
-            header = ([""] if index else []) + list(rows[0])
-            csv.writer(file).writerows([header] + [([i] if index else []) + list(r.values()) for i, r in enumerate(rows)])
+            lines = [list(rows[0])] + [list(row.values()) for row in rows]
+            if index:  # BEANS: a first column without a name
+                lines = [["" if i == 0 else i - 1, *line] for i, line in enumerate(lines)]
+            csv.writer(file).writerows(lines)
 
-    rows = {}
-    for part, split, row in results:
-        rows.setdefault((part, split), []).extend(row if isinstance(row, list) else [row])
-    for (part, split), some in rows.items():
+    tables = {}
+    for part, split, rows, _ in results:
+        tables.setdefault((part, split), []).extend(rows)
+    for (part, split), some in tables.items():
         some.sort(key=lambda r: (r["path"], r.get("start", 0)))
         if part == "recordings":
             save(root / "pretrain.csv", some)
@@ -402,7 +435,7 @@ def write_tables(root, results):
             (root / part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
         else:
             save(root / part / f"{split}.csv", some, index=True)
-    return {" ".join(key): len(some) for key, some in sorted(rows.items())}
+    return {" ".join(key): len(some) for key, some in sorted(tables.items())}
 
 
 def described(out):
@@ -442,18 +475,19 @@ def make(out="data/demo", seed=0, jobs=None, progress=True, scale=1.0):
     if out.exists() and not described(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and isn't a demo corpus; give another folder or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}-*"):  # of a run that was killed
+    for left in out.parent.glob(f".{out.name}-being-made-*"):  # of a run that was killed
         if time.time() - left.stat().st_mtime > 3600:
             shutil.rmtree(left, ignore_errors=True)
     if progress:
-        print(f"making the demo corpus in {out}, once, in half a minute", flush=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True) as folder:
+        print(f"making the demo corpus in {out}", flush=True)
+    prefix = f".{out.name}-being-made-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent, ignore_cleanup_errors=True) as folder:
         root = Path(folder) / "corpus"
         for part in ("recordings", "species/audio", "individual/audio", "detection/audio"):
             (root / part).mkdir(parents=True)
         todo = plan(root, seed, scale)
         results = make_files(todo, jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1), progress)
-        counts = write_tables(root, [result[:3] for result in results])
+        counts = write_tables(root, results)
         about = {"version": VERSION, "seed": seed, "scale": scale, "counts": counts,
                  "hours": round(sum(result[3] for result in results) / 3600, 3)}
         (root / "demo.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -195,6 +195,23 @@ def _codes(column, n):
     return codes, list(table)
 
 
+def join(one, two):
+    """The rows of two manifests, which share their folder."""
+    def texts(m, codes, names):
+        return [names[c] for c in codes]
+
+    def column(name):
+        return np.concatenate([getattr(one, name), getattr(two, name)])
+    source, sources = _codes(texts(one, one.source, one.sources) + texts(two, two.source, two.sources), len(one) + len(two))
+    label, labels = None, []
+    if one.label is not None or two.label is not None:
+        label, labels = _codes([text for m in (one, two) for text in (
+            [""] * len(m) if m.label is None else texts(m, m.label, m.labels))], len(one) + len(two))
+    return replace(one, blob=np.concatenate([one.blob, two.blob]), begin=np.concatenate([one.begin, two.begin + len(one.blob)]),
+                   **{name: column(name) for name in ("size", "start", "frames", "sample_rate", "domain")},
+                   source=source, sources=sources, label=label, labels=labels)
+
+
 # ------------------------------------------------------------------------------------------------------- opening
 
 def open_manifest(source, root=None, segment=10.0):

@@ -10,6 +10,13 @@ from torch import nn
 import masking
 
 
+def spread(tokens):
+    """How far apart a batch's clips lie: tokens (B, N, D) -> the deviation over clips of their L2-normalised mean
+    tokens, times √D. 1: as scattered as can be; 0: collapsed to one point."""
+    mean = F.normalize(tokens.detach().float().mean(1), dim=1)  # (B, D)
+    return mean.std(0, correction=0).square().mean().sqrt() * mean.shape[1] ** 0.5
+
+
 class SSAST(nn.Module):
     """SSAST's joint masked-patch objective (Gong et al. 2022), in one forward pass: InfoNCE + 10 · MSE.
 
@@ -60,7 +67,7 @@ class SSAST(nn.Module):
         The heads run on all tokens and the hidden ones are picked by mask: no loop over clips, no gather, no sync.
         """
         count = hidden.sum()
-        metrics = {"count": count.detach(), "chance": len(hidden) / count}
+        metrics = {"count": count, "chance": len(hidden) / count, "spread": spread(tokens)}
         loss = 0.0
         if self.loss != "mse":
             similarity = self.similarity(tokens, target, hidden)

@@ -1,0 +1,388 @@
+"""Sound for training: clips in a reproducible order, tasks, augmentation; and commands that prepare corpora.
+
+    python data.py index FOLDER… --out data/pretrain.csv      a manifest of everything below some folders
+    python data.py subset data/pretrain.csv --subset 0.12M --out small.csv
+    python data.py pack data/pretrain.csv SHARDS/             tar shards for fast random access
+    python data.py check data/pretrain.csv --task FOLDER      unusable, silent, clipped or duplicated audio, overlap
+    python data.py demo                                       the synthetic demo corpus
+
+Manifests themselves are in manifest.py, decoding in audio.py, shards in shards.py, the commands' work in corpus.py.
+"""
+import json
+import os
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+import audio
+import cli
+from cli import UserError
+from manifest import Manifest, holdout, mix, open_manifest, permutation, subset, unit, warn  # noqa: F401, used by stages
+
+# Which number of a sample's stream is for what; masks and augmentation on the device have streams of their own.
+_CROP, _PARTNER, _PARTNER_CROP = 101, 102, 103
+_GIVE_UP = 100  # unreadable rows in a row after which something else must be wrong
+
+
+# ---------------------------------------------------------------------------------------------------------- clips
+
+def pad_batch(waves, length=None):
+    """Waves float32 [S_i] -> (float32 [B, S] padded with zeros, int64 [B] valid samples); longer ones are cut to
+    `length`. S is `length`, or the longest wave."""
+    import torch
+    length = length or max(len(wave) for wave in waves)
+    batch = torch.zeros(len(waves), length)
+    for row, wave in zip(batch.numpy(), waves):
+        row[:len(wave)] = wave[:length]
+    return batch, torch.tensor([min(len(wave), length) for wave in waves], dtype=torch.int64)
+
+
+@dataclass
+class Cropper:
+    """What is taken from a row: `clip_seconds` at `sample_rate` Hz, from a place that `seed` decides.
+
+    crop: "random" (anywhere), "start", or "active" (of `candidates` places the one with the most call-like activity).
+    """
+    sample_rate: int
+    clip_seconds: float
+    crop: str = "random"
+    candidates: int = 4
+    min_seconds: float = 0.05
+
+    def __post_init__(self):
+        if self.crop not in ("random", "start", "active"):
+            raise UserError(f"--crop {self.crop}: give random, start or active")
+
+    @property
+    def samples(self):
+        return round(self.clip_seconds * self.sample_rate)
+
+    def __call__(self, manifest, i, seed, stream=_CROP):
+        """Row i -> float32 [at most samples]. Raises BadAudio."""
+        with manifest.open(i) as clip:
+            need = ceil(self.clip_seconds * clip.rate)
+            room = clip.frames - need
+            if clip.frames < max(1, self.min_seconds * clip.rate):
+                raise audio.BadAudio(f"{clip.frames} frames are shorter than {self.min_seconds} s",
+                                     audio.shown(manifest.path(i)))
+            if room <= 0:
+                wave = clip.read()
+            elif self.crop == "active":
+                from activity import most_active
+                starts = [int(unit(seed, stream, k) * (room + 1)) for k in range(self.candidates)]
+                wave = most_active((clip.read(start, need) for start in sorted(starts)), clip.rate)
+            else:
+                start = int(unit(seed, stream, 0) * (room + 1)) if self.crop == "random" else 0
+                wave = clip.read(start, need)
+            return audio.resample(wave, clip.rate, self.sample_rate)[:self.samples]
+
+
+def sample_seed(seed, epoch, index):
+    """What everything random about a sample follows from: int64."""
+    return int(mix(seed, epoch, index, 7).view(np.int64)[0])
+
+
+class Loader:
+    """An endless or `steps` long sequence of batches; see `loader`."""
+
+    def __init__(self, manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner):
+        if not len(manifest):
+            raise UserError(f"{manifest.origin or 'the data'} holds no clips to load")
+        self.manifest, self.cropper, self.batch_size, self.seed = manifest, cropper, batch_size, seed
+        self.first, self.steps, self.rank, self.world = first, steps, rank, world
+        self.workers, self.partner = workers, partner
+
+    def batches(self):
+        """Which samples this process takes, batch by batch: lists of (epoch, index). Batch k of the run holds samples
+        first + k B … of the endless order; a process takes its contiguous part."""
+        n, orders, step = len(self.manifest), {}, 0
+        low, high = (self.batch_size * r // self.world for r in (self.rank, self.rank + 1))
+        while self.steps is None or step < self.steps:
+            places = range(self.first + step * self.batch_size + low, self.first + step * self.batch_size + high)
+            for epoch in {k // n for k in places} - set(orders):
+                orders = {e: o for e, o in orders.items() if e == epoch - 1} | {epoch: permutation(self.seed, epoch, n)}
+            yield [(k // n, int(orders[k // n][k % n])) for k in places]
+            step += 1
+
+    def __iter__(self):
+        from sys import platform
+
+        import torch
+        from torch.utils.data import DataLoader
+        several = {}
+        if self.workers:
+            # fork shares the manifest with the workers; elsewhere than on Linux it is unsafe and the copies are small
+            context = "fork" if platform == "linux" else None
+            several = dict(multiprocessing_context=context, prefetch_factor=2)
+        load = DataLoader(self, batch_size=None, sampler=self.batches(), num_workers=self.workers,
+                          pin_memory=torch.cuda.is_available() and torch.cuda.is_initialized(), **several)
+        for batch in load:
+            if "error" in batch:
+                raise UserError(batch["error"])
+            yield batch
+
+    def __getitem__(self, samples):
+        """One process's batch, in a worker: [(epoch, index)] -> dict."""
+        import torch
+        bad, waves, partners, rows, seeds = [], [], [], [], []
+        try:
+            for epoch, index in samples:
+                seed = sample_seed(self.seed, epoch, index)
+                wave, row = self.read(index, seed, _CROP, bad)
+                waves.append(wave), rows.append(row), seeds.append(seed)
+                if self.partner:
+                    other = int(unit(seed, _PARTNER) * (len(self.manifest) - 1))
+                    other += other >= index  # any row but this one
+                    partners.append(self.read(other % len(self.manifest), seed, _PARTNER_CROP, bad)[0])
+        except UserError as error:  # a worker's exception would arrive as a traceback
+            return {"error": str(error)}
+        wave, lengths = pad_batch(waves, self.cropper.samples)
+        batch = {"wave": wave, "lengths": lengths, "index": torch.tensor(rows, dtype=torch.int64),
+                 "seed": torch.tensor(seeds, dtype=torch.int64), "bad": bad}
+        if self.partner:
+            batch["partner"], batch["partner_lengths"] = pad_batch(partners, self.cropper.samples)
+        return batch
+
+    def read(self, index, seed, stream, bad):
+        """Row `index`, or the next one that can be read -> (wave, its row). What can't be read goes to `bad`."""
+        for k in range(min(_GIVE_UP, len(self.manifest))):
+            row = (index + k) % len(self.manifest)
+            try:
+                return self.cropper(self.manifest, row, seed, stream), row
+            except audio.BadAudio as error:
+                bad.append({"path": audio.shown(self.manifest.path(row)), "start": int(self.manifest.start[row]),
+                            "reason": error.reason})
+        raise UserError(f"{len(bad)} clips one after another can't be read, for example {bad[-1]['path']}: "
+                        f"{bad[-1]['reason']}. Do the manifest's paths start at {' or '.join(self.manifest.bases)}?")
+
+
+def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, steps=None, rank=0, world=1, workers=0,
+           crop="random", candidates=4, min_seconds=0.05, partner=False):
+    """Batches of clips, the same whatever the number of workers and processes and wherever one starts.
+
+    batch_size: clips of all processes together; sample k of the run is row permutation(seed, epoch)[k mod n] of epoch
+    k div n, and `first` is the number of samples already seen: all the state there is. Yields dicts:
+    wave float32 [b, S], lengths int64 [b] (valid samples; the rest is zero), index int64 [b] (rows of the manifest),
+    seed int64 [b] (a hash of (seed, epoch, row), for masks and augmentation), bad (list of {path, start, reason}, rows
+    that were replaced by the next good one), and with `partner` partner [b, S] and partner_lengths [b]: another clip.
+    """
+    return Loader(manifest, Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds), batch_size, seed, first,
+                  steps, rank, world, workers, partner)
+
+
+class BadLog:
+    """Appends what couldn't be read to a JSON lines file and stops the run above a share of `max_bad`."""
+
+    def __init__(self, path, max_bad=0.001):
+        self.path, self.max_bad, self.bad, self.seen = Path(path), max_bad, 0, 0
+
+    def add(self, rows, count, seen):
+        """rows: this process's list; count, seen: unreadable clips and clips of all processes since the last call."""
+        self.bad, self.seen = self.bad + count, self.seen + seen
+        if rows:
+            with open(self.path, "a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        if self.bad >= 10 and self.bad > self.max_bad * self.seen:  # a single one in the first batches is no share yet
+            raise UserError(f"{self.bad} of {self.seen} clips could not be read, more than --max-bad {self.max_bad:g}; "
+                            f"they are listed in {self.path}: mend or remove them (python data.py check), or raise "
+                            "--max-bad")
+
+
+# ---------------------------------------------------------------------------------------------------------- tasks
+
+@dataclass
+class Task:
+    """A labelled data set. `splits[name].label` holds indices into `labels`."""
+    name: str
+    kind: str  # "classification": one label a clip
+    labels: list
+    splits: dict = field(default_factory=dict)  # "train", "valid", "test" -> Manifest
+
+
+def load_task(task, root=None):
+    """A classification task in BEANS layout: a folder with train.csv, valid.csv and test.csv (path, label).
+
+    task: a folder, or the name of one in `root`. Paths are looked up from the CSV's folder, its parents up to `root`,
+    and the current folder. Classes are the sorted labels of the training split; others come after them.
+    """
+    folder = next((p for p in (Path(root or ".") / str(task), Path(task)) if p.is_dir()), None)
+    if folder is None:
+        raise UserError(f"--task {task}: neither a folder nor a folder in {root or '.'}")
+    if not (folder / "train.csv").exists():
+        inside = sorted(p.name for p in folder.iterdir())[:5]
+        raise UserError(f"--task {task}: {folder}/train.csv is missing; a classification task has train.csv, valid.csv "
+                        f"and test.csv with the columns path and label (the folder holds {', '.join(inside) or 'nothing'})")
+    splits = {split: _open_split(folder / f"{split}.csv", root) for split in ("train", "valid", "test")}
+    labels = sorted({splits["train"].labels[c] for c in np.unique(splits["train"].label)})
+    for split in ("valid", "test"):
+        if new := sorted(set(splits[split].labels) - set(labels)):
+            warn(f"{folder}/{split}.csv has labels that the training split lacks: {', '.join(new[:5])}"
+                 f"{' …' * (len(new) > 5)}")
+            labels += new
+    code = {label: k for k, label in enumerate(labels)}
+    for rows in splits.values():
+        rows.label, rows.labels = np.array([code[name] for name in rows.labels], np.int32)[rows.label], labels
+    return Task(folder.resolve().name, "classification", labels, splits)
+
+
+def _open_split(path, root):
+    """One CSV of a task, all of whose files exist."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: a classification task has train.csv, valid.csv and test.csv")
+    rows = open_manifest(path)
+    if rows.label is None:
+        raise UserError(f"{path} has no column label")
+    parents, top = [path.parent, *path.resolve().parent.parents], Path(root).resolve() if root else path.resolve().parent
+    rows.bases = tuple(dict.fromkeys([str(p) for p in parents if top == p or top in p.parents] + [str(path.parent), "."]))
+    rows.bases = (str(path.parent), *(base for base in rows.bases if base != str(path.parent)))
+    for i in range(len(rows)):
+        if not os.path.exists(rows.locate(i)):
+            raise UserError(f"{path} names {audio.shown(rows.path(i))}, which is neither in {' nor in '.join(rows.bases)}")
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------- augmentation
+
+def augment(wave, lengths, seeds, partner=None, partner_lengths=None, gain=0.0, shift=False, mix_snr=None, polarity=False):
+    """Batched changes of waves on their device, each a function of the clip's seed. Nothing is changed by default.
+
+    wave [B, S] and lengths int64 [B] (valid samples, the rest stays zero); seeds int64 [B];
+    mix_snr (low, high) dB: partner [B, S] (partner_lengths [B] valid) is added at a signal-to-noise ratio drawn
+    from it; shift: the valid part turns around a circle by a drawn share of its length; polarity: half of the clips are
+    negated; gain dB: a level drawn from -gain … +gain. -> wave [B, S], a new tensor if anything was changed.
+    """
+    import torch
+
+    from masking import uniform
+    draw = {name: uniform(seeds, 1, stream) for name, stream in
+            (("snr", 31), ("shift", 32), ("polarity", 33), ("gain", 34))}  # [B, 1] each
+    time = torch.arange(wave.shape[1], device=wave.device)
+    lengths = lengths[:, None]
+    if mix_snr is not None:
+        if partner is None:
+            raise UserError("mixing needs partners: load them with partner=True")
+        low, high = mix_snr
+        power = wave.square().sum(1, keepdim=True) / lengths
+        noise = partner * (time < lengths)
+        there = lengths if partner_lengths is None else torch.minimum(partner_lengths[:, None], lengths)
+        noise_power = noise.square().sum(1, keepdim=True) / there
+        snr = low + (high - low) * draw["snr"]
+        scale = (power / noise_power.clamp(min=1e-12) * 10 ** (-snr / 10)).sqrt()
+        wave = wave + scale * noise
+    if shift:
+        by = (draw["shift"].double() * lengths).long()  # float32 holds too few digits for a sample number
+        wave = torch.where(time < lengths, wave.gather(1, (time - by) % lengths), wave)
+    if polarity:
+        wave = torch.where(draw["polarity"] < 0.5, -wave, wave)
+    if gain:
+        wave = wave * 10 ** (gain * (2 * draw["gain"] - 1) / 20)
+    return wave
+
+
+# -------------------------------------------------------------------------------------------------------- commands
+
+def _seconds(text):
+    return 0.0 if text == "0" else cli.positive(text)
+
+
+def _add_index(add):
+    p = add("index", "write or extend a manifest of everything below some folders",
+            "Write or extend a manifest: headers of all audio below some folders are read, long recordings become "
+            "rows of --segment seconds. Run again, it adds what is new. Files that can't be used are listed in "
+            "NAME.skipped.csv.\n\n  python data.py index /media/recorders /media/xeno-canto --domain bio --out data/pretrain.csv")
+    p.add_argument("folders", nargs="+", metavar="FOLDER", help="searched deeply, suffixes in either case")
+    p.add_argument("--out", default="data/pretrain.csv", help="manifest to write or extend")
+    p.add_argument("--segment", type=_seconds, default=10.0, help="length of a row, s; 0: whole recordings")
+    p.add_argument("--min-seconds", type=cli.positive, default=0.05, help="shorter recordings are skipped, s")
+    p.add_argument("--domain", choices=("bio", "gen"), help="of these recordings; rows without one count as bio")
+    p.add_argument("--source", help="a name for where they come from")
+
+
+def _add_subset(add):
+    p = add("subset", "write the rows of a subset",
+            "Write the rows of a subset. The paper's sizes are nested, and the same whatever the order of the rows."
+            "\n\n  python data.py subset data/pretrain.csv --subset 0.12M --out data/small.csv")
+    p.add_argument("manifest", help="CSV, TSV or JSON")
+    p.add_argument("--subset", required=True, help="0.12M 0.46M 0.80M 1.23M (bio), 2.23M (general), a count such as 50k, all")
+    p.add_argument("--domain", choices=("bio", "gen", "any"), help="for counts and all")
+    p.add_argument("--out", help="manifest to write, in the same folder (default: MANIFEST-SUBSET.csv)")
+
+
+def _add_pack(add):
+    p = add("pack", "copy clips into tar shards that are read by offset",
+            "Copy clips into tar shards that are read by offset: few large files, 16-bit FLAC or WAV at one rate. A "
+            "killed call goes on where it stopped. Ends with python pretrain.py --data SHARDS.\n\n"
+            "  python data.py pack data/pretrain.csv shards/ --rate 16000 --jobs 8")
+    p.add_argument("manifest", help="manifest, or folder of audio")
+    p.add_argument("out", metavar="SHARDS", help="folder to write")
+    p.add_argument("--rate", type=cli.positive_int, help="sampling rate, Hz (default: as recorded)")
+    p.add_argument("--format", choices=("flac", "wav"), default="flac", help="flac: lossless, two thirds of the size; wav: "
+                   "read faster, only the bytes of the crop")
+    p.add_argument("--clips", type=cli.positive_int, default=2048, help="clips in a shard")
+    p.add_argument("--jobs", type=cli.positive_int, default=max(1, (os.cpu_count() or 1) // 2), help="processes")
+    _add_source(p)
+
+
+def _add_check(add):
+    p = add("check", "find unusable, silent, clipped, duplicated or overlapping audio",
+            "Decode everything: unreadable, short, silent, constant, clipped, non-finite and duplicated audio is "
+            "counted and listed in MANIFEST.check.csv; shards are compared with their checksums. With --task, test clips that "
+            "the manifest holds too (by content or Xeno-canto number) are listed.\n\n"
+            "  python data.py check data/pretrain.csv --data beans --task cbi watkins --clean data/clean.csv")
+    p.add_argument("manifest", help="manifest, folder of audio or of shards")
+    p.add_argument("--task", nargs="+", default=(), help="tasks whose test splits must not overlap with the manifest")
+    p.add_argument("--out", help="list of problems (default: beside the manifest)")
+    p.add_argument("--clean", metavar="FILE", help="write the sound rows as a manifest, in the same folder")
+    p.add_argument("--jobs", type=cli.positive_int, default=os.cpu_count() or 1, help="threads")
+    _add_source(p)
+
+
+def _add_demo(add):
+    p = add("demo", "make the synthetic demo corpus",
+            "Make the synthetic demo corpus (under 100 MB, under a minute).\n\n  python data.py demo --out data/demo")
+    p.add_argument("--out", default="data/demo", help="folder to write")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--scale", type=cli.positive, default=1.0, help="size, a share of the usual")
+    p.add_argument("--jobs", type=cli.positive_int, help="processes")
+
+
+def _add_source(p):
+    p.add_argument("--data", metavar="FOLDER", help="second folder in which relative paths, and tasks, are looked up")
+    p.add_argument("--segment", type=_seconds, default=10.0, help="row length where a folder is named, s")
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__, prog="data.py")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=cli.Parser)
+
+    def add(name, summary, description):
+        from textwrap import fill
+        text, example = description.split("\n\n")
+        return commands.add_parser(name, help=summary, prog=f"data.py {name}", description=f"{fill(text, 116)}\n\n{example}")
+    for register in (_add_index, _add_subset, _add_pack, _add_check, _add_demo):
+        register(add)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.command == "demo":
+        import demo
+        demo.make(args.out, args.seed, args.jobs, scale=args.scale)
+        return
+    import corpus
+    if args.command == "index":
+        print(corpus.index(args.folders, args.out, args.segment, args.min_seconds, args.domain, args.source))
+    elif args.command == "subset":
+        print(corpus.write_subset(args.manifest, args.subset, args.domain, args.out))
+    elif args.command == "pack":
+        print(corpus.pack(args.manifest, args.out, args.data, args.rate, args.format, args.clips, args.jobs, args.segment))
+    else:
+        tasks = [load_task(task, args.data) for task in args.task]
+        print(corpus.check(args.manifest, args.data, tasks, args.jobs, args.segment, args.out, args.clean))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,168 @@
+"""The command lines as a user meets them: what they print, what they write, and how they refuse."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import bench
+import evaluate
+import pretrain
+from cli import UserError
+
+ROOT = Path(__file__).parent.parent
+FAST = ["--batch-size", "4", "--steps", "2", "--warmup", "1", "--valid", "4", "--workers", "0"]
+STAGES = ("pretrain.py", "evaluate.py", "bench.py", "data.py")
+
+
+def command(script, *arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, capture_output=True,
+                          text=True, timeout=60)
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """A finished run of two steps on the miniature corpus."""
+    out = tmp_path / "run"
+    pretrain.main(["--data", str(tiny / "pretrain.csv"), "--out", str(out), *FAST])
+    return out
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """A folder of three recordings at different rates and lengths, one in an upper-case suffix."""
+    folder = tmp_path / "sound" / "deep"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, rate, seconds in (("a.wav", 32000, 5), ("b.WAV", 44100, 6), ("c.flac", 8000, 2)):
+        soundfile.write(folder / name, 0.1 * rng.standard_normal(rate * seconds), rate)
+    return folder.parent
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_needs_no_torch(stage):
+    code = (f"import sys; sys.argv = ['{stage}', '--help']; sys.path.insert(0, '{ROOT}')\n"
+            f"try:\n import {stage[:-3]} as m; m.main()\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "python " + stage in done.stdout, "an example"
+
+
+def test_a_run_leaves_what_others_need(run):
+    assert {"config.json", "log.jsonl", "encoder.pt", "DONE", "last.pt"} <= {p.name for p in run.iterdir()}
+    first, *rest = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    assert {"commit", "parameters", "flops_per_clip", "flags", "encoder"} <= first.keys()
+    step = [r for r in rest if "loss" in r][-1]
+    assert {"loss", "nce", "mse", "accuracy", "lr", "grad_norm", "clips_per_second", "audio_per_second", "data_wait",
+            "memory_gb", "skips", "spread", "epoch"} <= step.keys()
+    assert [r["step"] for r in rest if "valid_loss" in r] == [0, 2], "held-out scores before and after"
+    data = json.loads((run / "config.json").read_text())["data"]
+    assert data["fingerprint"] and data["clips"] > 0 and data["held_out"] > 0
+
+
+def test_the_paper_column_is_printed_beside_ours(capsys):
+    pretrain.main(["--paper"])
+    text = capsys.readouterr().out
+    assert "ssast-base-patch" in text and "ssast-laptop-patch" in text and "400" in text
+
+
+def test_a_folder_of_recordings_at_any_rate_trains(recordings, tmp_path):
+    pretrain.main(["--data", str(recordings), "--out", str(tmp_path / "run"), *FAST])
+    assert (tmp_path / "run" / "DONE").exists()
+
+
+def test_training_may_continue_from_another_encoder(run, tiny, tmp_path):
+    """Secondary pre-training: one step at rate 0 in effect leaves the encoder that --init named."""
+    out = tmp_path / "second"
+    pretrain.main(["--data", str(tiny / "pretrain.csv"), "--init", str(run), "--out", str(out), *FAST, "--steps", "1",
+                   "--lr", "1e-12", "--weight-decay", "0"])
+    a, b = (torch.load(p / "encoder.pt") for p in (run, out))
+    assert a["config"] == b["config"]
+    assert all(torch.allclose(a["model"][k], b["model"][k], atol=1e-9) for k in a["model"])
+
+
+def test_a_published_file_with_its_heads_starts_where_it_ended(parity, tiny, tmp_path):
+    """The discriminative and generative heads of an SSAST file come along."""
+    path, _, _ = parity("ssast_tiny_patch")
+    out = tmp_path / "second"
+    pretrain.main(["--data", str(tiny / "pretrain.csv"), "--init", str(path), "--format", "ssast", "--out", str(out),
+                   *FAST, "--steps", "1", "--lr", "1e-12", "--weight-decay", "0"])
+    state = torch.load(next(out.glob("checkpoint-*.pt")))["objective"]
+    published = torch.load(path)
+    assert torch.allclose(state["classify.2.weight"], published["module.cpredlayer.2.weight"], atol=1e-9)
+    assert torch.allclose(state["encoder.norm.bias"], published["module.v.norm.bias"], atol=1e-9)
+
+
+def test_knn_prints_three_rows_a_task_and_writes_json(run, tiny, tmp_path, capsys):
+    file = tmp_path / "knn.json"
+    evaluate.main(["--knn", "--checkpoint", str(run), "--data", str(tiny), "--task", "species", "individual",
+                   "--workers", "0", "--json", str(file)])
+    text = capsys.readouterr().out
+    for row in ("untrained", "mel statistics", str(run)):
+        assert text.count(f"{row} ") >= 2
+    results = json.loads(file.read_text())["results"]
+    assert len(results) == 2 * 3 * 2, "two tasks, three encoders, standardised and raw"
+    for r in results:
+        assert {"task", "probe", "encoder", "metric", "value", "ci95", "n_test", "seconds"} <= r.keys()
+        assert r["ci95"][0] <= r["value"] <= r["ci95"][1]
+
+
+def test_knn_takes_any_csv_task_in_beans_layout(run, recordings, tmp_path):
+    for split in ("train", "valid", "test"):
+        (recordings / f"{split}.csv").write_text(',path,label\n0,deep/a.wav,"owl, barn"\n1,deep/b.WAV,wren\n')
+    evaluate.main(["--knn", "--checkpoint", str(run), "--data", str(tmp_path), "--task", "sound", "--workers", "0",
+                   "--json", str(tmp_path / "r.json")])
+    results = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert {r["value"] for r in results} == {1.0}, "test is train: each clip finds itself"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--subset", "1.23M"], "data/pretrain.csv, which does not exist: make it with python data.py index"),
+    (["--data", "EMPTY"], "no audio files"),
+    (["--data", "missing-folder"], "missing-folder"),
+    (["--data", "SOUND", "--init", "nothing.pt"], "nothing.pt: no such checkpoint"),
+    (["--data", "SOUND", "--hidden", "900"], "--hidden 900: 900 hidden tokens do not fit a grid of 100"),
+    (["--data", "SOUND", "--clip-seconds", "0.05"], "shorter than one patch"),
+    (["--data", "SOUND", "--subset", "4000"], "4000 clips wanted"),
+    (["--steps", "0"], "'0' is not a whole number of at least 1"),
+    (["--lr", "fast"], "'fast' is not a number above 0"),
+    (["--preset", "huge"], "invalid choice"),
+    (["--stpes", "3"], "unrecognized arguments"),
+    (["--steps", "3", "--epochs", "2"], "give one"),
+    (["--data", "SOUND", "--masking", "upstream", "--hidden", "99"], "at most 98 of 100"),
+])
+def test_a_users_mistake_is_one_line_with_the_remedy(recordings, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    arguments = [{"SOUND": str(recordings), "EMPTY": str(tmp_path / "empty")}.get(a, a) for a in arguments]
+    with pytest.raises(UserError) as error:
+        pretrain.main([*arguments, "--workers", "0"])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+def test_a_mistake_ends_the_program_with_code_2_and_no_traceback(tmp_path):
+    done = command("pretrain.py", "--subset", "1.23M", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("pretrain.py: error: --subset 1.23M reads data/pretrain.csv") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--checkpoint", "nothing.pt"], "no such checkpoint"), (["--task", "nowhere"], "nowhere"),
+    (["--k", "0"], "at least 1"), (["--depth", "9"], "this encoder has 4 blocks")])
+def test_evaluate_refuses_as_clearly(run, tiny, arguments, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.main(["--checkpoint", str(run), "--data", str(tiny), "--task", "species", "--workers", "0", *arguments])
+
+
+def test_the_benchmark_prints_and_writes_rows(tmp_path, capsys):
+    bench.main(["--only", "mask", "step", "--preset", "ssast-laptop-patch", "--batch-size", "2", "--repeat", "1",
+                "--json", str(tmp_path / "bench.json")])
+    rows = {r["row"]: r for r in json.loads((tmp_path / "bench.json").read_text())["rows"]}
+    assert 0 < rows["step, ssast-laptop-patch, batch 2"]["ratio"] and "mask, batch 64" in rows
+    assert "matmul" in capsys.readouterr().out
