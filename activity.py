@@ -1,10 +1,10 @@
 """How much in a stretch of sound is like a call: what `--crop active` chooses by.
 
 The measure is a spectral flux over a running background. Power in frames of 32 ms (Hann, every 16 ms) is summed in 24
-bands, spaced evenly in the logarithm of frequency from 500 Hz (wind and handling noise lie below) to 0.45 of the sampling
-rate. A band's background is the mean of its level (dB) over the second around each frame. What rises more than 6 dB
-above it counts; a frame's flux is the mean of that over bands, a stretch's activity the mean over its frames. Steady
-sound of any loudness (hum, insects, rain as a hiss) scores near zero, as does a change of the recording level by itself.
+bands, spaced evenly in the logarithm of frequency from 500 Hz (wind and handling noise lie below) to 0.45 of the
+sampling rate. A band's background is the mean of its level (dB) over the second around each frame. What rises more
+than 6 dB above it counts; a frame's flux is the mean of that over bands, a stretch's activity the mean over frames.
+Steady sound of any loudness (hum, insects, rain as a hiss) scores near zero, as does a change of the level by itself.
 """
 import numpy as np
 

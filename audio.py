@@ -2,8 +2,8 @@
 
 soundfile (libsndfile) decodes, torchaudio's windowed sinc changes the rate. Measured in libsndfile 1.2.2 and worked
 around here: a seek into the last page of an Ogg stream gives other samples than a straight read; the first frames
-after a seek in an MP3 are wrong; the length of an MP3 without a Xing header is a guess. With this, a read from anywhere
-agrees with a straight read from the beginning.
+after a seek in an MP3 are wrong; the length of an MP3 without a Xing header is a guess. With this, a read from
+anywhere agrees with a straight read from the beginning.
 """
 import os
 import threading
@@ -62,14 +62,15 @@ class Sound:
                 if start or self._file.tell():
                     self._file.seek(safe)
                 # in one call: soundfile seeks again after each read
-                wave = self._file.read(frames if frames < 0 else start - safe + frames, dtype="float32", always_2d=True)
+                wanted = frames if frames < 0 else start - safe + frames
+                wave = self._file.read(wanted, dtype="float32", always_2d=True)
             wave = wave[start - safe:]  # [frames, channels]
         except (OSError, RuntimeError, ValueError) as error:
             raise BadAudio(f"can't be decoded at frame {start} ({_why(error, self.path)})", self.name) from None
         if len(wave) < frames or not len(wave):
             wanted = f"{frames} frames from {start}" if frames >= 0 else f"sound from frame {start}"
-            raise BadAudio(f"{wanted} wanted, {len(wave)} there (of {self.frames}): truncated or empty file, or a wrong "
-                           "manifest; python data.py check lists such files", self.name)
+            raise BadAudio(f"{wanted} wanted, {len(wave)} there (of {self.frames}): truncated or empty file, or a "
+                           "wrong manifest; python data.py check lists such files", self.name)
         wave = wave[:, 0] if self.channels == 1 else wave.mean(axis=1)
         if not np.isfinite(wave).all():
             raise BadAudio("holds NaN or infinite samples", self.name)
@@ -134,8 +135,8 @@ def resample(wave, old, new):
 
 @lru_cache(maxsize=32)
 def _resampler(old, new):
-    """The filter for a pair of rates. It grows with the denominator of their ratio: an odd rate is taken as the nearest
-    ratio of numbers up to 1000, at most 1e-6 off as a rule and 2e-5 at worst (47 999 Hz as 48 000: a third)."""
+    """The filter for a pair of rates. It grows with the denominator of their ratio: an odd rate is taken as the
+    nearest ratio of numbers up to 1000, at most 1e-6 off as a rule, 2e-5 at worst (47 999 Hz is taken as 48 000)."""
     import torchaudio
     ratio = Fraction(new, old).limit_denominator(1000)
     return torchaudio.transforms.Resample(ratio.denominator, ratio.numerator)
@@ -146,8 +147,8 @@ _stderr = threading.Lock()
 
 @contextmanager
 def _quiet(wanted):
-    """libsndfile's MP3 decoder writes a line to stderr for each frame that it meets without its predecessors, which is
-    what a seek does. Nothing is lost by closing its mouth: failures arrive as exceptions or short reads."""
+    """libsndfile's MP3 decoder writes a line to stderr for each frame that it meets without its predecessors, which
+    is what a seek does. Nothing is lost by closing its mouth: failures arrive as exceptions or short reads."""
     if not wanted:
         yield
         return

@@ -28,8 +28,8 @@ def find(folder):
 
 
 def segments(frames, rate, segment):
-    """Rows (start, frames) of a recording: `segment` seconds each (0: whole); a tail shorter than 1 s, or a quarter of
-    a segment, is left out, unless it is all there is."""
+    """Rows (start, frames) of a recording: `segment` seconds each (0: whole); a tail shorter than 1 s, or a quarter
+    of a segment, is left out, unless it is all there is."""
     length = round(segment * rate) or frames
     shortest = min(rate, length // 4)
     return [(start, min(length, frames - start)) for start in range(0, frames, length)
@@ -40,8 +40,6 @@ def scan(folders, segment=10.0, min_seconds=0.05, threads=8, skip=frozenset()):
     """Headers of all audio below some folders -> (rows [(path, start, frames, rate)], bad [(path, reason)]).
 
     skip: real paths that are left out."""
-    from tqdm import tqdm
-
     def header(path):
         try:
             frames, rate, _ = audio.info(path)
@@ -57,14 +55,23 @@ def scan(folders, segment=10.0, min_seconds=0.05, threads=8, skip=frozenset()):
     paths = {os.path.realpath(path): path for folder in folders for path in find(folder)}  # folders may overlap
     paths = [path for real, path in paths.items() if real not in skip]
     rows, bad = [], []
-    with ThreadPoolExecutor(threads) as pool:
-        for path, found in zip(paths, tqdm(pool.map(header, paths), "headers", len(paths), unit="file", leave=False,
-                                           disable=None)):
-            if isinstance(found, str):
-                bad.append((audio.shown(path), found))
-            else:
-                rows += found
+    for path, found in zip(paths, in_threads(header, paths, threads, "headers")):
+        if isinstance(found, str):
+            bad.append((audio.shown(path), found))
+        else:
+            rows += found
     return rows, bad
+
+
+def in_threads(function, items, threads, what):
+    """Results of a function over a sequence, in order, with a bar on a terminal. Work is handed out by portions: a
+    million waiting calls would need a gigabyte."""
+    from tqdm import tqdm
+    with ThreadPoolExecutor(threads) as pool, tqdm(desc=what, total=len(items), leave=False, disable=None) as bar:
+        for start in range(0, len(items), 1024):
+            for result in pool.map(function, items[start:start + 1024]):
+                yield result
+                bar.update()
 
 
 # ----------------------------------------------------------------------------------------------------------- index
@@ -77,8 +84,9 @@ def index(folders, out, segment, min_seconds, domain, source):
     known = {os.path.realpath(os.path.join(home, p)) for p in set(map(old.path, range(len(old))))} if old else set()
     rows, bad = scan(folders, segment, min_seconds, skip=known)
     if not rows and not old:
-        raise UserError(f"no audio files ({' '.join(audio.AUDIO_SUFFIXES[:4])} …) under {' '.join(map(str, folders))}" if
-                        not bad else f"none of the {len(bad)} audio files can be used, for example {bad[0][0]}: {bad[0][1]}")
+        raise UserError(f"none of the {len(bad)} audio files can be used, for example {bad[0][0]}: {bad[0][1]}" if bad
+                        else f"no audio files ({' '.join(audio.AUDIO_SUFFIXES[:4])} …) under "
+                             f"{' '.join(map(str, folders))}")
     skipped = out.with_suffix(".skipped.csv")
     if bad:
         home.mkdir(parents=True, exist_ok=True)
@@ -86,10 +94,12 @@ def index(folders, out, segment, min_seconds, domain, source):
     if rows:
         paths, start, frames, rate = zip(*rows)
         n = len(rows)
-        new = build([os.path.relpath(p, home) for p in paths], start, frames, rate, [domain or ""] * n, [source or ""] * n)
+        paths = [os.path.relpath(path, home) for path in paths]
+        new = build(paths, start, frames, rate, [domain or ""] * n, [source or ""] * n)
         write_manifest(join(old, new) if old else new, out)
     hours = sum(n / r for _, _, n, r in rows) / 3600
-    return (f"{out}: {len(rows)} new rows of up to {segment:g} s from {len({r[0] for r in rows})} recordings "
+    return (f"{out}: {len(rows)} new rows of {f'up to {segment:g} s' if segment else 'any length'} from "
+            f"{len({r[0] for r in rows})} recordings "
             f"({hours:.2f} h), {len(old) if old else 0} were there already"
             + (f"; {len(bad)} files can't be used and are listed with the reason in {skipped}" if bad else "") + ".")
 
@@ -108,8 +118,8 @@ def write_subset(source, spec, domain, out):
     """Write the rows of a subset as a manifest -> a sentence about it."""
     rows = open_manifest(source)
     if rows.entries is not None or Path(source).is_dir():
-        raise UserError(f"{source} is a folder: python pretrain.py --data {source} --subset {spec} draws from it directly, "
-                        "python data.py subset wants a manifest file")
+        raise UserError(f"{source} is a folder: python pretrain.py --data {source} --subset {spec} draws from it "
+                        "directly, python data.py subset wants a manifest file")
     chosen = subset(rows, spec, domain)
     out = Path(out or Path(source).with_name(f"{Path(source).stem}-{spec}{f'-{domain}' if domain else ''}.csv"))
     if out.resolve() == Path(source).resolve():
@@ -142,7 +152,8 @@ def pack(source, out, root, rate, format, clips_per_shard, jobs, segment):
     if done["scaled"]:
         text += f"; {done['scaled']} clips went beyond full scale and were made quieter to fit into 16 bits"
     if done["skipped"]:
-        write_table(Path(out) / "skipped.csv", ("path", "start", "reason"), [tuple(r.values()) for r in done["skipped"]])
+        write_table(Path(out) / "skipped.csv", ("path", "start", "reason"),
+                    [tuple(row.values()) for row in done["skipped"]])
         text += f"; {len(done['skipped'])} clips can't be read and are listed in {Path(out) / 'skipped.csv'}"
     return f"{text}. Train on them with python pretrain.py --data {out}."
 
@@ -170,24 +181,22 @@ def examine(rows, i):
         kind = "non-finite" if "infinite" in error.reason else "short" if "wanted" in error.reason else "unreadable"
         return [(kind, error.reason)], None, None
     low, high, problems = float(wave.min()), float(wave.max()), []
-    if max(-low, high) <= SILENT:
-        return [("silent", f"peak {max(-low, high):.1e}")], None, None
+    peak = max(-low, high)
+    if peak <= SILENT:
+        return [("silent", f"peak {peak:.1e}")], None, None
     if low == high:
         return [("constant", f"all samples are {low:g}")], None, None
-    at_limit = np.abs(wave) >= 0.999 * max(-low, high)
+    at_limit = np.abs(wave) >= 0.999 * peak
     runs = at_limit[:-2] & at_limit[1:-1] & at_limit[2:]
-    if runs.mean() > CLIPPED_SHARE and max(-low, high) > 0.1:
-        problems.append(("clipped", f"{runs.mean():.2%} of the samples lie in a row at the limit {max(-low, high):.3f}"))
+    if runs.mean() > CLIPPED_SHARE and peak > 0.1:
+        problems.append(("clipped", f"{runs.mean():.2%} of the samples lie in runs at the limit {peak:.3f}"))
     head = wave[:rate] if rows.start[i] == 0 and len(wave) >= rate and np.ptp(wave[:rate]) > 2 * SILENT else None
     return problems, content(wave), None if head is None else content(head)
 
 
 def examine_all(rows, jobs, what):
     """`examine` for every row, in order, in threads (decoding and hashing leave the interpreter free)."""
-    from tqdm import tqdm
-    with ThreadPoolExecutor(jobs) as pool:
-        yield from tqdm(pool.map(lambda i: examine(rows, i), range(len(rows))), what, len(rows), unit="clip", leave=False,
-                        disable=None)
+    return in_threads(lambda i: examine(rows, i), range(len(rows)), jobs, what)
 
 
 def check(source, root, tasks, jobs, segment, out, clean):
@@ -233,8 +242,8 @@ def xeno_canto(path):
 
 
 def overlap(rows, whole, heads, task, jobs):
-    """Test clips of a task that the manifest holds too: by decoded content (whole, or the recording's first second) or
-    Xeno-canto number. whole, heads: hash -> row. -> [(path, 0, "overlap", detail, row of the manifest)]."""
+    """Test clips of a task that the manifest holds too: by decoded content (whole, or the recording's first second)
+    or Xeno-canto number. whole, heads: hash -> row. -> [(path, 0, "overlap", detail, row of the manifest)]."""
     test, found = task.splits["test"], []
     numbers = {xeno_canto(rows.path(i)): i for i in range(len(rows) - 1, -1, -1)}
     for i, (_, content_hash, head) in enumerate(examine_all(test, jobs, f"test split of {task.name}")):

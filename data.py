@@ -10,6 +10,7 @@ Manifests themselves are in manifest.py, decoding in audio.py, shards in shards.
 """
 import json
 import os
+import warnings
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import audio
 import cli
 from cli import UserError
-from manifest import Manifest, holdout, mix, open_manifest, permutation, subset, unit, warn  # noqa: F401, used by stages
+from manifest import Manifest, holdout, mix, open_manifest, permutation, subset, unit, warn  # noqa: F401
 
 # Which number of a sample's stream is for what; masks and augmentation on the device have streams of their own.
 _CROP, _PARTNER, _PARTNER_CROP = 101, 102, 103
@@ -101,8 +102,8 @@ class Loader:
         low, high = (self.batch_size * r // self.world for r in (self.rank, self.rank + 1))
         while self.steps is None or step < self.steps:
             places = range(self.first + step * self.batch_size + low, self.first + step * self.batch_size + high)
-            for epoch in {k // n for k in places} - set(orders):
-                orders = {e: o for e, o in orders.items() if e == epoch - 1} | {epoch: permutation(self.seed, epoch, n)}
+            orders = {epoch: orders[epoch] if epoch in orders else permutation(self.seed, epoch, n)
+                      for epoch in {k // n for k in places}}
             yield [(k // n, int(orders[k // n][k % n])) for k in places]
             step += 1
 
@@ -116,12 +117,18 @@ class Loader:
             # fork shares the manifest with the workers; elsewhere than on Linux it is unsafe and the copies are small
             context = "fork" if platform == "linux" else None
             several = dict(multiprocessing_context=context, prefetch_factor=2)
-        load = DataLoader(self, batch_size=None, sampler=self.batches(), num_workers=self.workers,
-                          pin_memory=torch.cuda.is_available() and torch.cuda.is_initialized(), **several)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # workers beyond cores: one's own choice
+            load = iter(DataLoader(self, batch_size=None, sampler=self.batches(), num_workers=self.workers,
+                                   pin_memory=torch.cuda.is_available() and torch.cuda.is_initialized(), **several))
+        error = None
         for batch in load:
-            if "error" in batch:
-                raise UserError(batch["error"])
+            if error := batch.get("error"):
+                break
             yield batch
+        del load  # the workers end here, not whenever the exception's traceback is collected
+        if error:
+            raise UserError(error)
 
     def __getitem__(self, samples):
         """One process's batch, in a worker: [(epoch, index)] -> dict."""
@@ -165,11 +172,12 @@ def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, st
     batch_size: clips of all processes together; sample k of the run is row permutation(seed, epoch)[k mod n] of epoch
     k div n, and `first` is the number of samples already seen: all the state there is. Yields dicts:
     wave float32 [b, S], lengths int64 [b] (valid samples; the rest is zero), index int64 [b] (rows of the manifest),
-    seed int64 [b] (a hash of (seed, epoch, row), for masks and augmentation), bad (list of {path, start, reason}, rows
-    that were replaced by the next good one), and with `partner` partner [b, S] and partner_lengths [b]: another clip.
+    seed int64 [b] (a hash of (seed, epoch, row), for masks and augmentation), bad (list of {path, start, reason},
+    rows that were replaced by the next good one), and with `partner` partner [b, S] and partner_lengths [b]: another
+    clip.
     """
-    return Loader(manifest, Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds), batch_size, seed, first,
-                  steps, rank, world, workers, partner)
+    cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds)
+    return Loader(manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner)
 
 
 class BadLog:
@@ -184,10 +192,10 @@ class BadLog:
         if rows:
             with open(self.path, "a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
-        if self.bad >= 10 and self.bad > self.max_bad * self.seen:  # a single one in the first batches is no share yet
-            raise UserError(f"{self.bad} of {self.seen} clips could not be read, more than --max-bad {self.max_bad:g}; "
-                            f"they are listed in {self.path}: mend or remove them (python data.py check), or raise "
-                            "--max-bad")
+        if self.bad >= 10 and self.bad > self.max_bad * self.seen:  # one among the first few is no share yet
+            raise UserError(f"{self.bad} of {self.seen} clips could not be read, more than --max-bad "
+                            f"{self.max_bad:g}; they are listed in {self.path}: mend or remove them (python data.py "
+                            "check), or raise --max-bad")
 
 
 # ---------------------------------------------------------------------------------------------------------- tasks
@@ -212,8 +220,8 @@ def load_task(task, root=None):
         raise UserError(f"--task {task}: neither a folder nor a folder in {root or '.'}")
     if not (folder / "train.csv").exists():
         inside = sorted(p.name for p in folder.iterdir())[:5]
-        raise UserError(f"--task {task}: {folder}/train.csv is missing; a classification task has train.csv, valid.csv "
-                        f"and test.csv with the columns path and label (the folder holds {', '.join(inside) or 'nothing'})")
+        raise UserError(f"--task {task}: {folder}/train.csv is missing; a classification task has train.csv, "
+                        f"valid.csv and test.csv, columns path and label (there is {', '.join(inside) or 'nothing'})")
     splits = {split: _open_split(folder / f"{split}.csv", root) for split in ("train", "valid", "test")}
     labels = sorted({splits["train"].labels[c] for c in np.unique(splits["train"].label)})
     for split in ("valid", "test"):
@@ -234,24 +242,26 @@ def _open_split(path, root):
     rows = open_manifest(path)
     if rows.label is None:
         raise UserError(f"{path} has no column label")
-    parents, top = [path.parent, *path.resolve().parent.parents], Path(root).resolve() if root else path.resolve().parent
-    rows.bases = tuple(dict.fromkeys([str(p) for p in parents if top == p or top in p.parents] + [str(path.parent), "."]))
-    rows.bases = (str(path.parent), *(base for base in rows.bases if base != str(path.parent)))
+    top = Path(root).resolve() if root else path.resolve().parent
+    parents = [str(p) for p in path.resolve().parent.parents if p == top or top in p.parents]
+    rows.bases = tuple(dict.fromkeys([str(path.parent), *parents, "."]))
     for i in range(len(rows)):
         if not os.path.exists(rows.locate(i)):
-            raise UserError(f"{path} names {audio.shown(rows.path(i))}, which is neither in {' nor in '.join(rows.bases)}")
+            raise UserError(f"{path} names {audio.shown(rows.path(i))}, which is neither in "
+                            f"{' nor in '.join(rows.bases)}")
     return rows
 
 
 # --------------------------------------------------------------------------------------------------- augmentation
 
-def augment(wave, lengths, seeds, partner=None, partner_lengths=None, gain=0.0, shift=False, mix_snr=None, polarity=False):
+def augment(wave, lengths, seeds, partner=None, partner_lengths=None, gain=0.0, shift=False, mix_snr=None,
+            polarity=False):
     """Batched changes of waves on their device, each a function of the clip's seed. Nothing is changed by default.
 
     wave [B, S] and lengths int64 [B] (valid samples, the rest stays zero); seeds int64 [B];
     mix_snr (low, high) dB: partner [B, S] (partner_lengths [B] valid) is added at a signal-to-noise ratio drawn
-    from it; shift: the valid part turns around a circle by a drawn share of its length; polarity: half of the clips are
-    negated; gain dB: a level drawn from -gain … +gain. -> wave [B, S], a new tensor if anything was changed.
+    from it; shift: the valid part turns around a circle by a drawn share of its length; polarity: half of the clips
+    are negated; gain dB: a level drawn from -gain … +gain. -> wave [B, S], a new tensor if anything was changed.
     """
     import torch
 
@@ -291,7 +301,8 @@ def _add_index(add):
     p = add("index", "write or extend a manifest of everything below some folders",
             "Write or extend a manifest: headers of all audio below some folders are read, long recordings become "
             "rows of --segment seconds. Run again, it adds what is new. Files that can't be used are listed in "
-            "NAME.skipped.csv.\n\n  python data.py index /media/recorders /media/xeno-canto --domain bio --out data/pretrain.csv")
+            "NAME.skipped.csv.\n\n"
+            "  python data.py index /media/recorders /media/xeno-canto --domain bio --out data/pretrain.csv")
     p.add_argument("folders", nargs="+", metavar="FOLDER", help="searched deeply, suffixes in either case")
     p.add_argument("--out", default="data/pretrain.csv", help="manifest to write or extend")
     p.add_argument("--segment", type=_seconds, default=10.0, help="length of a row, s; 0: whole recordings")
@@ -305,7 +316,8 @@ def _add_subset(add):
             "Write the rows of a subset. The paper's sizes are nested, and the same whatever the order of the rows."
             "\n\n  python data.py subset data/pretrain.csv --subset 0.12M --out data/small.csv")
     p.add_argument("manifest", help="CSV, TSV or JSON")
-    p.add_argument("--subset", required=True, help="0.12M 0.46M 0.80M 1.23M (bio), 2.23M (general), a count such as 50k, all")
+    p.add_argument("--subset", required=True, help="0.12M 0.46M 0.80M 1.23M (bio), 2.23M (general), a count "
+                   "such as 50k, or all")
     p.add_argument("--domain", choices=("bio", "gen", "any"), help="for counts and all")
     p.add_argument("--out", help="manifest to write, in the same folder (default: MANIFEST-SUBSET.csv)")
 
@@ -318,8 +330,8 @@ def _add_pack(add):
     p.add_argument("manifest", help="manifest, or folder of audio")
     p.add_argument("out", metavar="SHARDS", help="folder to write")
     p.add_argument("--rate", type=cli.positive_int, help="sampling rate, Hz (default: as recorded)")
-    p.add_argument("--format", choices=("flac", "wav"), default="flac", help="flac: lossless, two thirds of the size; wav: "
-                   "read faster, only the bytes of the crop")
+    p.add_argument("--format", choices=("flac", "wav"), default="flac", help="flac: lossless, about two thirds of "
+                   "the size; wav: read faster, only the bytes of the crop")
     p.add_argument("--clips", type=cli.positive_int, default=2048, help="clips in a shard")
     p.add_argument("--jobs", type=cli.positive_int, default=max(1, (os.cpu_count() or 1) // 2), help="processes")
     _add_source(p)
@@ -328,8 +340,8 @@ def _add_pack(add):
 def _add_check(add):
     p = add("check", "find unusable, silent, clipped, duplicated or overlapping audio",
             "Decode everything: unreadable, short, silent, constant, clipped, non-finite and duplicated audio is "
-            "counted and listed in MANIFEST.check.csv; shards are compared with their checksums. With --task, test clips that "
-            "the manifest holds too (by content or Xeno-canto number) are listed.\n\n"
+            "counted and listed in MANIFEST.check.csv; shards are compared with their checksums. With --task, test "
+            "clips that the manifest holds too (by content or Xeno-canto number) are listed.\n\n"
             "  python data.py check data/pretrain.csv --data beans --task cbi watkins --clean data/clean.csv")
     p.add_argument("manifest", help="manifest, folder of audio or of shards")
     p.add_argument("--task", nargs="+", default=(), help="tasks whose test splits must not overlap with the manifest")
@@ -360,7 +372,8 @@ def parse_args(argv=None):
     def add(name, summary, description):
         from textwrap import fill
         text, example = description.split("\n\n")
-        return commands.add_parser(name, help=summary, prog=f"data.py {name}", description=f"{fill(text, 116)}\n\n{example}")
+        return commands.add_parser(name, help=summary, prog=f"data.py {name}",
+                                   description=f"{fill(text, 116)}\n\n{example}")
     for register in (_add_index, _add_subset, _add_pack, _add_check, _add_demo):
         register(add)
     return parser.parse_args(argv)
@@ -368,6 +381,15 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    try:
+        run(args)
+    except OSError as error:  # no space, no permission
+        raise UserError(f"{error.filename or args.out}: {error.strerror or error}; nothing is lost, the "
+                        "same command can be run again") from None
+
+
+def run(args):
+    """One command."""
     if args.command == "demo":
         import demo
         demo.make(args.out, args.seed, args.jobs, scale=args.scale)
@@ -378,7 +400,8 @@ def main(argv=None):
     elif args.command == "subset":
         print(corpus.write_subset(args.manifest, args.subset, args.domain, args.out))
     elif args.command == "pack":
-        print(corpus.pack(args.manifest, args.out, args.data, args.rate, args.format, args.clips, args.jobs, args.segment))
+        print(corpus.pack(args.manifest, args.out, args.data, args.rate, args.format, args.clips, args.jobs,
+                          args.segment))
     else:
         tasks = [load_task(task, args.data) for task in args.task]
         print(corpus.check(args.manifest, args.data, tasks, args.jobs, args.segment, args.out, args.clean))

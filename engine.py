@@ -59,7 +59,9 @@ class Processes:
             dist.barrier()
 
     def stop(self):
+        """Leave together: a process that goes first would tear down connections that others still use."""
         if self.world > 1:
+            dist.barrier()
             dist.destroy_process_group()
 
 
@@ -130,10 +132,12 @@ def precision(name, device):
 
 # --------------------------------------------------------------------------------------- optimiser and schedule
 
-def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, eps=1e-8):
+def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, eps=1e-6):
     """Fused AdamW with decay on weight matrices only, or SSAST's Adam with L2 on everything.
 
-    Biases, norms, positions and special tokens are not decayed. `initial_lr` is what the schedule multiplies.
+    Some parameters have no effect on the loss (the bias of attention's keys, that of the last layer before a softmax
+    over predictions): their gradients are rounding noise of about 1e-9, which eps 1e-8 would turn into real steps,
+    other ones for every way of cutting the batch. Biases, norms, positions and special tokens are not decayed. `initial_lr` is what the schedule multiplies.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if kind == "adam":

@@ -77,6 +77,19 @@ class KaldiFbank(nn.Module):
         return (power @ self.filters).clamp_(min=LOG_FLOOR).log_()
 
 
+def foreground(spec, margin, beyond=None):
+    """What rises above the steady background: log-mel spec (B, F, T) -> max(0, spec - median over time - margin).
+
+    A band's median over the clip is its background: wind, hum, insects, and the empty bands above a low sampling rate.
+    beyond (B, 1, T) bool: frames of padding, which do not count.
+    """
+    if beyond is None:
+        median = spec.median(2, keepdim=True).values
+    else:
+        median = spec.masked_fill(beyond, float("nan")).nanmedian(2, keepdim=True).values
+    return (spec - median - margin).clamp(min=0)
+
+
 # -------------------------------------------------------------------------------------------------- transformer
 
 class Attention(nn.Module):
@@ -167,11 +180,15 @@ class Encoder(nn.Module):
             if wave.shape[1] < c.window_samples:
                 wave = F.pad(wave, (0, c.window_samples - wave.shape[1]))
             spec = self.fbank(wave)
+            beyond = None
+            if lengths is not None:
+                beyond = (torch.arange(spec.shape[2], device=spec.device) >= c.n_frames(lengths)[:, None])[:, None]
+            if c.denoise is not None:
+                spec = foreground(spec, c.denoise, beyond)
             fill = 0.0 if c.pad == "masked" else -c.mean / c.scale
             spec = (spec - c.mean) / c.scale
-            if lengths is not None:
-                frames = torch.arange(spec.shape[2], device=spec.device)
-                spec = spec.masked_fill((frames >= c.n_frames(lengths)[:, None])[:, None], fill)
+            if beyond is not None:
+                spec = spec.masked_fill(beyond, fill)
             if c.pad == "published" and spec.shape[2] < c.frames:
                 spec = F.pad(spec, (0, c.frames - spec.shape[2]), value=fill)
             return spec

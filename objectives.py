@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import masking
+from masking import frame_mask, patch_mask, patch_mask_upstream
 
+MASKS = {"patch": patch_mask, "frame": frame_mask, "upstream": patch_mask_upstream}
 
 def spread(tokens):
     """How far apart a batch's clips lie: tokens (B, N, D) -> the deviation over clips of their L2-normalised mean
@@ -46,9 +47,8 @@ class SSAST(nn.Module):
 
     def mask(self, seeds, lengths=None):
         """seeds (B,) int64, lengths (B,) samples -> bool (B, T', F')."""
-        draw = {"patch": masking.patch_mask, "frame": masking.frame_mask,
-                "upstream": masking.patch_mask_upstream}[self.masking]
-        return draw(seeds, self.encoder.config.grid, self.hidden, self.encoder.valid_columns(lengths))
+        columns = self.encoder.valid_columns(lengths)
+        return MASKS[self.masking](seeds, self.encoder.config.grid, self.hidden, columns)
 
     def forward(self, x, lengths=None, seeds=None, mask=None):
         """x: wave (B, S) or spec (B, F, T); seeds (B,) int64 draw the mask, unless one is given: bool (B, T', F')."""

@@ -22,8 +22,9 @@ from recipes import PRESETS, RECIPES, EncoderConfig
 DEMO, CORPUS = "data/demo", "data/pretrain.csv"
 PAPER_SUBSETS = ("0.12M", "0.46M", "0.80M", "1.23M", "2.23M")
 # what may not change within a run, unless --override says so; --steps may grow with --extend
-IDENTITY = ("recipe", "init", "subset", "domain", "crop", "masking", "hidden", "loss", "nce_axis", "batch_size",
-            "optimizer", "lr", "betas", "weight_decay", "schedule", "warmup", "floor", "clip", "seed", "valid", "steps")
+IDENTITY = ("recipe", "preset", "clip_seconds", "normalise", "init", "subset", "domain", "crop", "masking", "hidden",
+            "loss", "nce_axis", "batch_size", "optimizer", "lr", "betas", "eps", "weight_decay", "schedule", "warmup",
+            "floor", "clip", "seed", "valid", "steps")
 
 
 def parse_args(argv=None):
@@ -129,15 +130,26 @@ def print_paper(recipe):
 # --------------------------------------------------------------------------------------------------- preparation
 
 def open_data(args, procs):
-    """(train, valid) manifests. One process prepares what has to be made; the others wait."""
+    """(train, valid) manifests. One process makes the demo corpus if need be; the others wait.
+
+    The held-out recordings are drawn from the whole corpus and then taken out of the subset, so that the held-out
+    loss means the same for every size of subset.
+    """
+    import numpy as np
+
     import data
     if args.data == DEMO and procs.main:
         import demo
-        demo.ensure(args.data)
+        demo.ensure(DEMO)
     procs.barrier()
-    source = f"{args.data}/pretrain.csv" if args.data == DEMO else args.data
-    rows = data.subset(data.open_manifest(source), args.subset, args.domain)
-    return data.holdout(rows, min(args.valid, len(rows) // 5))
+    rows = data.open_manifest(f"{DEMO}/pretrain.csv" if args.data == DEMO else args.data)
+    chosen = data.subset(rows, args.subset, args.domain)
+    pool = rows.select(np.isin(rows.domain, chosen.domain))
+    _, valid = data.holdout(pool, min(args.valid, len(pool) // 5))
+    train = chosen.select(~np.isin(chosen.recording_keys(), valid.recording_keys()))
+    if not len(train):
+        raise UserError(f"--subset {args.subset}: all of its clips lie in held-out recordings; lower --valid {args.valid}")
+    return train, valid
 
 
 def prepare_run(args, out, train, valid, start, procs):
@@ -149,13 +161,16 @@ def prepare_run(args, out, train, valid, start, procs):
     args.steps = args.steps or ceil(args.epochs * len(train) / args.batch_size)
     identity = {k: getattr(args, k) for k in IDENTITY} | {"data": train.fingerprint()}
     identity = json.loads(json.dumps(identity))  # as it will be read back: tuples become lists
-    if path.exists():
-        check_unchanged(args, json.loads(path.read_text())["identity"], identity)
-    if procs.main and not (path.exists() and not args.extend):
-        config = encoder_config(args, train, start)
-        if path.exists():
-            config = EncoderConfig.from_dict(json.loads(path.read_text())["encoder"])
-        out.mkdir(parents=True, exist_ok=True)
+    saved = json.loads(path.read_text()) if path.exists() else None
+    if saved and not args.resume:
+        raise UserError(f"{out} holds a run already: name another folder with --out, or leave --no-resume out")
+    if saved:
+        check_unchanged(args, saved["identity"], identity)
+    procs.barrier()  # all have looked before the first process writes
+    if procs.main and (saved is None or args.extend):
+        config = EncoderConfig.from_dict(saved["encoder"]) if saved else encoder_config(args, train, start)
+        check_mask(args, config)
+        out.mkdir(parents=True, exist_ok=True)  # from here on there is a run; mistakes have been found before
         cli.write_text(path, json.dumps({
             "identity": identity, "encoder": config.to_dict(), "flags": vars(args),
             "data": {"source": args.data, "subset": args.subset, "clips": len(train), "held_out": len(valid),
@@ -171,6 +186,17 @@ def check_unchanged(args, saved, now):
         key = changed[0]
         raise UserError(f"{args.out} was started with {key} {saved.get(key)}, now it is {now[key]}: start another run "
                         f"with --out, or go on regardless with " + ("--extend" if key == "steps" else "--override"))
+
+
+def check_mask(args, config):
+    """Refuse a number of hidden tokens that the encoder's grid can't have."""
+    import torch
+
+    from objectives import MASKS
+    try:
+        MASKS[args.masking](torch.zeros(1, dtype=torch.int64), config.grid, args.hidden)
+    except ValueError as error:
+        raise UserError(f"--hidden {args.hidden}: {error}") from None
 
 
 def starting_point(args):
@@ -198,27 +224,29 @@ def encoder_config(args, train, start):
     except ValueError as error:
         raise UserError(f"--clip-seconds {args.clip_seconds:g}: {error}") from None
     if args.normalise == "corpus":
-        # SSAST brings the deviation to 0.5; 1 learns faster on a small corpus
-        config = replace(config, **dict(zip(("mean", "scale"), measure(train, config, args.seed))))
+        config = replace(config, **measure(train, config, args.seed))
     return config
 
 
 def measure(train, config, seed, clips=256):
-    """Mean and standard deviation of the unnormalised log-mel over some training clips."""
+    """{"mean", "scale"} of the log-mel over some training clips, which bring its deviation to 0.5 as SSAST does. Where
+    the background is set to 0 it stays there."""
     import torch
 
     import data
-    from model import KaldiFbank
-    fbank, total, square, count = KaldiFbank(config), 0.0, 0.0, 0
+    from model import Encoder
+    config = replace(config, mean=0.0, scale=1.0, depth=0, pad="masked")
+    encoder, total, square, count = Encoder(config), 0.0, 0.0, 0
     clips = min(clips, len(train))
     for batch in data.loader(train, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, batch_size=1,
                              seed=seed, steps=clips):
-        wave = batch["wave"][:, :max(int(batch["lengths"]), config.window_samples)]
         with torch.inference_mode():
-            spec = fbank(wave - wave.mean()).double()
+            spec = encoder.frontend(batch["wave"][:, :int(batch["lengths"])]).double()
         total, square, count = total + spec.sum().item(), square + spec.square().sum().item(), count + spec.numel()
     mean = total / count
-    return mean, max(1e-3, (square / count - mean ** 2) ** 0.5)
+    deviation = max(1e-3, (square / count - mean ** 2) ** 0.5)
+    # rounded, so that rounding errors of another machine or number of threads don't make another encoder
+    return {"mean": 0.0 if config.denoise is not None else round(mean, 3), "scale": float(f"{2 * deviation:.3g}")}
 
 
 def build(args, config, start, heads):
@@ -235,10 +263,6 @@ def build(args, config, start, heads):
         part = {k.split(".", 1)[1]: v for k, v in heads.items() if k.startswith(name)}
         if part:
             load_exactly(getattr(objective, name), part, args.init)
-    try:
-        objective.mask(torch.zeros(1, dtype=torch.int64))
-    except ValueError as error:
-        raise UserError(f"--hidden {args.hidden}: {error}") from None
     return objective
 
 
@@ -383,7 +407,7 @@ def run(args, out, stop, procs):
     config = prepare_run(args, out, train_rows, valid_rows, start, procs)
     objective = build(args, config, start, heads).to(procs.device)
     trainer = engine.Trainer(
-        objective, engine.make_optimizer(objective, args.optimizer, args.lr, args.betas, args.weight_decay), procs,
+        objective, engine.make_optimizer(objective, args.optimizer, args.lr, args.betas, args.weight_decay, args.eps), procs,
         batch_size=args.batch_size, micro_batch=args.micro_batch or args.batch_size, steps=args.steps,
         warmup=args.warmup, schedule=args.schedule, floor=args.floor, clip=args.clip, amp=args.amp,
         compile=args.compile, seed=args.seed)

@@ -23,6 +23,7 @@ class EncoderConfig:
     n_mels: int = 128
     f_min: float = 20.0  # Hz
     f_max: float = 0.0  # Hz; 0 is the Nyquist frequency
+    denoise: float | None = None  # nats above a band's median over the clip that still are background, set to 0
     mean: float = AUDIOSET_MEAN  # (log-mel - mean) / scale is what the encoder sees
     scale: float = 2 * AUDIOSET_STD
     # tokens
@@ -134,8 +135,8 @@ def _presets():
     # for a laptop: 4 s clips, 64 mel bands, 4 × 25 tokens
     for kind, patch in {"patch": (16, 16), "frame": (64, 4)}.items():
         name = f"ssast-laptop-{kind}"
-        table[name] = EncoderConfig(name=name, n_mels=64, frames=400, patch=patch, stride=patch, dim=128, depth=4,
-                                    heads=4)
+        table[name] = EncoderConfig(name=name, n_mels=64, denoise=0.5, mean=0.0, scale=1.2, frames=400, patch=patch,
+                                    stride=patch, dim=128, depth=4, heads=4)
     return table
 
 
@@ -145,11 +146,11 @@ PRESETS = _presets()
 # "laptop" what learns fast on a few CPU cores and small data. Every value is also a flag of pretrain.py.
 _SSAST_PAPER = dict(
     preset="ssast-base-patch", masking="patch", hidden=400, loss="joint", nce_axis="released", normalise="preset",
-    batch_size=24, epochs=10, optimizer="adam", lr=1e-4, betas=(0.95, 0.999), weight_decay=5e-7,
+    batch_size=24, epochs=10, optimizer="adam", lr=1e-4, betas=(0.95, 0.999), eps=1e-8, weight_decay=5e-7,
     schedule="plateau", warmup=1000, floor=0.0, clip=0.0, valid=2000, eval_every=4000)
 _SSAST_LAPTOP = dict(
     preset="ssast-laptop-patch", masking="patch", hidden=0.6, loss="joint", nce_axis="released", normalise="corpus",
-    batch_size=32, steps=600, optimizer="adamw", lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01,
+    batch_size=32, steps=800, optimizer="adamw", lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01,
     schedule="cosine", warmup=50, floor=0.0, clip=1.0, valid=48, eval_every=100)
 RECIPES = {
     "ssast": {"laptop": _SSAST_LAPTOP, "paper": _SSAST_PAPER},

@@ -1,16 +1,18 @@
 """Tar shards: many clips in a file, read by stored offset, so that any order, subset and resume stay exact.
 
-A shard is a standard tar (`tar tf` lists it, webdataset streams it): for each clip NNNNNNNNN.flac or .wav (16 bits, mono)
-and NNNNNNNNN.json, which holds the row of the manifest it came from: relative path, start, domain, source, label. Beside
-it lies SHARD.tar.index.npz with byte offsets and checksums; it is made anew from the tar if it is missing or the tar
-has another size. Tars made by others (KEY.flac|wav|mp3|ogg … and anything else) are indexed the same way on first use.
+A shard is a standard tar (`tar tf` lists it, webdataset streams it): for each clip NNNNNNNNN.flac or .wav (16 bits,
+mono) and NNNNNNNNN.json, the row of the manifest it came from: relative path, start, domain, source, label. Beside it
+lies SHARD.tar.index.npz with byte offsets and checksums; it is made anew if it is missing or the tar has
+changed. Tars made by others (KEY.flac|wav|mp3|ogg … and anything else) are indexed the same way on first use.
 """
 import hashlib
 import io
 import json
 import os
+import sys
 import tarfile
 import threading
+import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +22,15 @@ import numpy as np
 import audio
 from cli import UserError
 
-VERSION = 1
+VERSION = 1  # of index and JSON
 _WAV_HEADER = 44  # bytes before the samples of the WAV files that we write
 _MAX_OPEN = 128  # shards held open by a process
 _open, _lock = OrderedDict(), threading.Lock()
-TEXTS = ("path", "domain", "source", "label")
+CODED = ("domain", "source", "label")  # texts of which there are few
+TEXTS = ("path", *CODED)
 NUMBERS = {"start": np.int64, "frames": np.int64, "sample_rate": np.int32, "offset": np.int64, "size": np.int64,
            "checksum": np.uint64, "pcm": np.uint8}
+ARRAYS = ("path", "path_size", *NUMBERS, *CODED, *(f"{name}_names" for name in CODED))  # of an index
 
 
 def checksum(data):
@@ -104,66 +108,93 @@ def _pread(path, size, offset):
             except OSError as error:
                 raise audio.BadAudio(f"shard can't be opened ({error.strerror})", path) from None
         _open[path] = handle  # last in line
-        if len(_open) > _MAX_OPEN:
+        while len(_open) > _MAX_OPEN:
             os.close(_open.popitem(last=False)[1])
         return os.pread(handle, size, offset)
 
 
 def rows(folder):
-    """All rows of a folder of shards: the columns of manifest.build, and `entries`."""
+    """All rows of a folder of shards: the fields of a Manifest that begin with its paths, and `entries`."""
     tars = sorted(str(p) for p in Path(folder).glob("*.tar"))
     parts = [_index(tar) for tar in tars]
-    if not sum(len(part["path"]) for part in parts):
+    count = [len(part["size"]) for part in parts]
+    if not sum(count):
         raise UserError(f"the tar files in {folder} hold no audio ({' '.join(audio.AUDIO_SUFFIXES[:4])} …)")
     plan = Path(folder) / "pack.json"
     if plan.exists() and (missing := json.loads(plan.read_text())["shards"] - len(tars)) > 0:
-        raise UserError(f"{folder} lacks {missing} of its shards: run the same python data.py pack again to complete it")
-    column = {name: np.concatenate([part[name] for part in parts]) for name in NUMBERS}
-    text = {name: [value for part in parts for value in part[name]] for name in TEXTS}
-    which = np.repeat(np.arange(len(tars), dtype=np.int32), [len(part["path"]) for part in parts])
+        raise UserError(f"{folder} lacks {missing} of its shards: run the same python data.py pack again to complete "
+                        "it")
+    column = {name: np.concatenate([part[name] for part in parts]) for name in ("path", "path_size", *NUMBERS)}
+    codes, names = zip(*(_joined(parts, name) for name in CODED))
+    which = np.repeat(np.arange(len(tars), dtype=np.int32), count)
     entries = Entries(tars, which, column["offset"], column["size"], column["checksum"], column["pcm"],
                       column["sample_rate"])
-    return {"paths": text["path"], "start": column["start"], "frames": column["frames"],
-            "sample_rate": column["sample_rate"], "domain": text["domain"], "source": text["source"],
-            "label": text["label"] if any(text["label"]) else None, "entries": entries}
+    domain = np.array([("", "bio", "gen").index(name) for name in names[0]], np.uint8)[codes[0]]
+    labelled = any(names[2])
+    return {"blob": column["path"], "size": column["path_size"], "start": column["start"], "frames": column["frames"],
+            "sample_rate": column["sample_rate"], "domain": domain, "source": codes[1], "sources": names[1],
+            "label": codes[2] if labelled else None, "labels": names[2] if labelled else [], "entries": entries}
+
+
+def _joined(parts, name):
+    """Each shard's codes and names of one column -> codes for all shards together and their names."""
+    table, codes = {}, []
+    for part in parts:
+        own = [table.setdefault(text, len(table)) for text in _texts(part[f"{name}_names"])]
+        codes.append(np.array(own, np.int32)[part[name]])
+    return np.concatenate(codes), list(table)
 
 
 # ---------------------------------------------------------------------------------------------------------- index
 
 def _index(tar):
-    """The index of one tar, read or made: lists for TEXTS, arrays for NUMBERS."""
-    path, size = f"{tar}.index.npz", os.path.getsize(tar)
+    """The index of one tar, read or made: arrays as `_arrays` gives them."""
     try:
-        with np.load(path) as file:
-            if int(file["tar_size"]) == size and int(file["version"]) == VERSION:
-                texts = {name: _unpack(file[name].tobytes()) for name in TEXTS}
-                return texts | {name: file[name] for name in NUMBERS}
-    except (OSError, ValueError, KeyError):
+        with np.load(f"{tar}.index.npz") as file:
+            if int(file["stamp"]) == _stamp(tar) and int(file["version"]) == VERSION:
+                return {name: file[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or damaged
         pass
     index = make_index(tar)
     try:
-        write_index(tar, index)
+        return write_index(tar, index)
     except OSError:  # a folder that can't be written to: indexed again each time
-        pass
-    return index
+        return _arrays(index)
+
+
+def _stamp(tar):
+    """Tells a tar that has changed from a copy: a hash of its size and its last bytes."""
+    size = os.path.getsize(tar)
+    with open(tar, "rb") as file:
+        file.seek(max(0, size - (1 << 16)))
+        return checksum(file.read() + size.to_bytes(8, "little"))
 
 
 def write_index(tar, index):
-    """Save an index beside its tar, whole or not at all."""
-    arrays = {name: np.frombuffer(_pack(index[name]), np.uint8) for name in TEXTS}
-    arrays |= {name: np.asarray(index[name], kind) for name, kind in NUMBERS.items()}
+    """Save an index (lists) beside its tar, whole or not at all -> its arrays."""
+    arrays = _arrays(index)
     temporary = f"{tar}.index.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
-        np.savez(file, tar_size=os.path.getsize(tar), version=VERSION, **arrays)
+        np.savez(file, stamp=np.uint64(_stamp(tar)), version=VERSION, **arrays)
     os.replace(temporary, f"{tar}.index.npz")
+    return arrays
 
 
-def _pack(texts):
-    return "\0".join(texts).encode("utf-8", "surrogateescape") + b"\0" * bool(texts)
+def _arrays(index):
+    """Lists -> arrays: numbers; the bytes of all paths and each one's size; codes and distinct names of the other
+    texts (names as bytes, each ended by a zero byte)."""
+    paths = [path.encode("utf-8", "surrogateescape") for path in index["path"]]
+    arrays = {name: np.array(index[name], kind) for name, kind in NUMBERS.items()}
+    arrays |= {"path": np.frombuffer(b"".join(paths), np.uint8), "path_size": np.array([*map(len, paths)], np.int32)}
+    for name in CODED:
+        table = {text: code for code, text in enumerate(dict.fromkeys(index[name]))}
+        arrays[name] = np.array([table[text] for text in index[name]], np.int32)
+        arrays[f"{name}_names"] = np.frombuffer("".join(f"{text}\0" for text in table).encode(), np.uint8)
+    return arrays
 
 
-def _unpack(data):
-    return data.decode("utf-8", "surrogateescape").split("\0")[:-1]
+def _texts(array):
+    return array.tobytes().decode().split("\0")[:-1]
 
 
 def make_index(tar):
@@ -233,9 +264,9 @@ def pack(manifest, folder, rate=None, format="flac", clips_per_shard=2048, jobs=
     todo = [k for k, name in enumerate(names) if not _is_done(name)]
     for rest in folder.glob("*.tmp"):
         rest.unlink()
-    jobs_todo = [(str(names[k]), range(k * clips_per_shard, min(len(manifest), (k + 1) * clips_per_shard)), rate, format)
-                 for k in todo]
-    for _ in wrap(_in_processes(manifest, jobs_todo, jobs), len(todo)):
+    work = [(str(names[k]), range(k * clips_per_shard, min(len(manifest), (k + 1) * clips_per_shard)), rate, format)
+            for k in todo]
+    for _ in wrap(_in_processes(manifest, work, jobs), len(work)):
         pass
     reports = [json.loads(Path(f"{name}.report.json").read_text()) for name in names]
     return {"shards": count, "new": len(todo), "clips": sum(r["clips"] for r in reports),
@@ -250,11 +281,12 @@ def _start(folder, plan):
         old = json.loads(path.read_text())
         if differing := [key for key in plan if old.get(key) != plan[key]]:
             key = differing[0]
-            raise UserError(f"{folder} holds another pack ({key} {old.get(key)}, now {plan[key]}): choose another folder, "
-                            "or remove it")
+            raise UserError(f"{folder} holds another pack ({key} {old.get(key)}, now {plan[key]}): choose another "
+                            "folder, or remove it")
         return
     if folder.exists() and any(folder.glob("*.tar")):
-        raise UserError(f"{folder} already holds tar files that python data.py pack didn't write: choose another folder")
+        raise UserError(f"{folder} already holds tar files that python data.py pack didn't write: choose another "
+                        "folder")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"pack.json.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(plan, indent=1))
@@ -275,15 +307,14 @@ def _in_processes(manifest, todo, jobs):
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
-    from sys import platform
-    context = multiprocessing.get_context("fork" if platform == "linux" else "spawn")  # fork shares the manifest
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # fork shares the manifest
     with ProcessPoolExecutor(jobs, context, initializer=_hold, initargs=(manifest,)) as pool:
         try:
             for future in as_completed([pool.submit(_write_held, *job) for job in todo]):
                 yield future.result()
         except BrokenProcessPool:
-            raise UserError("a packing process was ended from outside (out of memory?): the same command goes on where "
-                            "it stopped; fewer --jobs need less memory") from None
+            raise UserError("a packing process was ended from outside (out of memory?): the same command goes on "
+                            "where it stopped; fewer --jobs need less memory") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -295,7 +326,7 @@ _held = None
 def _hold(manifest):
     global _held
     _held = manifest
-    if "torch" in __import__("sys").modules:
+    if "torch" in sys.modules:  # a process forked from one that had loaded it
         import torch
         torch.set_num_threads(1)
 

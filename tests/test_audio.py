@@ -18,7 +18,8 @@ def write(path, wave, rate=16000, **kwargs):
 
 
 def noise(n, seed=0, channels=None):
-    return (0.1 * np.random.default_rng(seed).standard_normal(n if channels is None else (n, channels))).astype(np.float32)
+    shape = n if channels is None else (n, channels)
+    return (0.1 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
 @pytest.mark.parametrize("name, rate", [("a.wav", 22050), ("a.flac", 22050), ("a.ogg", 22050), ("a.ogg", 48000),
@@ -32,7 +33,7 @@ def test_a_part_is_what_a_straight_read_gives_there(tmp_path, name, rate):
     for start in np.linspace(0, n - 600, 40).astype(int).tolist():  # the last ones lie in an Ogg stream's last page
         assert np.abs(audio.read(path, start, 500) - whole[start:start + 500]).max() < 1e-6, start
     with audio.Sound(path) as sound:  # several reads of one open file, backwards too
-        for start in (30000, 100, 50000):
+        for start in (n // 2, 100, n - 600):
             assert np.abs(sound.read(start, 500) - whole[start:start + 500]).max() < 1e-6, start
 
 
@@ -45,7 +46,7 @@ def test_a_part_of_an_mp3_does_not_make_the_decoder_talk(tmp_path, capfd):
 
 def test_an_mp3_that_does_not_say_its_length_is_counted(tmp_path):
     rate = 16000
-    loud = np.concatenate([0.01 * noise(rate * 10), noise(rate * 10)])  # variable bit rate: a guess from bytes is wrong
+    loud = np.concatenate([0.01 * noise(rate * 10), noise(rate * 10)])  # a guess from the bytes is wrong
     data = write(tmp_path / "whole.mp3", loud, rate, bitrate_mode="VARIABLE").read_bytes()
     cut = tmp_path / "cut.mp3"
     cut.write_bytes(data[4321:])

@@ -170,11 +170,13 @@ def test_two_nodes_train_together_and_go_on_after_one_is_killed_and_restarted(co
     first = torchrun(arguments, *flags, "--rdzv-conf=is_host=1", processes=1, script=SCRIPT, env={"WREN_FAULT": "slow"})
     start_second = lambda fault: subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", *flags, "--rdzv-conf=is_host=0",
-         str(SCRIPT), *arguments], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1", "WREN_FAULT": fault})
+         str(SCRIPT), *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "WREN_FAULT": fault})
     second = start_second("slow")
     wait_for(lambda: (out / "log.jsonl").exists() and len(rows(out)) >= 3)
-    os.killpg(second.pid, signal.SIGKILL)  # the node: its agent and its worker
+    worker = int(Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()[0])
+    for pid in (second.pid, worker):  # the whole node: its agent and its worker, which would train on without it
+        os.kill(pid, signal.SIGKILL)
     second.wait()
     second = start_second("none")
     output = first.communicate(timeout=120)[0]

@@ -1,0 +1,260 @@
+"""The order of loading, broken recordings, tasks, active crops, augmentation, the command line."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from test_audio import BROKEN, broken, noise
+from test_manifest import fails, recordings, table
+
+import activity
+import data
+import manifest
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Recordings at several rates and of several lengths, one of them broken."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for rate, name in ((16000, "a{}.flac"), (44100, "b{}.wav"), (8000, "c{}.wav"), (22050, "d{}.mp3")):
+        recordings(folder, [0.4, 1.7, 3.1], rate, name)
+    (folder / "e.wav").write_text("this is no sound\n" * 50)
+    listed = sorted(p.name for p in folder.iterdir())
+    return data.subset(data.open_manifest(table(folder / "m.csv", ["path"], [[n] for n in listed])))
+
+
+def stream(rows, world=1, workers=0, first=0, steps=9, **kwargs):
+    """Global batches: those of all ranks, joined."""
+    loaders = [data.loader(rows, sample_rate=16000, clip_seconds=1.0, batch_size=6, seed=3, first=first, steps=steps,
+                           rank=rank, world=world, workers=workers, partner=True, **kwargs) for rank in range(world)]
+    return [{key: sum((b[key] for b in parts), []) if key == "bad" else torch.cat([b[key] for b in parts])
+             for key in parts[0]} for parts in zip(*loaders)]
+
+
+@pytest.mark.parametrize("crop", ["random", "active"])
+def test_the_same_bytes_for_any_number_of_workers_and_ranks_also_from_the_middle(mixed, crop):
+    straight = stream(mixed, crop=crop)
+    assert len(straight) == 9 and sum(len(batch["bad"]) for batch in straight) > 3  # four epochs of 13 rows
+    layouts = [(w, r) for r in (1, 2, 3) for w in (0, 1, 2)] if crop == "random" else [(1, 2)]
+    for workers, world in layouts:
+        for batch, wanted in zip(stream(mixed, world, workers, first=24, steps=5, crop=crop), straight[4:]):
+            for key in wanted:
+                same = batch[key] == wanted[key] if key == "bad" else torch.equal(batch[key], wanted[key])
+                assert same, (key, workers, world)
+
+
+def test_an_epoch_holds_every_row_once_and_the_next_another_order(mixed):
+    rows = mixed.select(np.array([i for i in range(len(mixed)) if mixed.path(i) != "e.wav"]))
+    seen = torch.cat([batch["index"] for batch in stream(rows, steps=6)])
+    first, second, third = seen.view(3, 12)
+    assert all(sorted(epoch.tolist()) == list(range(12)) for epoch in (first, second, third))
+    assert not torch.equal(first, second)
+
+
+def test_a_batch_may_hold_several_epochs_of_a_tiny_corpus(tmp_path):
+    recordings(tmp_path, [0.1] * 3)
+    rows = data.open_manifest(tmp_path)
+    batches = list(data.loader(rows, sample_rate=16000, clip_seconds=0.1, batch_size=8, seed=0, steps=3))
+    seen = torch.cat([batch["index"] for batch in batches])
+    assert all(sorted(epoch.tolist()) == [0, 1, 2] for epoch in seen.view(8, 3))
+    assert len(set(torch.cat([batch["seed"] for batch in batches]).tolist())) == 24
+
+
+def test_what_a_batch_holds(mixed):
+    for batch in stream(mixed, steps=4):
+        assert batch["wave"].shape == (6, 16000) and batch["wave"].dtype == torch.float32
+        assert batch["lengths"].dtype == batch["index"].dtype == batch["seed"].dtype == torch.int64
+        for wave, length, index in zip(batch["wave"], batch["lengths"], batch["index"]):
+            short = mixed.path(int(index))[1] == "0"  # 0.4 s
+            assert int(length) in ((6400, 6417, 6418) if short else (16000,)) or short
+            assert (wave[length:] == 0).all() and wave[:length].abs().max() > 0.01
+        assert len(set(batch["seed"].tolist())) == 6
+
+
+def test_crops_move_between_epochs_and_a_crop_from_the_start_does_not(tmp_path):
+    recordings(tmp_path, [4.0, 4.0])
+    rows = data.subset(data.open_manifest(tmp_path))
+    kwargs = dict(sample_rate=16000, clip_seconds=1.0, batch_size=2, seed=0, steps=3)
+    moving, still = ([batch["wave"][batch["index"].argsort()] for batch in data.loader(rows, crop=crop, **kwargs)]
+                     for crop in ("random", "start"))
+    assert not torch.equal(moving[0], moving[1])
+    assert torch.equal(still[0], still[2])
+    assert torch.equal(still[0][0], torch.from_numpy(rows.read(0, 0, 16000)))
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_recording_is_replaced_by_the_next_good_one_and_reported(tmp_path, kind):
+    good = recordings(tmp_path, [1.0, 1.0])
+    bad = broken(tmp_path, kind).name
+    listed = [[name, 16000] for name in (good[0], bad, good[1])]
+    rows = data.open_manifest(table(tmp_path / "m.csv", ["path", "frames"], listed))
+    for workers in (0, 1):
+        batch = next(iter(data.loader(rows, sample_rate=16000, clip_seconds=1.0, batch_size=3, seed=0, steps=1,
+                                      workers=workers)))
+        assert sorted(batch["index"].tolist()) == [0, 2, 2]
+        assert [b["path"] for b in batch["bad"]] == [bad] and BROKEN[kind] in batch["bad"][0]["reason"]
+
+
+@pytest.mark.parametrize("column, value, complaint", [("frames", 20000, "20000 frames from 0 wanted, 16000 there"),
+                                                      ("sample_rate", 44100, "the manifest says 44100")])
+def test_a_manifest_that_is_wrong_about_a_recording_is_caught(tmp_path, column, value, complaint):
+    names = recordings(tmp_path, [1.0, 1.0])
+    right = {"frames": 16000, "sample_rate": 16000}
+    rows = data.open_manifest(table(tmp_path / "m.csv", ["path", *right], [
+        [names[0], *(right | {column: value}).values()], [names[1], *right.values()]]))
+    batch = next(iter(data.loader(rows, sample_rate=16000, clip_seconds=1.25, batch_size=2, seed=0, steps=1)))
+    assert complaint in batch["bad"][0]["reason"] and batch["index"].tolist() == [1, 1]
+
+
+def test_a_corpus_without_one_readable_clip_ends_in_one_line(tmp_path):
+    rows = manifest.build(["gone.wav", "lost.wav"], bases=(str(tmp_path),))
+    for workers in (0, 1):
+        message = fails(next, iter(data.loader(rows, sample_rate=16000, clip_seconds=1, batch_size=2, seed=0,
+                                               workers=workers)))
+        assert "no such file" in message and str(tmp_path) in message
+
+
+def test_too_many_bad_clips_stop_the_run_but_a_few_of_a_small_run_do_not(tmp_path):
+    log = data.BadLog(tmp_path / "bad.jsonl", max_bad=0.01)
+    log.add([{"path": "a.wav", "reason": "empty file"}], 1, 8)
+    log.add([], 0, 992)
+    for _ in range(8):
+        log.add([{"path": "b.wav", "reason": "empty file"}], 1, 10)
+    assert "12 of 1083 clips" in fails(log.add, [{"path": "c.wav", "reason": "empty file"}], 3, 3)
+    lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert lines[0] == {"path": "a.wav", "reason": "empty file"} and len(lines) >= 10
+
+
+# ------------------------------------------------------------------------------------------------------------ tasks
+
+def task_folder(root, labels=("b,ig", "small"), test_labels=None):
+    """A task in BEANS layout with an unnamed index column and labels with commas."""
+    names = recordings(root / "audio", [0.3] * 4)
+    for split in ("train", "valid", "test"):
+        rows = [[k, f"audio/{n}", (test_labels if split == "test" and test_labels else labels)[k % 2]]
+                for k, n in enumerate(names)]
+        table(root / "bats" / f"{split}.csv", ["", "path", "label"], rows)
+    return root
+
+
+def test_a_task_in_beans_layout_is_found_by_name_or_folder(tmp_path, monkeypatch):
+    root = task_folder(tmp_path / "beans")  # paths start at the parent of the CSVs, as BEANS has them
+    for task in (data.load_task("bats", root=root), data.load_task(root / "bats", root=root)):
+        assert (task.name, task.kind, task.labels) == ("bats", "classification", ["b,ig", "small"])
+        assert set(task.splits) == {"train", "valid", "test"}
+        assert task.splits["test"].label.tolist() == [0, 1, 0, 1] and len(task.splits["test"].read(3)) == 4800
+    monkeypatch.chdir(root)  # without --data: from the CSV's folder, then from the current one
+    assert len(data.load_task("bats").splits["train"]) == 4
+
+
+def test_a_label_that_training_lacks_is_added_with_a_warning(tmp_path, capsys):
+    task = data.load_task("bats", root=task_folder(tmp_path, test_labels=("b,ig", "new")))
+    assert task.labels == ["b,ig", "small", "new"] and task.splits["test"].label.tolist() == [0, 2, 0, 2]
+    assert "training split lacks: new" in capsys.readouterr().err
+
+
+def test_what_can_be_wrong_with_a_task_is_said_in_one_line(tmp_path):
+    root = task_folder(tmp_path)
+    assert "neither a folder" in fails(data.load_task, "dogs", root=root)
+    (root / "audio" / "r3.flac").unlink()
+    assert "names audio/r3.flac" in fails(data.load_task, "bats", root=root)
+    table(root / "bats" / "train.csv", ["", "path", "label"], [])
+    assert "no rows" in fails(data.load_task, "bats", root=root)
+    table(root / "bats" / "train.csv", ["path"], [["audio/r0.flac"]])
+    assert "no column label" in fails(data.load_task, "bats", root=root)
+    (root / "bats" / "train.csv").unlink()
+    assert "train.csv is missing" in fails(data.load_task, "bats", root=root)
+
+
+# ----------------------------------------------------------------------------------------- active crop, augmentation
+
+def test_activity_finds_a_call_in_steady_noise_and_ignores_loudness():
+    rate = 16000
+    steady, time = noise(2 * rate), np.arange(rate // 4) / rate
+    call = steady.copy()
+    call[rate:rate + rate // 4] += 0.3 * np.sin(2 * np.pi * (2000 + 4000 * time) * time).astype(np.float32)
+    assert activity.activity(call, rate) > 5 * activity.activity(steady, rate)
+    assert activity.activity(10 * steady, rate) == pytest.approx(activity.activity(steady, rate), rel=1e-3)
+    hum = steady + 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2 * rate) / rate).astype(np.float32)
+    assert activity.activity(hum, rate) < 2 * activity.activity(steady, rate)
+    assert activity.activity(np.zeros(100, np.float32), rate) == 0
+    assert np.isfinite(activity.activity(np.zeros(rate, np.float32), 2000))
+    assert activity.most_active([steady, call, hum], rate) is call
+
+
+def test_an_active_crop_holds_a_call_more_often(tmp_path):
+    rate, hits = 16000, {}
+    time = np.arange(rate // 4) / rate
+    for k in range(12):
+        wave = noise(20 * rate, k)
+        wave[5 * rate:5 * rate + len(time)] += 0.5 * np.sin(2 * np.pi * 3000 * time).astype(np.float32)
+        soundfile.write(tmp_path / f"{k}.flac", wave, rate)
+    rows = data.open_manifest(tmp_path, segment=60)
+    for crop in ("random", "active"):
+        batches = data.loader(rows, sample_rate=rate, clip_seconds=4, batch_size=12, seed=0, steps=4, crop=crop,
+                              candidates=8)
+        hits[crop] = sum(int((batch["wave"].abs().amax(1) > 0.6).sum()) for batch in batches)
+    assert hits["active"] > 2 * hits["random"] > 0
+
+
+def waves(n=64, samples=4000):
+    wave, partner = torch.from_numpy(noise(2 * n * samples)).view(2, n, samples).clone()
+    lengths = torch.randint(samples // 2, samples + 1, (n,), generator=torch.Generator().manual_seed(0))
+    wave[torch.arange(samples) >= lengths[:, None]] = 0
+    return wave, lengths, torch.arange(n) * 7919, partner
+
+
+def test_augmentation_is_off_by_default_and_keeps_padding_zero():
+    wave, lengths, seeds, partner = waves()
+    assert data.augment(wave, lengths, seeds) is wave
+    all_of_it = dict(gain=6, shift=True, mix_snr=(0, 10), polarity=True)
+    changed = data.augment(wave, lengths, seeds, partner, **all_of_it)
+    assert (changed[torch.arange(4000) >= lengths[:, None]] == 0).all() and not torch.equal(changed, wave)
+    alone = data.augment(wave[5:6], lengths[5:6], seeds[5:6], partner[5:6], **all_of_it)
+    torch.testing.assert_close(alone[0], changed[5], rtol=1e-5, atol=1e-7)
+
+
+def test_gain_shift_polarity_and_mixing_do_what_they_say():
+    wave, lengths, seeds, partner = waves()
+    level = data.augment(wave, lengths, seeds, gain=6).norm(dim=1) / wave.norm(dim=1)
+    assert 10 ** (-6 / 20) - 1e-4 <= level.min() < 0.6 < 1.7 < level.max() <= 10 ** (6 / 20) + 1e-4
+    sign = data.augment(wave, lengths, seeds, polarity=True)[:, 0] / wave[:, 0]
+    assert set(sign.tolist()) == {-1.0, 1.0} and 16 < (sign < 0).sum() < 48
+    shifted = data.augment(wave, lengths, seeds, shift=True)
+    for before, after, n in zip(wave, shifted, lengths):
+        at = int((before[:n] == after[0]).nonzero()[0, 0])
+        assert torch.equal(before[:n].roll(-at), after[:n])
+    mixed = data.augment(wave, lengths, seeds, partner, mix_snr=(0, 10))
+    snr = 10 * torch.log10(wave.square().sum(1) / (mixed - wave).square().sum(1))
+    assert -0.1 < snr.min() < 2 and 8 < snr.max() < 10.1
+    assert "partner" in fails(data.augment, wave, lengths, seeds, mix_snr=(0, 10))
+
+
+def test_a_short_partner_is_not_amplified_to_fill_the_clip():
+    wave, lengths, seeds, partner = waves(4)
+    partner[:, 1000:] = 0
+    mixed = data.augment(wave, lengths, seeds, partner, torch.full((4,), 1000), mix_snr=(10, 10)) - wave
+    local = 10 * torch.log10(wave.square().sum(1) / lengths / (mixed[:, :1000].square().mean(1)))
+    torch.testing.assert_close(local, torch.full((4,), 10.0), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("command", ["index", "subset", "pack", "check", "demo"])
+def test_the_help_of_every_command_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        data.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and f"  python data.py {command}" in text
+    assert all(len(line) <= 118 for line in text.splitlines())
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, data\ntry: data.parse_args(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                         cwd=os.path.dirname(data.__file__))
+    assert run.stdout.splitlines()[-1] == "False", run.stderr
