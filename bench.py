@@ -73,7 +73,8 @@ def ceiling(bench):
     import torch
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(bench.amp, torch.float32)
     bench.flops = 0.0
-    for m, k, n in ((8192,) * 3, (16384, 4096, 4096)) if bench.device.type == "cuda" else ((2048,) * 3, (2048, 768, 3072)):
+    sizes = ((8192,) * 3, (16384, 4096, 4096)) if bench.device.type == "cuda" else ((2048,) * 3, (2048, 768, 3072))
+    for m, k, n in sizes:
         a, b = (torch.randn(*s, device=bench.device, dtype=dtype) for s in ((m, k), (k, n)))
         rate = 2 * m * k * n / bench.seconds(lambda: a @ b, 20, min)  # the best of 20: a ceiling, not a typical speed
         bench.row(f"matmul {m} × {k} × {n}", rate / 1e9, "GFLOP/s")
@@ -95,6 +96,97 @@ def read(bench):
             soundfile.write(path, 0.1 * rng.standard_normal(10 * rate), rate)
             took = bench.seconds(lambda: [audio.read(path, 0, 10 * rate, rate=16000) for _ in range(10)]) / 10
             bench.row(f"read 10 s {name} {rate / 1000:g} kHz", took * 1e3, "ms/clip")
+
+
+def load(bench):
+    """Clips a second through the loader with one worker: 10 s clips from files and from shards."""
+    import numpy as np
+    import soundfile
+
+    import data
+    import shards
+    rng, n = np.random.default_rng(0), 128
+    with tempfile.TemporaryDirectory() as folder:
+        rates = {}
+        for name, rate in (("wav", 16000), ("flac", 16000), ("ogg", 16000), ("wav", 44100), ("flac", 44100)):
+            place = Path(folder) / f"{name} {rate / 1000:g} kHz"
+            place.mkdir()
+            for k in range(n):
+                with soundfile.SoundFile(place / f"{k}.{name}", "w", rate, 1) as file:
+                    for _ in range(10):  # in pieces: libsndfile's Vorbis encoder overflows its stack on long blocks
+                        file.write(field_noise(rng, rate))
+            rates[place.name] = place
+        files = data.open_manifest(rates["wav 16 kHz"])
+        for format in ("flac", "wav"):
+            place = Path(folder) / f"shard-{'pcm' if format == 'wav' else format} 16 kHz"
+            shards.pack(files, place, format=format, clips_per_shard=64)
+            rates[place.name] = place
+        for name, place in rates.items():
+            rows, seconds = data.open_manifest(place), 10
+            value = loading(bench, rows, seconds)
+            beside = name.replace("shard-pcm", "wav").replace("shard-flac", "flac")
+            rates[name] = value
+            ratio = (value / rates[beside], "separate files") if beside != name else ()
+            bench.row(f"load {name}, 10 s", value, "clips/s", *ratio)
+            if name.startswith("shard"):
+                bench.row(f"load {name}, 2 s crops", loading(bench, rows, 2), "clips/s")
+                bench.row(f"read {name}, 2 s crops, this process", reading(rows, 2), "clips/s")
+                mine = bench.row(f"read {name}, this process", reading(rows, seconds), "clips/s")
+                if (theirs := webdataset_rate(place)) is not None:
+                    bench.row(f"read {name}, webdataset, this process", theirs, "clips/s", theirs / mine, "ours")
+
+
+def reading(rows, seconds):
+    """Clips a second without a loader process: what `webdataset_rate` is compared with."""
+    import data
+    crop, times = data.Cropper(16000, seconds), []
+    for seed in range(3):
+        began = time.perf_counter()
+        for i in range(len(rows)):
+            crop(rows, i, seed)
+        times.append((time.perf_counter() - began) / len(rows))
+    return 1 / statistics.median(times)
+
+
+def field_noise(rng, n):
+    """n samples that a lossless coder treats like a quiet recording: low-passed noise, 30 dB below full scale."""
+    import numpy as np
+    return 0.03 * np.convolve(rng.standard_normal(n + 7), np.hanning(8) / 4.5, "valid")
+
+
+def loading(bench, rows, seconds, batch=16):
+    """Clips a second through data.loader with one worker, after its start."""
+    import data
+    times = []
+    for _ in range(3):
+        batches = iter(data.loader(rows, sample_rate=16000, clip_seconds=seconds, batch_size=batch, seed=0, workers=1))
+        for _ in range(4):  # the worker's start and what it prefetches
+            next(batches)
+        began = time.perf_counter()
+        for _ in range(12):
+            next(batches)
+        times.append((time.perf_counter() - began) / 12 / batch)
+    return 1 / statistics.median(times)
+
+
+def webdataset_rate(folder):
+    """The same shards streamed by webdataset, decoded with soundfile, in this process; None if it isn't installed."""
+    try:
+        import webdataset
+    except ImportError:
+        return None
+    import io
+
+    import soundfile
+    urls, times = sorted(map(str, folder.glob("*.tar"))), []
+    suffix = "wav" if "pcm" in folder.name else "flac"
+    for _ in range(3):
+        began, count = time.perf_counter(), 0
+        for sample in webdataset.WebDataset(urls, shardshuffle=False):
+            soundfile.read(io.BytesIO(sample[suffix]), dtype="float32")
+            count += 1
+        times.append((time.perf_counter() - began) / count)
+    return 1 / statistics.median(times)
 
 
 def frontend(bench):
@@ -123,8 +215,8 @@ def mask(bench):
 
     from masking import patch_mask, patch_mask_upstream
     seeds = torch.arange(64, device=bench.device)
-    theirs = bench.row("mask, upstream's loop", bench.seconds(lambda: patch_mask_upstream(seeds, (64, 8), 400)) / 64 * 1e3,
-                       "ms/clip")
+    theirs = bench.seconds(lambda: patch_mask_upstream(seeds, (64, 8), 400)) / 64 * 1e3
+    bench.row("mask, upstream's loop", theirs, "ms/clip")
     mine = bench.seconds(lambda: patch_mask(seeds, (64, 8), 400)) / 64 * 1e3
     bench.row("mask, batch 64", mine, "ms/clip", mine / theirs, "upstream's loop")
 
@@ -170,7 +262,36 @@ def step(bench):
         bench.row(f"{name}, against it", took, "s", took / theirs, "published form")
     elif bench.device.type == "cuda":
         bench.row(f"{name}, memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
-    bench.row(f"{name}, all processes", batch * bench.procs.world / took, "clips/s", bench.procs.world, "processes")
+
+
+def train(bench):
+    """Training as it is: the demo's clips through a loader process and the whole step; time spent without data."""
+    import demo
+    from data import loader, open_manifest
+    from engine import Meter, Trainer, make_optimizer
+    from model import Encoder
+    from objectives import SSAST
+    demo.ensure()
+    args, config, world = bench.args, PRESETS[bench.args.preset], bench.procs.world
+    rows, batch = open_manifest("data/demo/pretrain.csv"), bench.args.batch_size * world
+    objective = SSAST(Encoder(config)).to(bench.device)
+    trainer = Trainer(objective, make_optimizer(objective), bench.procs, batch_size=batch, micro_batch=args.batch_size,
+                      steps=1000, warmup=10, amp=args.amp, compile=args.compile)
+    batches = iter(loader(rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, seed=0, workers=1,
+                          batch_size=batch, rank=bench.procs.rank, world=world))
+    for steps in (2, 2 * args.repeat):  # the first two pay for the loader's start and the first allocations
+        meter = Meter(bench.procs, batch, config)
+        for _ in range(steps):
+            with meter.waiting():
+                clips = next(batches)
+            meter.add(trainer.train(clips))
+    entry = meter.entry(steps, len(rows), 0)
+    name = f"train, {config.name}, {world} × {args.batch_size}"
+    bench.row(name, entry["clips_per_second"], "clips/s", world, "processes")
+    bench.row(f"{name}, waiting for data", 100 * entry["data_wait"], "%")
+    bench.row(f"{name}, memory", entry["memory_gb"], "GB")
+    if entry.get("mfu"):
+        bench.row(f"{name}, MFU", 100 * entry["mfu"], "%", to="the device's stated dense peak")
 
 
 class PublishedStep:
@@ -237,7 +358,7 @@ class PublishedStep:
         self.optimizer.step()
 
 
-GROUPS = {f.__name__: f for f in (ceiling, read, frontend, mask, forward, step)}
+GROUPS = {f.__name__: f for f in (ceiling, read, load, frontend, mask, forward, step, train)}
 
 
 def main(argv=None):

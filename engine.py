@@ -137,7 +137,8 @@ def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_dec
 
     Some parameters have no effect on the loss (the bias of attention's keys, that of the last layer before a softmax
     over predictions): their gradients are rounding noise of about 1e-9, which eps 1e-8 would turn into real steps,
-    other ones for every way of cutting the batch. Biases, norms, positions and special tokens are not decayed. `initial_lr` is what the schedule multiplies.
+    other ones for every way of cutting the batch. Biases, norms, positions
+    and special tokens are not decayed. `initial_lr` is what the schedule multiplies.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if kind == "adam":
@@ -181,6 +182,18 @@ class Plateau:
 
 # --------------------------------------------------------------------------------------------------------- step
 
+def weighted(metrics):
+    """An objective's means -> (names, float64 sums), which can be added up over micro-batches and processes."""
+    names, count = sorted(metrics), metrics["count"].double()
+    return names, torch.stack([metrics[n].detach().double() * (1 if n == "count" else count) for n in names])
+
+
+def means(names, sums):
+    """Undo `weighted`: Python numbers -> {name: mean}."""
+    count = max(1.0, sums[names.index("count")])
+    return {n: v if n == "count" else v / count for n, v in zip(names, sums)}
+
+
 class Trainer:
     """One optimisation step over a global batch, on any number of processes and micro-batches.
 
@@ -189,9 +202,10 @@ class Trainer:
     """
 
     def __init__(self, objective, optimizer, procs, *, batch_size, micro_batch, steps, warmup, schedule="cosine",
-                 floor=0.0, clip=0.0, amp="auto", compile=False, seed=0):
+                 floor=0.0, clip=0.0, amp="auto", compile=False, seed=0,
+                 augment=None):
         self.objective, self.optimizer, self.procs = objective, optimizer, procs
-        self.micro_batch, self.clip, self.seed = micro_batch, clip, seed
+        self.micro_batch, self.clip, self.seed, self.augment = micro_batch, clip, seed, augment
         self.steps, self.warmup, self.schedule, self.floor = steps, warmup, schedule, floor
         self.autocast, self.scaler, self.amp = precision(amp, procs.device)
         self.plateau = Plateau()
@@ -229,24 +243,26 @@ class Trainer:
         cuts = range(0, size, self.micro_batch)
         totals, names = 0.0, None
         for start in cuts:
-            arguments = self._to_device(batch, slice(start, start + self.micro_batch))
+            arguments = self._to_device(batch, slice(start, start + self.micro_batch), self.augment)
             last = start == cuts[-1]
             with nullcontext() if last or self.procs.world == 1 else self.ddp.no_sync():
                 with self.autocast():
                     loss, metrics = self.ddp(*arguments)
                 self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
-            names = sorted(metrics)
-            totals = totals + torch.stack([torch.as_tensor(metrics[n], device=self.procs.device).double().detach()
-                                           * (1 if n == "count" else metrics["count"]) for n in names])
+            names, sums = weighted(metrics)
+            totals = totals + sums
         sums = torch.cat([totals, torch.tensor([*flags], dtype=torch.float64, device=self.procs.device)])
         self.procs.sum(sums)
         return self._update(sums, names, scale)
 
-    def _to_device(self, batch, part):
-        """(wave, lengths or None, seeds) of a micro-batch. Lengths are left out when all clips are full: known here,
-        on the CPU, so that the model need not ask the GPU, and attention runs without a mask."""
+    def _to_device(self, batch, part, augment=None):
+        """(wave, lengths or None, seeds) of a micro-batch, augmented on the device. Lengths are left
+        out when all clips are full: known here, on the CPU, so that the model need not ask the GPU, and attention runs
+        without a mask."""
         move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
-                if k in ("wave", "lengths", "seed")}
+                if k in ("wave", "lengths", "seed", "partner", "partner_lengths")}
+        if augment:
+            move["wave"] = augment(move)
         full = bool((batch["lengths"][part] >= batch["wave"].shape[1]).all())
         return move["wave"], None if full else move["lengths"], move["seed"]
 
@@ -273,26 +289,19 @@ class Trainer:
             self.skipped_in_a_row += 1
         self.scaler.update()
         self.step += 1
-        result = {n: v if n == "count" else v / max(1.0, values[names.index("count")])
-                  for n, v in zip(names, values)}
-        return result | {"lr": self.optimizer.param_groups[0]["initial_lr"] * lr_scale, "grad_norm": values[-1],
+        return means(names, values) | {"lr": self.optimizer.param_groups[0]["initial_lr"] * lr_scale, "grad_norm": values[-1],
                          "finite": finite, "flags": values[len(names):-1]}
 
     @torch.no_grad()
     def evaluate(self, batches):
         """Mean metrics over held-out batches, each process giving its share; the same masks at every call."""
         self.objective.eval()
-        totals, names = torch.zeros(0), []
+        totals, names = 0.0, None
         for batch in batches:
             with self.autocast():
-                _, metrics = self.objective(*self._to_device(batch, slice(None)))
-            names = sorted(metrics)
-            row = torch.stack([torch.as_tensor(metrics[n]).double().cpu() * (1 if n == "count" else
-                               metrics["count"].cpu()) for n in names])
-            totals = row if not len(totals) else totals + row
-        sums = self.procs.sum(totals.to(self.procs.device)).tolist()
-        count = max(1.0, sums[names.index("count")])
-        return {n: v if n == "count" else v / count for n, v in zip(names, sums)}
+                names, sums = weighted(self.objective(*self._to_device(batch, slice(None)))[1])
+            totals = totals + sums
+        return means(names, self.procs.sum(totals).tolist())
 
     def state_dict(self):
         return {"step": self.step, "objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict(),

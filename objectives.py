@@ -67,7 +67,7 @@ class SSAST(nn.Module):
         The heads run on all tokens and the hidden ones are picked by mask: no loop over clips, no gather, no sync.
         """
         count = hidden.sum()
-        metrics = {"count": count, "chance": len(hidden) / count, "spread": spread(tokens)}
+        metrics = {"count": count, "chance": len(hidden) / count.float(), "spread": spread(tokens)}
         loss = 0.0
         if self.loss != "mse":
             similarity = self.similarity(tokens, target, hidden)

@@ -22,9 +22,9 @@ from recipes import PRESETS, RECIPES, EncoderConfig
 DEMO, CORPUS = "data/demo", "data/pretrain.csv"
 PAPER_SUBSETS = ("0.12M", "0.46M", "0.80M", "1.23M", "2.23M")
 # what may not change within a run, unless --override says so; --steps may grow with --extend
-IDENTITY = ("recipe", "preset", "clip_seconds", "normalise", "init", "subset", "domain", "crop", "masking", "hidden",
-            "loss", "nce_axis", "batch_size", "optimizer", "lr", "betas", "eps", "weight_decay", "schedule", "warmup",
-            "floor", "clip", "seed", "valid", "steps")
+IDENTITY = ("recipe", "preset", "clip_seconds", "normalise", "init", "subset", "domain", "crop", "gain", "shift",
+            "mix_snr", "polarity", "masking", "hidden", "loss", "nce_axis", "batch_size", "optimizer", "lr", "betas",
+            "eps", "weight_decay", "schedule", "warmup", "floor", "clip", "seed", "valid", "steps")
 
 
 def parse_args(argv=None):
@@ -42,20 +42,28 @@ def parse_args(argv=None):
     g.add_argument("--max-bad", type=cli.share, default=0.001, help="share of unreadable clips that stops the run")
     g.add_argument("--workers", type=cli.natural, default=1, help="loader processes of each training process")
 
+    g = p.add_argument_group("augmentation of the wave (off by default; on the device, drawn by each clip's seed)")
+    g.add_argument("--gain", type=cli.positive, help="level drawn from -GAIN to +GAIN, dB")
+    g.add_argument("--shift", action="store_true", help="turn the clip around a circle by a random share")
+    g.add_argument("--mix-snr", type=float, nargs=2, metavar=("LOW", "HIGH"), help="add another clip at a "
+                   "signal-to-noise ratio drawn from this range, dB")
+    g.add_argument("--polarity", action="store_true", help="negate half of the clips")
+
     g = p.add_argument_group("encoder and objective (defaults: the recipe's, see --paper)")
     g.add_argument("--recipe", choices=RECIPES, default="ssast", help="what is learned and how")
     g.add_argument("--scale", choices=("laptop", "paper"), help="column of the recipe (default: paper when --subset "
                                                                 "names one of the paper's sizes, else laptop)")
     g.add_argument("--paper", action="store_true", help="print both columns of the recipe and leave")
+    g.add_argument("--meta", action="store_true", help="print parameters, memory and arithmetic, and leave")
     g.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"encoder: {', '.join(PRESETS)}")
     g.add_argument("--init", metavar="CHECKPOINT", help="start from this encoder (secondary pre-training)")
     g.add_argument("--format", help="layout of --init where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--masking", choices=("patch", "frame", "upstream"), help="clusters of 3 to 5 patches, single "
                    "tokens, or the released SSAST sampler with its biases")
-    g.add_argument("--hidden", type=_count_or_share, help="hidden tokens of a full clip, a count or a share (SSAST: 400 "
-                                                          "of 512)")
+    g.add_argument("--hidden", type=_count_or_share, help="hidden tokens of a full clip, a count or a share "
+                                                          "(SSAST: 400 of 512)")
     g.add_argument("--loss", choices=("joint", "nce", "mse"), help="InfoNCE + 10 MSE, or one alone")
-    g.add_argument("--nce-axis", choices=("released", "paper"), help="softmax over predictions, or over targets (eq. 1)")
+    g.add_argument("--nce-axis", choices=("released", "paper"), help="softmax over predictions, or targets (eq. 1)")
     g.add_argument("--normalise", choices=("corpus", "preset"), help="spectrogram mean and deviation: measured on this "
                    "corpus, or the preset's (AudioSet)")
 
@@ -127,6 +135,25 @@ def print_paper(recipe):
         print(f"{key:<14} {str(laptop.get(key, '–')):<22} {paper.get(key, '–')}")
 
 
+def print_meta(args):
+    """What training the preset takes, without allocating it."""
+    config = PRESETS[args.preset]
+    micro = args.micro_batch or args.batch_size
+    parameters, tokens = config.parameters(), config.n_tokens + config.specials
+    state = 16 * parameters / 1e9  # float32 weights, gradients and two Adam moments, 4 bytes each
+    # bf16: what a block keeps for its backward pass is about 34 values a token and width at 2 bytes (half of them the
+    # feed-forward's), and its input alone when activations are computed again
+    block = 34 * tokens * config.dim * micro / 1e9
+    kept = 2 * tokens * config.dim * micro / 1e9 * config.depth + block
+    print(f"{config.name}: {parameters / 1e6:.1f} M parameters, {config.dim} wide, {config.depth} deep, "
+          f"{tokens} tokens of {config.clip_seconds:g} s\n"
+          f"training state   {state:.1f} GB a GPU (16 bytes a parameter)\n"
+          f"activations      {block * config.depth:.1f} GB a GPU for {micro} clips, {kept:.1f} GB with "
+          f"--checkpoint-activations (bf16, estimated)\n"
+          f"arithmetic       {3 * config.forward_flops() / 1e9:.0f} GFLOP a clip and step, "
+          f"{4 * config.forward_flops() / 1e9:.0f} with --checkpoint-activations")
+
+
 # --------------------------------------------------------------------------------------------------- preparation
 
 def open_data(args, procs):
@@ -148,7 +175,7 @@ def open_data(args, procs):
     _, valid = data.holdout(pool, min(args.valid, len(pool) // 5))
     train = chosen.select(~np.isin(chosen.recording_keys(), valid.recording_keys()))
     if not len(train):
-        raise UserError(f"--subset {args.subset}: all of its clips lie in held-out recordings; lower --valid {args.valid}")
+        raise UserError(f"--subset {args.subset}: all of its clips are in held-out recordings; lower --valid {args.valid}")
     return train, valid
 
 
@@ -246,7 +273,7 @@ def measure(train, config, seed, clips=256):
     mean = total / count
     deviation = max(1e-3, (square / count - mean ** 2) ** 0.5)
     # rounded, so that rounding errors of another machine or number of threads don't make another encoder
-    return {"mean": 0.0 if config.denoise is not None else round(mean, 3), "scale": float(f"{2 * deviation:.3g}")}
+    return {"mean": 0.0 if config.denoise is not None else round(mean, 3), "scale": float(f"{deviation:.3g}")}
 
 
 def build(args, config, start, heads):
@@ -264,6 +291,16 @@ def build(args, config, start, heads):
         if part:
             load_exactly(getattr(objective, name), part, args.init)
     return objective
+
+
+def augmentation(args):
+    """A function of a micro-batch that gives its augmented wave, or None when nothing is asked for."""
+    import data
+    if not (args.gain or args.shift or args.mix_snr or args.polarity):
+        return None
+    return lambda clips: data.augment(
+        clips["wave"], clips["lengths"], clips["seed"], clips.get("partner"), clips.get("partner_lengths"),
+        gain=args.gain or 0.0, shift=args.shift, mix_snr=args.mix_snr, polarity=args.polarity)
 
 
 # ----------------------------------------------------------------------------------------------------- training
@@ -310,8 +347,8 @@ def train(args, trainer, loader, valid, log, stop, out):
                 log.write(entry)
             bar.update(entry)
         if trainer.skipped_in_a_row >= args.max_skips:
-            raise UserError(f"step {step}: {args.max_skips} steps in a row were not finite; the last checkpoint is whole:"
-                            f" lower --lr, or look at the skipped_clips in {out / 'log.jsonl'}")
+            raise UserError(f"step {step}: {args.max_skips} steps in a row were not finite; the last checkpoint is "
+                            f"whole: lower --lr, or look at the skipped_clips in {out / 'log.jsonl'}")
         if step % args.eval_every == 0 or last:
             scores = evaluate_held_out(trainer, valid, log)
             bar.say(f"step {step:>6}  {describe(scores or row, 'held-out ' if scores else '')}  {bar.speed}")
@@ -378,6 +415,8 @@ def main(argv=None):
     args = parse_args(argv)
     if args.paper:
         return print_paper(args.recipe)
+    if args.meta:
+        return print_meta(args)
     stop = cli.StopSignals()  # before torch is imported: a signal in those seconds must not be lost
     import engine
 
@@ -406,11 +445,11 @@ def run(args, out, stop, procs):
     start, heads = starting_point(args)
     config = prepare_run(args, out, train_rows, valid_rows, start, procs)
     objective = build(args, config, start, heads).to(procs.device)
+    optimizer = engine.make_optimizer(objective, args.optimizer, args.lr, args.betas, args.weight_decay, args.eps)
     trainer = engine.Trainer(
-        objective, engine.make_optimizer(objective, args.optimizer, args.lr, args.betas, args.weight_decay, args.eps), procs,
-        batch_size=args.batch_size, micro_batch=args.micro_batch or args.batch_size, steps=args.steps,
-        warmup=args.warmup, schedule=args.schedule, floor=args.floor, clip=args.clip, amp=args.amp,
-        compile=args.compile, seed=args.seed)
+        objective, optimizer, procs, batch_size=args.batch_size, micro_batch=args.micro_batch or args.batch_size,
+        steps=args.steps, warmup=args.warmup, schedule=args.schedule, floor=args.floor, clip=args.clip, amp=args.amp,
+        compile=args.compile, seed=args.seed, augment=augmentation(args))
     state = engine.load_checkpoint(out)
     if state:
         trainer.load_state_dict(state)
@@ -420,15 +459,15 @@ def run(args, out, stop, procs):
         for marker in ("DONE", "PREEMPTED"):
             (out / marker).unlink(missing_ok=True)
         log = engine.Log(out / "log.jsonl", trainer.step if state else -1, args.tensorboard)
-        print(f"{out}: {'resumed at' if state else 'from'} step {trainer.step} to {args.steps}, {len(train_rows)} clips,"
-              f" {len(valid_rows)} held out, {config.name}, {procs.world} × {procs.device.type} {trainer.amp}")
+        print(f"{out}: {'resumed at' if state else 'from'} step {trainer.step} to {args.steps}, {len(train_rows)} "
+              f"clips, {len(valid_rows)} held out, {config.name}, {procs.world} × {procs.device.type} {trainer.amp}")
     if not state:
         first_row(args, trainer, log)
         evaluate_held_out(trainer, valid_rows, log)
     loader = data.loader(train_rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds,
                          batch_size=args.batch_size, seed=args.seed, first=trainer.step * args.batch_size,
                          steps=args.steps - trainer.step, rank=procs.rank, world=procs.world, workers=args.workers,
-                         crop=args.crop)
+                         crop=args.crop, partner=args.mix_snr is not None)
     ended_by = train(args, trainer, loader, valid_rows, log, stop, out)
     if log:
         log.close()

@@ -96,6 +96,13 @@ class EncoderConfig:
     def n_tokens(self):
         return self.grid[0] * self.grid[1]
 
+    def parameters(self):
+        """How many the encoder has (a test holds it against the encoder itself)."""
+        hidden = int(self.dim * self.mlp_ratio)
+        block = 4 * self.dim ** 2 + 2 * self.dim * hidden + 9 * self.dim + hidden
+        embeddings = self.patch[0] * self.patch[1] + 1 + self.n_tokens + 2 * self.specials + 1
+        return self.depth * block + (embeddings + 2) * self.dim
+
     def forward_flops(self, tokens=None):
         """Floating-point operations of the encoder for one clip: 24 d² + 4 N d a token and layer, and the patches."""
         n = (self.n_tokens if tokens is None else tokens) + self.specials
@@ -115,8 +122,9 @@ class EncoderConfig:
 
 
 def _sizes():
-    """Width, depth and heads of the published SSAST sizes."""
-    return {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
+    """Width, depth and heads: SSAST's published sizes, and two more that Dasheng has shown to train."""
+    return {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "0.6b": (1280, 32, 16),
+            "1.2b": (1536, 40, 24)}
 
 
 def _presets():
@@ -142,8 +150,8 @@ def _presets():
 
 PRESETS = _presets()
 
-# What each recipe trains with, at two scales. "paper" holds the published values (SSAST: Gong et al. 2022 and its code);
-# "laptop" what learns fast on a few CPU cores and small data. Every value is also a flag of pretrain.py.
+# What each recipe trains with, at two scales. "paper" holds the published values (SSAST: Gong et al. 2022 and its
+# code); "laptop" what learns fast on a few CPU cores and small data. Every value is also a flag of pretrain.py.
 _SSAST_PAPER = dict(
     preset="ssast-base-patch", masking="patch", hidden=400, loss="joint", nce_axis="released", normalise="preset",
     batch_size=24, epochs=10, optimizer="adam", lr=1e-4, betas=(0.95, 0.999), eps=1e-8, weight_decay=5e-7,

@@ -20,6 +20,8 @@ import pretrain
 from cli import UserError
 
 ROOT = Path(__file__).parent.parent
+# Without this variable a torchrun agent of 2.11 never announces its address to a node that joins after a restart.
+LAUNCH = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 SCRIPT = ROOT / "tests" / "faulty_pretrain.py"
 TINY = ["--preset", "ssast-laptop-patch", "--steps", "6", "--batch-size", "4", "--micro-batch", "2", "--warmup", "2",
         "--valid", "4", "--workers", "0", "--save-every", "2", "--log-every", "1", "--device", "cpu"]
@@ -57,7 +59,7 @@ def torchrun(arguments, *flags, processes=2, script=ROOT / "pretrain.py", env=No
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
                 *(flags or ["--standalone"]), str(script), *arguments]
     return subprocess.Popen(launcher, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}))
+                            env=os.environ | LAUNCH | (env or {}))
 
 
 def wait_for(condition, seconds=60):
@@ -171,7 +173,7 @@ def test_two_nodes_train_together_and_go_on_after_one_is_killed_and_restarted(co
     start_second = lambda fault: subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", *flags, "--rdzv-conf=is_host=0",
          str(SCRIPT), *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "WREN_FAULT": fault})
+        env=os.environ | LAUNCH | {"WREN_FAULT": fault})
     second = start_second("slow")
     wait_for(lambda: (out / "log.jsonl").exists() and len(rows(out)) >= 3)
     worker = int(Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()[0])
@@ -191,12 +193,14 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
     """SIGKILL at random moments of endless saving: the newest file that opens is at most one save old."""
     script = ("import sys, torch; sys.path.insert(0, sys.argv[1]); import engine\n"
               "s = engine.Saver(sys.argv[2]); n = 0\n"
-              "while True:\n n += 1; s.save({'step': n, 'x': torch.full((5_000_000,), float(n))}, n); print(n, flush=True)")
+              "while True:\n n += 1; s.save({'step': n, 'x': torch.full((5_000_000,), float(n))}, n)\n"
+              " print(n, flush=True)")
     rng = random.Random(0)
     for attempt in range(3):
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        process = subprocess.Popen([sys.executable, "-c", script, str(ROOT), str(folder)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, "-c", script, str(ROOT), str(folder)], stdout=subprocess.PIPE,
+                                   text=True)
         for _ in range(3):
             said = int(process.stdout.readline())
         time.sleep(rng.uniform(0, 0.08))

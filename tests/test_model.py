@@ -56,8 +56,8 @@ def test_the_front_end_is_as_near_to_float64_as_torchaudio(kind):
     """Beside a pure tone the empty bands are rounding noise, so there both may be off by 2e-3."""
     t = torch.arange(32000, dtype=torch.float64) / 16000
     wave = {"tone": 0.5 * torch.sin(2 * torch.pi * 1000 * t), "noise": noise(32000).double(),
-            "chirp": 0.5 * torch.sin(2 * torch.pi * (200 * t + 1500 * t * t)), "faint": noise(32000, level=1e-4).double(),
-            }[kind].float()[None]
+            "chirp": 0.5 * torch.sin(2 * torch.pi * (200 * t + 1500 * t * t)),
+            "faint": noise(32000, level=1e-4).double()}[kind].float()[None]
     config = PRESETS["ssast-tiny-patch"]
     truth = float64_fbank(wave, config)
     ours = (KaldiFbank(config)(wave - wave.mean()) - truth).abs()
@@ -186,8 +186,8 @@ def test_hidden_tokens_hold_no_information():
     changed = spec.clone()
     changed[:, 48:64, 32:48] = 9.0
     with torch.inference_mode():
-        assert torch.equal(encoder.tokens(spec, mask), encoder.tokens(changed, mask))
-        assert torch.equal(encoder.tokens(spec, mask, visible_only=True), encoder.tokens(changed, mask, visible_only=True))
+        for visible_only in (False, True):
+            assert torch.equal(*(encoder.tokens(s, mask, visible_only=visible_only) for s in (spec, changed)))
 
 
 def test_encoding_visible_tokens_only_equals_attending_to_them_only():
@@ -252,6 +252,7 @@ def test_every_preset_builds_and_embeds(name):
     with torch.device("meta"):
         encoder = Encoder(PRESETS[name])
     assert encoder.positions.shape[:2] == PRESETS[name].grid
+    assert sum(p.numel() for p in encoder.parameters()) == PRESETS[name].parameters()
     if "tiny" in name or "laptop" in name:
         assert load_encoder(name)(noise(1, 20000)).shape == (1, PRESETS[name].dim)
 

@@ -21,7 +21,8 @@ def published(parity):
     objective = SSAST(load_encoder(path, format="ssast")).eval()
     heads = convert.read(path, "ssast").heads["objective"]
     for name in ("classify", "reconstruct"):
-        load_exactly(getattr(objective, name), {k.split(".", 1)[1]: v for k, v in heads.items() if k.startswith(name)}, path)
+        part = {k.split(".", 1)[1]: v for k, v in heads.items() if k.startswith(name)}
+        load_exactly(getattr(objective, name), part, path)
     t, f = objective.encoder.config.grid
     mask = torch.zeros(2, f * t, dtype=torch.bool).scatter_(1, inputs["mask_index"].long(), True)
     return objective, inputs, mask.view(2, f, t).transpose(1, 2), outputs
