@@ -39,7 +39,8 @@ class Bench:
     def __init__(self, args):
         import torch
 
-        from engine import device_name, precision, start_processes
+        from engine import precision, start_processes
+        from runlog import device_name
         torch.set_num_threads(args.threads)
         self.args, self.rows, self.procs = args, [], start_processes(args.device)
         self.device = self.procs.device
@@ -268,9 +269,10 @@ def train(bench):
     """Training as it is: the demo's clips through a loader process and the whole step; time spent without data."""
     import demo
     from data import loader, open_manifest
-    from engine import Meter, Trainer, make_optimizer
+    from engine import Trainer, make_optimizer
     from model import Encoder
     from objectives import SSAST
+    from runlog import Meter
     demo.ensure()
     args, config, world = bench.args, PRESETS[bench.args.preset], bench.procs.world
     rows, batch = open_manifest("data/demo/pretrain.csv"), bench.args.batch_size * world

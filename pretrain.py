@@ -273,7 +273,7 @@ def measure(train, config, seed, clips=256):
     mean = total / count
     deviation = max(1e-3, (square / count - mean ** 2) ** 0.5)
     # rounded, so that rounding errors of another machine or number of threads don't make another encoder
-    return {"mean": 0.0 if config.denoise is not None else round(mean, 3), "scale": float(f"{deviation:.3g}")}
+    return {"mean": 0.0 if config.denoise is not None else round(mean, 3), "scale": float(f"{2 * deviation:.3g}")}
 
 
 def build(args, config, start, heads):
@@ -322,12 +322,13 @@ def held_out(valid, config, procs, batch_size=32):
 def train(args, trainer, loader, valid, log, stop, out):
     """The loop. Returns the name of the signal that ended it early, or None."""
     import engine
+    import runlog
     from data import BadLog
     from model import save_encoder
     procs, encoder = trainer.procs, trainer.objective.encoder
     bar = cli.Progress(args.steps, trainer.step, procs.main)
     saver, bad = engine.Saver(out, args.keep, args.milestone), BadLog(out / "bad.jsonl", args.max_bad)
-    meter = engine.Meter(procs, args.batch_size, encoder.config)
+    meter = runlog.Meter(procs, args.batch_size, encoder.config)
     batches = iter(loader)
     while trainer.step < args.steps:
         with meter.waiting():
@@ -439,6 +440,7 @@ def run(args, out, stop, procs):
     """One training run, new or continued; returns the name of the signal that ended it early, or None."""
     import data
     import engine
+    import runlog
     if args.batch_size % procs.world:
         raise UserError(f"--batch-size {args.batch_size} does not divide by {procs.world} processes")
     train_rows, valid_rows = open_data(args, procs)
@@ -458,7 +460,7 @@ def run(args, out, stop, procs):
     if procs.main:
         for marker in ("DONE", "PREEMPTED"):
             (out / marker).unlink(missing_ok=True)
-        log = engine.Log(out / "log.jsonl", trainer.step if state else -1, args.tensorboard)
+        log = runlog.Log(out / "log.jsonl", trainer.step if state else -1, args.tensorboard)
         print(f"{out}: {'resumed at' if state else 'from'} step {trainer.step} to {args.steps}, {len(train_rows)} "
               f"clips, {len(valid_rows)} held out, {config.name}, {procs.world} × {procs.device.type} {trainer.amp}")
     if not state:
@@ -477,10 +479,10 @@ def run(args, out, stop, procs):
 def first_row(args, trainer, log):
     """The first line of the log: what ran, where, from which code."""
     if log:
-        import engine
+        import runlog
         encoder = trainer.objective.encoder
-        log.write({"step": 0, "commit": engine.commit(), "processes": trainer.procs.world, "amp": trainer.amp,
-                   "device": engine.device_name(trainer.procs.device),
+        log.write({"step": 0, "commit": runlog.commit(), "processes": trainer.procs.world, "amp": trainer.amp,
+                   "device": runlog.device_name(trainer.procs.device),
                    "parameters": sum(p.numel() for p in encoder.parameters()),
                    "flops_per_clip": 3 * encoder.config.forward_flops(), "flags": vars(args),
                    "encoder": encoder.config.to_dict()})

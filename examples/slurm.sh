@@ -11,6 +11,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -u
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # torchrun 2.11 needs it to let a restarted node rejoin
 out=${OUT:-runs/slurm-${SLURM_JOB_NAME}}
 rm -f "$out/PREEMPTED"
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
