@@ -10,7 +10,6 @@ an unfinished run, exactly, also on another number of processes.
 """
 import argparse
 import json
-import time
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -42,9 +41,10 @@ def parse_args(argv=None):
     g.add_argument("--max-bad", type=cli.share, default=0.001, help="share of unreadable clips that stops the run")
     g.add_argument("--workers", type=cli.natural, default=1, help="loader processes of each training process")
 
-    g = p.add_argument_group("augmentation of the wave (off by default; on the device, drawn by each clip's seed)")
+    g = p.add_argument_group("augmentation of the wave (on the device, drawn by each clip's seed; defaults: the recipe's)")
     g.add_argument("--gain", type=cli.positive, help="level drawn from -GAIN to +GAIN, dB")
-    g.add_argument("--shift", action="store_true", help="turn the clip around a circle by a random share")
+    g.add_argument("--shift", action=argparse.BooleanOptionalAction, help="turn the clip around a circle by a random "
+                                                                          "share")
     g.add_argument("--mix-snr", type=float, nargs=2, metavar=("LOW", "HIGH"), help="add another clip at a "
                    "signal-to-noise ratio drawn from this range, dB")
     g.add_argument("--polarity", action="store_true", help="negate half of the clips")
@@ -300,7 +300,7 @@ def augmentation(args):
         return None
     return lambda clips: data.augment(
         clips["wave"], clips["lengths"], clips["seed"], clips.get("partner"), clips.get("partner_lengths"),
-        gain=args.gain or 0.0, shift=args.shift, mix_snr=args.mix_snr, polarity=args.polarity)
+        gain=args.gain or 0.0, shift=bool(args.shift), mix_snr=args.mix_snr, polarity=args.polarity)
 
 
 # ----------------------------------------------------------------------------------------------------- training
