@@ -47,6 +47,7 @@ def parse_args(argv=None):
                                                                           "share")
     g.add_argument("--mix-snr", type=float, nargs=2, metavar=("LOW", "HIGH"), help="add another clip at a "
                    "signal-to-noise ratio drawn from this range, dB")
+    g.add_argument("--no-mix", action="store_true", help="leave the recipe's mixing out")
     g.add_argument("--polarity", action="store_true", help="negate half of the clips")
 
     g = p.add_argument_group("encoder and objective (defaults: the recipe's, see --paper)")
@@ -115,6 +116,8 @@ def _fill_in(args):
     for key, value in RECIPES[args.recipe][args.scale].items():
         if key not in length and getattr(args, key, None) is None:
             setattr(args, key, value)
+    if args.no_mix:
+        args.mix_snr = None
     if args.data is None:
         args.data = CORPUS if named else DEMO
         if named and not Path(args.data).exists():
