@@ -41,13 +41,11 @@ def parse_args(argv=None):
     g.add_argument("--max-bad", type=cli.share, default=0.001, help="share of unreadable clips that stops the run")
     g.add_argument("--workers", type=cli.natural, default=1, help="loader processes of each training process")
 
-    g = p.add_argument_group("augmentation of the wave (on the device, drawn by each clip's seed; defaults: the recipe's)")
+    g = p.add_argument_group("augmentation of the wave (off by default; on the device, drawn by each clip's seed)")
     g.add_argument("--gain", type=cli.positive, help="level drawn from -GAIN to +GAIN, dB")
-    g.add_argument("--shift", action=argparse.BooleanOptionalAction, help="turn the clip around a circle by a random "
-                                                                          "share")
+    g.add_argument("--shift", action="store_true", help="turn the clip around a circle by a random share")
     g.add_argument("--mix-snr", type=float, nargs=2, metavar=("LOW", "HIGH"), help="add another clip at a "
                    "signal-to-noise ratio drawn from this range, dB")
-    g.add_argument("--no-mix", action="store_true", help="leave the recipe's mixing out")
     g.add_argument("--polarity", action="store_true", help="negate half of the clips")
 
     g = p.add_argument_group("encoder and objective (defaults: the recipe's, see --paper)")
@@ -116,8 +114,6 @@ def _fill_in(args):
     for key, value in RECIPES[args.recipe][args.scale].items():
         if key not in length and getattr(args, key, None) is None:
             setattr(args, key, value)
-    if args.no_mix:
-        args.mix_snr = None
     if args.data is None:
         args.data = CORPUS if named else DEMO
         if named and not Path(args.data).exists():
@@ -303,7 +299,7 @@ def augmentation(args):
         return None
     return lambda clips: data.augment(
         clips["wave"], clips["lengths"], clips["seed"], clips.get("partner"), clips.get("partner_lengths"),
-        gain=args.gain or 0.0, shift=bool(args.shift), mix_snr=args.mix_snr, polarity=args.polarity)
+        gain=args.gain or 0.0, shift=args.shift, mix_snr=args.mix_snr, polarity=args.polarity)
 
 
 # ----------------------------------------------------------------------------------------------------- training

@@ -264,7 +264,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(command, tmp_path, monk
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--lr", "0.5"], "lr 0.001, now it is 0.5"), (["--batch-size", "8"], "batch_size 4, now it is 8"),
+    (["--lr", "0.5"], "lr 0.002, now it is 0.5"), (["--batch-size", "8"], "batch_size 4, now it is 8"),
     (["--seed", "7"], "seed 0, now it is 7"), (["--hidden", "0.3"], "hidden"), (["--steps", "9"], "--extend")])
 def test_changed_settings_are_refused_with_both_values(command, tmp_path, monkeypatch, flags, message):
     out = tmp_path / "run"
@@ -324,7 +324,7 @@ def test_fused_adamw_equals_the_plain_loop():
     b.load_state_dict(a.state_dict())
     fused = engine.make_optimizer(a, lr=1e-3)
     plain = torch.optim.AdamW([{"params": [b.weight], "weight_decay": 0.05}, {"params": [b.bias], "weight_decay": 0}],
-                              lr=1e-3, foreach=False, fused=False)
+                              lr=1e-3, eps=1e-6, foreach=False, fused=False)
     for _ in range(5):
         x = torch.randn(8, 64)
         for module, optimizer in ((a, fused), (b, plain)):
