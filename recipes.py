@@ -156,7 +156,7 @@ _SSAST_PAPER = dict(
     batch_size=24, epochs=10, optimizer="adam", lr=1e-4, betas=(0.95, 0.999), eps=1e-8, weight_decay=5e-7,
     schedule="plateau", warmup=1000, floor=0.0, clip=0.0, valid=2000, eval_every=4000)
 _SSAST_LAPTOP = dict(
-    preset="ssast-laptop-patch", masking="patch", hidden=0.75, loss="joint", nce_axis="released", normalise="corpus",
+    preset="ssast-laptop-patch", masking="patch", hidden=0.8, loss="joint", nce_axis="released", normalise="corpus",
     batch_size=32, steps=600, optimizer="adamw", lr=2e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01,
     schedule="cosine", warmup=50, floor=0.0, clip=1.0, valid=48, eval_every=100)
 RECIPES = {
