@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from cli import UserError
-from model import write_atomically
+from model import save_encoder, write_atomically
 
 VERSION = 1  # of checkpoint files
 
@@ -330,7 +330,9 @@ class Saver:
     def __init__(self, folder, keep=2, milestone=0):
         self.folder, self.keep, self.milestone, self.misses = Path(folder), keep, milestone, 0
 
-    def save(self, state, step):
+    def save(self, state, step, encoder=None, last=False):
+        """Write a checkpoint, and the encoder as encoder.pt; a complaint when the disk refused, else None. What the
+        `last` step leaves must be written: there is no later chance."""
         path = self.folder / f"checkpoint-{step:08d}.pt"
         try:
             write_atomically({"version": VERSION, **state}, path)
@@ -338,12 +340,15 @@ class Saver:
             pointer.unlink(missing_ok=True)
             pointer.symlink_to(path.name)
             os.replace(pointer, self.folder / "last.pt")
+            if encoder is not None:
+                save_encoder(encoder, self.folder / "encoder.pt")
         except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
             self.misses += 1
             reason = str(error).splitlines()[0][:120]
-            if self.misses >= 3:
-                raise UserError(f"{path}: could not be written three times running ({reason}); free the disk and run "
-                                "the same command again") from None
+            if self.misses >= 3 or last:
+                times = " at the last step" if last else " three times running"
+                raise UserError(f"{path}: could not be written{times} ({reason}); free the disk and run the same "
+                                "command again") from None
             return f"{path}: not written ({reason}); training goes on, the earlier checkpoint is whole"
         self.misses = 0
         for old in checkpoints(self.folder)[self.keep:]:

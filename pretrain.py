@@ -305,15 +305,23 @@ def augmentation(args):
 # ----------------------------------------------------------------------------------------------------- training
 
 def held_out(valid, config, procs, batch_size=32):
-    """Batches of held-out clips, from their start, with masks that depend on the clip alone; this process's share."""
+    """This process's share of the held-out clips in batches: each clip from its start, with the same mask at every
+    call. What can't be read is left out."""
     import torch
 
     import data
+    from audio import BadAudio
     from masking import hash64
+    crop = data.Cropper(config.sample_rate, config.clip_seconds, "start")
     mine = range(procs.rank, len(valid), procs.world)
     for first in range(0, len(mine), batch_size):
-        rows = mine[first:first + batch_size]
-        waves = [valid.read(i, rate=config.sample_rate)[:config.clip_samples] for i in rows]
+        rows, waves = [], []
+        for i in mine[first:first + batch_size]:
+            try:
+                waves.append(crop(valid, i, 0))
+                rows.append(i)
+            except BadAudio:
+                pass
         wave, lengths = data.pad_batch(waves, config.clip_samples)
         yield {"wave": wave, "lengths": lengths, "seed": hash64(torch.tensor(rows))}
 
@@ -323,7 +331,6 @@ def train(args, trainer, loader, valid, log, stop, out):
     import engine
     import runlog
     from data import BadLog
-    from model import save_encoder
     procs, encoder = trainer.procs, trainer.objective.encoder
     bar = cli.Progress(args.steps, trainer.step, procs.main)
     saver, bad = engine.Saver(out, args.keep, args.milestone), BadLog(out / "bad.jsonl", args.max_bad)
@@ -355,9 +362,8 @@ def train(args, trainer, loader, valid, log, stop, out):
             if args.schedule == "plateau" and scores:
                 trainer.plateau.update(scores.get("accuracy", -scores["loss"]))
         if procs.main and (step % args.save_every == 0 or last or stopping):
-            if complaint := saver.save(trainer.state_dict(), step):
+            if complaint := saver.save(trainer.state_dict(), step, encoder, last):
                 bar.say(complaint)
-            save_encoder(encoder, out / "encoder.pt")
         if stopping and not last:
             break
     bar.close()
@@ -365,8 +371,8 @@ def train(args, trainer, loader, valid, log, stop, out):
 
 
 def evaluate_held_out(trainer, valid, log):
-    """Loss and accuracy on the held-out clips, logged; {} when nothing is held out."""
-    if not len(valid):
+    """Loss and accuracy on the held-out clips, logged; {} when there is less than one for each process."""
+    if len(valid) < trainer.procs.world:
         return {}
     scores = trainer.evaluate(held_out(valid, trainer.objective.encoder.config, trainer.procs))
     if log:

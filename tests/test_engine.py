@@ -227,6 +227,20 @@ def test_a_full_disk_loses_nothing_and_ends_the_run_after_three_misses(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-00000001.pt", "last.pt"], "no half file is left"
 
 
+def test_a_run_on_a_full_disk_is_not_called_finished_and_can_go_on(command, tmp_path):
+    """Neither the checkpoint nor encoder.pt fits: one miss, then the last step, which has to be written."""
+    out, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="could not be written at the last step"):
+            pretrain.main(command(out, "--steps", "4"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (out / "DONE").exists() and not list(out.glob("*.pt")) and not list(out.glob(".*"))
+    pretrain.main(command(out, "--steps", "4"))
+    assert (out / "DONE").exists() and (out / "encoder.pt").exists()
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     saver = engine.Saver(tmp_path)
     for step in (1, 2):
