@@ -491,7 +491,7 @@ def _override(config, overrides, name):
         raise UserError(f"{name}: {error}") from None
 
 
-def load_exactly(module, state, name):
+def load_exactly(module, state, name, assign=False):
     """Load a state dict that must fit key by key and shape by shape, or say what does not in one line."""
     own = module.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -501,7 +501,7 @@ def load_exactly(module, state, name):
         parts = [f"{label} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
                  for label, keys in (("missing", missing), ("unknown", extra), ("wrong shape", wrong)) if keys]
         raise UserError(f"{name}: weights do not fit: {'; '.join(parts)}")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)
 
 
 def save_encoder(encoder, path):
