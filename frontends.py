@@ -145,7 +145,7 @@ class WaveEmbed(nn.Module):
         self.swish_alpha = nn.Parameter(torch.full((channels[0],), 2.0))
         self.swish_beta = nn.Parameter(torch.zeros(channels[0]))
         self.convs = nn.ModuleList(
-            nn.Conv1d(before, c, kernel, stride, bias=False, padding="same" if stride == 1 else (stride + 1) // 2)
+            nn.Conv1d(before, c, kernel, stride, bias=False, padding=0 if stride == 1 else (stride + 1) // 2)
             for before, (c, kernel, stride) in zip(channels, config.convs[1:]))
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
         self.norm = nn.LayerNorm(channels[-1])
@@ -163,7 +163,10 @@ class WaveEmbed(nn.Module):
         x = x * self.swish_alpha * torch.sigmoid(self.swish_beta * x)
         x = self._cut(x, lengths[0])
         for conv, norm, length in zip(self.convs, self.norms[1:], lengths[1:]):
-            x = F.gelu(norm(conv(x.transpose(1, 2)).transpose(1, 2)))
+            x = x.transpose(1, 2)
+            if conv.stride[0] == 1:  # "same"; PyTorch's own warns at even kernels
+                x = F.pad(x, ((conv.kernel_size[0] - 1) // 2, conv.kernel_size[0] // 2))
+            x = F.gelu(norm(conv(x).transpose(1, 2)))
             x = self._cut(x, length)
         return x
 

@@ -133,7 +133,7 @@ class EncoderConfig:
         if self.frontend == "wave":
             frames = self.conv_lengths(samples)[-1]
         elif self.frontend == "mel-db":
-            frames = (samples - (self.pad == "masked")) // self.hop_samples + 1
+            frames = (samples - int(self.pad == "masked")) // self.hop_samples + 1
         else:
             frames = 1 + (samples - self.window_samples) // self.hop_samples
         return frames.clamp(min=1) if hasattr(frames, "clamp") else max(1, frames)
