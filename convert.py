@@ -25,8 +25,8 @@ import cli
 from cli import UserError
 from recipes import PRESETS, EncoderConfig
 
-FORMATS = ("wren", "ssast", "gpm-bt", "ssast-finetuned", "ast", "dasheng", "audiomae", "atst-clip", "atst-frame", "eat",
-           "animal2vec")
+FORMATS = ("wren", "ssast", "gpm-bt", "ssast-finetuned", "ast", "dasheng", "audiomae", "atst-clip", "atst-frame",
+           "eat", "animal2vec")
 ANIMAL2VEC_LABELS = ["beep", "synch", "sn", "cc", "ld", "oth", "mo", "al", "soc", "agg", "eating", "focal"]
 
 
@@ -305,9 +305,9 @@ def _vit(state, format, path, extra):
     used |= {"patch.weight": kernel.flatten(1), "specials": torch.stack(specials), "mask_token": mask_token,
              "special_positions": positions[:len(specials)],
              "positions": positions[len(specials):].view(rows, columns, dim).transpose(0, 1)}
-    config = EncoderConfig(name=f"{format}-{dim}", dim=dim, depth=_depth(used), heads=dim // 64, patch=(height, width),
-                           stride=stride, specials=len(specials), frames=frames, n_mels=128, pad="published",
-                           pool="specials" if format == "ast" else "mean")
+    config = EncoderConfig(name=f"{format}-{dim}", dim=dim, depth=_depth(used), heads=dim // 64,
+                           patch=(height, width), stride=stride, specials=len(specials), frames=frames, n_mels=128,
+                           pad="published", pool="specials" if format == "ast" else "mean")
     if format == "gpm-bt":
         config.window, config.mean, config.scale = 0.050, 0.0, 1.0
     return Checkpoint(format, config, used, _with_eps(heads, 1e-5), dropped)
@@ -335,13 +335,13 @@ def _grid(state, n, patch, path):
 
 
 def to_ssast(found, path):
-    """Our encoder in SSAST's layout, which its own code and GPM-BT's open; with objective heads if they came along."""
+    """Our encoder in SSAST's layout, which its own code and GPM-BT's open; with objective heads if there."""
     c, s = found.config, found.state
     if not (c.frontend == "kaldi" and c.positions == "learned" and c.norm == "pre" and c.final_norm and c.qkv_bias
             and c.specials == 2 and c.stride == c.patch and c.mlp_ratio == 4 and c.dim == 64 * c.heads
             and c.mask_token and c.eps == 1e-6 and not c.prenet):
-        raise UserError(f"{path}: {c.name} is no SSAST encoder (two special tokens, learned positions, patches that do "
-                        "not overlap, heads of width 64), so SSAST's layout cannot hold it")
+        raise UserError(f"{path}: {c.name} is no SSAST encoder (two special tokens, learned positions, no "
+                        "overlap, heads of width 64), so SSAST's layout cannot hold it")
     (t, f), (height, width) = c.grid, c.patch
     positions = torch.cat([s["special_positions"], s["positions"].transpose(0, 1).reshape(t * f, c.dim)])
     out = {"p_input_fdim": torch.tensor(f * height), "p_input_tdim": torch.tensor(t * width),
@@ -374,19 +374,19 @@ def _dasheng(state, format, path, extra):
     used.setdefault("input_norm.num_batches_tracked", torch.tensor(0))
     heads_of = {768: 12, 1280: 16, 1536: 24}
     config = replace(PRESETS["dasheng-base"], name=f"dasheng-{dim}", dim=dim, depth=_depth(used), pad="published",
-                     heads=heads_of.get(dim, dim // 64), patch=tuple(kernel.shape[2:]), stride=tuple(kernel.shape[2:]),
+                     heads=heads_of.get(dim, dim // 64), patch=kernel.shape[2:], stride=kernel.shape[2:],
                      n_mels=len(used["input_norm.weight"]), frames=time.shape[-1] * kernel.shape[3])
     return Checkpoint(format, config, used, _with_eps(heads, 1e-5), dropped)
 
 
 def to_dasheng(found, path):
-    """Our encoder in Dasheng's layout as on Zenodo; the front-end tables are torchaudio's, as in the published file."""
+    """Our encoder in Dasheng's layout as on Zenodo; the front-end tables are torchaudio's, as published."""
     import torchaudio
     c, s = found.config, found.state
     if not (c.frontend == "mel-db" and c.positions == "factorised" and c.input_norm and not c.specials):
         raise UserError(f"{path}: {c.name} is no Dasheng encoder, so Dasheng's layout cannot hold it")
-    fb = torchaudio.functional.melscale_fbanks(c.window_samples // 2 + 1, c.f_min, c.f_max or c.sample_rate / 2, c.n_mels,
-                                               c.sample_rate)
+    fb = torchaudio.functional.melscale_fbanks(c.window_samples // 2 + 1, c.f_min, c.f_max or c.sample_rate / 2,
+                                               c.n_mels, c.sample_rate)
     out = {"time_pos_embed": s["positions"][:, 0].T[None, :, None],
            "freq_pos_embed": s["frequency_positions"].T[None, ..., None],
            "front_end.0.spectrogram.window": torch.hann_window(c.window_samples), "front_end.0.mel_scale.fb": fb,
@@ -402,8 +402,8 @@ def to_dasheng(found, path):
 
 
 def _audiomae(state, format, path, extra):
-    """AudioMAE, pre-trained or fine-tuned. Its positions are loaded as stored: they were computed for a grid of 8 × 64
-    but tokens lie 64 × 8, and the weights have learned with them so. The decoder is dropped."""
+    """AudioMAE, pre-trained or fine-tuned. Its positions are loaded as stored: they were made for a grid of 8 × 64 but
+    tokens lie 64 × 8, and the weights have learned with them so. The decoder is dropped."""
     state = dict(state)
     kernel, positions, cls = (state.pop(k) for k in ("patch_embed.proj.weight", "pos_embed", "cls_token"))
     used, heads, dropped = _rename(state, [
@@ -461,8 +461,8 @@ def _eat(state, format, path, extra):
     state = dict(state)
     kernel, cls = (state.pop(e.replace("\\", "") + k) for k in ("local_encoder.proj.weight", "extra_tokens"))
     used, heads, dropped = _rename(state, [
-        (e + r"local_encoder\.proj\.bias", "patch.bias"), (norm + r"\.(weight|bias)", r"token_norm.\1"), (_BLOCK, r"\1"),
-        (r"fc_norm\.(weight|bias)", r"head:norm.\1"), (r"head\.(weight|bias)", r"head:linear.\1")],
+        (e + r"local_encoder\.proj\.bias", "patch.bias"), (norm + r"\.(weight|bias)", r"token_norm.\1"),
+        (_BLOCK, r"\1"), (r"fc_norm\.(weight|bias)", r"head:norm.\1"), (r"head\.(weight|bias)", r"head:linear.\1")],
         e + r"(decoder\..+|fixed_positional_encoder\.positions)", path, format)
     dim = len(kernel)
     used |= {"patch.weight": kernel[:, 0].transpose(1, 2).flatten(1), "specials": cls[0]}
@@ -509,8 +509,8 @@ def parse_args(argv=None):
     p.add_argument("file", metavar="FILE", help="a checkpoint: ours or a published one")
     p.add_argument("out", metavar="OUT", nargs="?", help="write it here; .pt or .safetensors")
     p.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"where keys can't decide: {', '.join(FORMATS)}")
-    p.add_argument("--to", choices=("wren", "ssast", "dasheng"), default="wren", help="layout to write: wren, ssast or "
-                                                                                     "dasheng")
+    p.add_argument("--to", choices=("wren", "ssast", "dasheng"), default="wren",
+                   help="layout to write: wren, ssast or dasheng")
     return p.parse_args(argv)
 
 
@@ -536,17 +536,19 @@ def check(found, path):
 def describe(found):
     """Lines that say what a checkpoint is."""
     c = found.config
-    same = [name for name, p in PRESETS.items() if (p.dim, p.depth, p.heads, p.frontend, p.positions, p.patch, p.specials)
-            == (c.dim, c.depth, c.heads, c.frontend, c.positions, c.patch, c.specials)]
+    traits = ("dim", "depth", "heads", "frontend", "window", "positions", "norm", "patch", "stride", "specials")
+    same = [name for name, p in PRESETS.items() if all(getattr(p, t) == getattr(c, t) for t in traits)]
     ends = {"wave": "raw wave, Sinc filters and convolutions", "mel-db": f"mel in dB, floor {c.floor_db:g} dB",
             "kaldi": "Kaldi log-mel"}[c.frontend]
     if c.frontend != "wave":
-        ends += f", {c.n_mels} bands, {1000 * c.window:g} ms window, {1000 * c.hop:g} ms hop, (x - {c.mean:g}) / {c.scale:g}"
+        ends += f", {c.n_mels} bands, {1000 * c.window:g} ms window, {1000 * c.hop:g} ms hop, "
+        ends += f"(x - mean) / scale: mean {c.mean:g}, scale {c.scale:g}"
     lines = [f"format      {found.format}", f"encoder     {c.name}: {c.dim} wide, {c.depth} blocks, {c.heads} heads",
              f"preset      {', '.join(same[:3]) or 'none of ours'}",
              f"parameters  {sum(v.numel() for v in found.state.values()) / 1e6:.1f} M",
              f"sound       {c.sample_rate} Hz, {c.clip_seconds:g} s; {ends}",
-             f"tokens      {c.grid[0]} × {c.grid[1]} (time × frequency), {c.specials} special; pad {c.pad}, pool {c.pool}"]
+             f"tokens      {c.grid[0]} × {c.grid[1]} (time × frequency), {c.specials} special; pad {c.pad}, "
+             f"pool {c.pool}"]
     for name, head in found.heads.items():
         lines.append(f"head        {name}: {', '.join(f'{k} {tuple(v.shape)}' for k, v in list(head.items())[:4])}")
     if found.labels:

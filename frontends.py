@@ -1,4 +1,4 @@
-"""What stands before the transformer: log-mel spectrograms as Kaldi and in decibels, and the raw-wave convolutions."""
+"""What stands before the transformer: log-mel as Kaldi, mel in decibels, raw-wave convolutions."""
 from math import ceil
 
 import torch
@@ -195,7 +195,8 @@ class SincFilters(nn.Module):
         with torch.device("cpu"):
             half = kernel // 2
             ramp = torch.linspace(0, kernel / 2 - 1, half)
-            self.register_buffer("window", 0.53836 - 0.46164 * torch.cos(2 * torch.pi * ramp / kernel), persistent=False)
+            window = 0.53836 - 0.46164 * torch.cos(2 * torch.pi * ramp / kernel)
+            self.register_buffer("window", window, persistent=False)
             time = torch.arange(-half, 0) / sample_rate  # s
             self.register_buffer("time", time, persistent=False)
 

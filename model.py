@@ -54,7 +54,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block, pre-norm as timm's ViT or post-norm as data2vec 2.0; drop: share of clips that skip a half."""
+    """Transformer block, pre-norm as timm's ViT or post-norm as data2vec 2.0; drop: share that skip a half."""
 
     def __init__(self, config, drop=0.0):
         super().__init__()
@@ -94,7 +94,7 @@ class ConvPositions(nn.Module):
                                    for _ in range(layers))
 
     def forward(self, x, valid=None):
-        """x (B, T, D), valid (B, T) bool or None -> (B, T, D); a clip's end looks the same with and without padding."""
+        """x (B, T, D), valid (B, T) bool or None -> (B, T, D); padding never reaches a clip."""
         for conv in self.convs:
             x = x if valid is None else x * valid[..., None]
             x = conv(x.transpose(1, 2)).transpose(1, 2)
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         self._initialise()
 
     def _add_positions(self):
-        """Tables are (T', F', D), or (T', 1, D) beside one over frequency (F', D); sine-cosine ones are not trained."""
+        """Tables are (T', F', D), or (T', 1, D) beside (F', D) over frequency; sine-cosine ones are not trained."""
         c = self.config
         if c.positions == "learned":
             self.positions = nn.Parameter(torch.empty(*c.grid, c.dim))
@@ -316,7 +316,7 @@ class Encoder(nn.Module):
         return x + self.frequency_positions if c.positions == "factorised" else x
 
     def _alibi(self, place, keep):
-        """Attention bias (B or 1, H, N, N): minus distance in tokens times slope and learned scale; -inf at padding."""
+        """Attention bias (B or 1, H, N, N): minus distance times slope times learned scale; -inf at padding."""
         distance = (place[:, :, None] - place[:, None]).abs()[:, None]  # (B, 1, N, N)
         slopes = alibi_slopes(self.config.heads).to(place.device) * self.alibi_scale.clamp(min=0)
         bias = -distance * slopes[:, None, None]
@@ -338,7 +338,8 @@ class Encoder(nn.Module):
     def _visible(x, hidden, keep, place):
         """Gather the visible tokens of each clip, in order.
 
-        x (B, N, D), hidden (B, N), keep (B, N) or None, place (1, N) -> x (B, V, D), keep (B, V) or None, place (B, V).
+        x (B, N, D), hidden (B, N), keep (B, N) or None, place (1, N) -> those of the
+        visible: x (B, V, D), keep (B, V) or None, place (B, V).
         """
         shown = ~hidden if keep is None else ~hidden & keep
         counts = shown.sum(1)
@@ -388,7 +389,7 @@ class Encoder(nn.Module):
         return x, columns, clip.to(wave.device), place.to(wave.device)
 
     def frames(self, wave, lengths=None, depth=None):
-        """wave (B, S) of any length -> (B, T', D): patch tokens averaged over frequency, a column each stride × hop s.
+        """wave (B, S) of any length -> (B, T', D): patch tokens averaged over frequency, one each stride × hop s.
 
         Columns beyond a clip's valid length are zero. Longer input is cut into windows of the training length (or of
         `chunk`, if the config has one).
@@ -448,7 +449,9 @@ def fitted(state, encoder):
     """The state with its position tables resized to the encoder's grid, if they are tables of another one."""
     state, own = dict(state), encoder.state_dict()
     for key in ("positions", "frequency_positions"):
-        if key in state and key in own and state[key].shape != own[key].shape and state[key].shape[-1] == own[key].shape[-1]:
+        if key not in state or key not in own or state[key].shape[-1] != own[key].shape[-1]:
+            continue  # load_exactly says so
+        if state[key].shape != own[key].shape:
             rows = state[key].dim() == 2
             table = resize_positions(state[key][None] if rows else state[key], (1, *own[key].shape)[-3:-1])
             state[key] = table[0] if rows else table

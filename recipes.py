@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # log-mel statistics of AudioSet, SSAST's normalisation
 
 
-WAVE_CONVS = ((127, 63, 1), (512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 1), (512, 2, 1), (512, 2, 1))
+WAVE_CONVS = ((127, 63, 1), (512, 10, 5), *3 * ((512, 3, 2),), (512, 3, 1), *2 * ((512, 2, 1),))
 
 
 @dataclass
@@ -21,7 +21,7 @@ class EncoderConfig:
     name: str = "custom"
     # sound and front end
     sample_rate: int = 16000  # Hz; audio at another rate is resampled to it
-    frontend: str = "kaldi"  # kaldi: log-mel as Kaldi computes it. mel-db: decibels, centred frames. wave: convolutions
+    frontend: str = "kaldi"  # kaldi: log-mel as Kaldi's. mel-db: decibels, centred frames. wave: convolutions
     window: float = 0.025  # s
     hop: float = 0.010  # s
     n_mels: int = 128
@@ -57,7 +57,7 @@ class EncoderConfig:
     # use
     pad: str = "masked"  # masked: padding takes no part. published: as the published code does (see Encoder.frontend)
     pool: str = "mean"  # clip vector: mean of patch tokens, of the special tokens, or "both", one after the other
-    features: str = "tokens"  # what is pooled: the tokens, or ("ffn") the feed-forward outputs averaged over the blocks
+    features: str = "tokens"  # what is pooled: tokens, or ("ffn") feed-forward outputs averaged over the blocks
 
     def __post_init__(self):
         self.patch, self.stride = tuple(self.patch), tuple(self.stride)
