@@ -23,6 +23,7 @@ import torch
 
 import cli
 from cli import UserError
+from frontends import mel_filters_hertz
 from recipes import PRESETS, EncoderConfig
 
 FORMATS = ("wren", "ssast", "gpm-bt", "ssast-finetuned", "ast", "dasheng", "audiomae", "atst-clip", "atst-frame",
@@ -362,6 +363,9 @@ def _dasheng(state, format, path, extra):
     """Dasheng, Zenodo ('model' beside 'config', front-end tables inside) or Hugging Face (prefix "encoder.")."""
     prefix = "encoder." if "encoder.time_pos_embed" in state else ""
     state = {k.removeprefix(prefix): v for k, v in state.items()}
+    table = state.get("front_end.0.mel_scale.fb")
+    if table is not None and (table - mel_filters_hertz(64, 512, 16000, 0, 8000)).abs().max() > 1e-3:
+        raise ValueError("front_end.0.mel_scale.fb: another mel filterbank")
     kernel, time, rows = (state.pop(k) for k in ("patch_embed.proj.weight", "time_pos_embed", "freq_pos_embed"))
     used, heads, dropped = _rename(state, [
         (r"patch_embed\.proj\.bias", "patch.bias"), (_BLOCK, r"\1"), (r"(norm\.(weight|bias))", r"\1"),
@@ -402,8 +406,9 @@ def to_dasheng(found, path):
 
 
 def _audiomae(state, format, path, extra):
-    """AudioMAE, pre-trained or fine-tuned. Its positions are loaded as stored: they were made for a grid of 8 × 64 but
-    tokens lie 64 × 8, and the weights have learned with them so. The decoder is dropped."""
+    """AudioMAE, pre-trained or fine-tuned; the decoder is dropped. Its positions are loaded as stored: they were made
+    for a grid of 8 × 64 but tokens lie 64 × 8, and the weights have learned with them so.
+    """
     state = dict(state)
     kernel, positions, cls = (state.pop(k) for k in ("patch_embed.proj.weight", "pos_embed", "cls_token"))
     used, heads, dropped = _rename(state, [
