@@ -197,152 +197,206 @@ def overrides(s, config, task):
     return out
 
 
-# -------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------------------- one task
 
-def build(job, seed):
-    """The objective around encoder and new head, with what is not trained frozen."""
-    import torch
-
-    import heads
-    from model import load_encoder
-    s = job.settings
-    torch.manual_seed(seed)
-    encoder = load_encoder(job.source, job.format, **job.overrides)
-    model = heads.FineTuned(encoder, job.labels, "softmax" if s.loss == "ce" else "sigmoid", s.head,
-                            window_seconds=job.window_seconds, hop_seconds=job.hop_seconds)
-    if s.trainable != "all":
-        encoder.requires_grad_(False)
-        for module in (encoder.norm, *encoder.blocks[-int(s.trainable):]) if s.trainable.isdigit() else ():
-            module.requires_grad_(True)
-    masks = {"time": s.time_mask, "band": s.band_mask, "noise": s.noise}
-    objective = heads.Supervised(model, s.loss, s.smoothing if s.loss == "ce" else 0.0,
-                                 masks if any(masks.values()) else None, s.patch_drop)
-    # what the loss does not depend on (the mask token, say): other processes would wait for its gradient
-    wave, target = torch.zeros(1, encoder.config.sample_rate), torch.zeros(1, len(job.labels))
-    loss, _ = objective.eval()(wave, None, None, target, target[None] if s.head == "frames" else None)
-    used = [p for p in objective.parameters() if p.requires_grad]
-    for p, gradient in zip(used, torch.autograd.grad(loss, used, allow_unused=True)):
-        p.requires_grad_(gradient is not None)
-    return objective.to(job.procs.device)
-
-
-def make_optimizer(objective, s, lr):
-    """Each block's rate is `layer_decay` of the next one's, embeddings below the first, head and last norm at full rate
-    (BEiT); weight decay on matrices only, with Adam on everything."""
-    import torch
-    depth, groups = objective.encoder.config.depth, {}
-    for name, p in objective.named_parameters():
-        part = name.removeprefix("model.encoder.").split(".")
-        inside = name.startswith("model.encoder.") and part[0] != "norm"
-        layer = depth + 1 if not inside else int(part[1]) + 1 if part[0] == "blocks" else 0
-        decayed = s.optimizer == "adam" or p.ndim >= 2 and name.endswith("weight")
-        if p.requires_grad:
-            groups.setdefault((layer, decayed), []).append(p)
-    groups = [{"params": parameters, "weight_decay": s.weight_decay if decayed else 0.0,
-               "lr": lr * s.layer_decay ** (depth + 1 - layer)} for (layer, decayed), parameters in groups.items()]
-    if s.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=0.9)
-    else:
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
-        optimizer = kind(groups, betas=s.betas, fused=True)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
-
-
-def train(job, train, valid, seed, lr):
-    """One rate and seed -> {"lr", "seed", "curve", "epoch", "value", "folder"}, or None when a signal ended it.
-
-    Here are the training and the validation split and nothing else: test can't be looked at.
-    """
-    import data
-    import engine
-    import runlog
-    from augment import LabelledLoader
-    from scoring import FrameTargets, metric_of, predict
-    s, procs, folder = job.settings, job.procs, job.folder / f"seed{seed}-lr{lr:g}"
-    if (folder / "trial.json").exists():
-        return json.loads((folder / "trial.json").read_text()) | {"folder": folder}
-    per_epoch = len(train) / s.batch_size
-    steps = s.steps or ceil(s.epochs * per_epoch)
-    epochs = ceil(steps / per_epoch)
-    marks = {min(steps, ceil(e * per_epoch)): e for e in range(1, epochs + 1)} | {steps: epochs}
-    objective = build(job, seed)
-    trainer = engine.Trainer(
-        objective, make_optimizer(objective, s, lr), procs, batch_size=s.batch_size, steps=steps,
-        micro_batch=job.micro_batch or s.batch_size, warmup=round(s.warmup * steps), schedule=s.schedule, floor=s.floor,
-        clip=s.clip, amp=job.amp, seed=seed,
-        augment=(lambda clips: data.augment(clips["wave"], clips["lengths"], clips["seed"], gain=s.gain, shift=s.roll))
-        if s.gain or s.roll else None)
-    state = engine.load_checkpoint(folder) or {"curve": [], "average": None}
-    curve, average = state["curve"], state["average"]
-    if "step" in state:
-        trainer.load_state_dict(state)
-    procs.barrier()  # all have read the folder before the first process writes to it
-    folder.mkdir(parents=True, exist_ok=True)
-    log = runlog.Log(folder / "log.jsonl", trainer.step if curve else -1) if procs.main else None
-    rate = objective.encoder.config.sample_rate
-    frames = FrameTargets(train, job.labels, objective.model.frame_seconds) if s.head == "frames" else None
-    batches = iter(LabelledLoader(
-        train, rate, len(job.labels), s.batch_size, seed, first=trainer.step * s.batch_size, steps=steps - trainer.step,
-        rank=procs.rank, world=procs.world, workers=job.workers, mixup=s.mixup, alpha=s.alpha, balanced=s.balanced,
-        frames=frames))
-    bar, saver = cli.Progress(steps, trainer.step, procs.main), engine.Saver(folder, keep=1)
-    meter, bad = runlog.Meter(procs, s.batch_size, objective.encoder.config), data.BadLog(folder / "bad.jsonl")
-
-    def judge(epoch):
-        """Validate, keep the weights if they are the best so far."""
-        value = metric_of(job.metric, predict(objective.model, valid, procs, trainer.autocast, job.workers)[0],
-                          valid.targets)
-        if procs.main and value > max((row["valid"] for row in curve), default=-1.0):
-            engine.write_atomically(objective.state_dict(), folder / "best.pt")
-        curve.append({"epoch": epoch, "step": trainer.step, "valid": value})
-
-    def save():
-        if procs.main and (complaint := saver.save(trainer.state_dict() | {"curve": curve, "average": average},
-                                                   trainer.step)):
-            bar.say(complaint)
-
-    waited = len(curve) - 1 - max(range(len(curve)), key=lambda i: curve[i]["valid"]) if curve else 0
-    while trainer.step < steps and not (s.patience and waited >= s.patience):
-        with meter.waiting():
-            batch = next(batches)
-        row = trainer.train(batch, flags=(job.stop.received is not None, len(batch["bad"])))
-        stopping, unreadable = row.pop("flags")
-        bad.add(batch["bad"], unreadable, s.batch_size)
-        meter.add(row)
-        if trainer.skipped_in_a_row >= 10:
-            bar.say(f"  lr {lr:g}: ten steps in a row were not finite; this rate is given up")
-            break
-        if trainer.step in marks:
-            epoch = marks[trainer.step]
-            entry = meter.entry(trainer.step, len(train), trainer.skips)
-            judge(epoch)
-            if s.average and epoch > epochs - s.average:
-                average = add_weights(average, objective.state_dict())
-            waited = len(curve) - 1 - max(range(len(curve)), key=lambda i: curve[i]["valid"])
-            if log:
-                log.write(entry | {"valid": curve[-1]["valid"]})
-            bar.update(entry)
-            if epoch % max(1, epochs // 8) == 0 or trainer.step == steps:
-                bar.say(f"  seed {seed} lr {lr:g} epoch {epoch:>3}/{epochs}  loss {entry['loss']:.3f}  "
-                        f"validation {job.metric} {curve[-1]['valid']:.3f}  {bar.speed}")
-            save()
-        elif stopping:
-            save()
-        if stopping and trainer.step < steps:
-            return None
-    if average:
-        objective.load_state_dict(mean_weights(average))
-        judge("average")
-    bar.close()
-    best = max(curve, key=lambda row: row["valid"], default={"epoch": None, "valid": -1.0})
-    trial = {"lr": lr, "seed": seed, "epoch": best["epoch"], "value": best["valid"], "curve": curve}
+def prepare(folder, identity, args, procs):
+    """Fix in config.json what the folder's trials are, or check that they still are that."""
+    path = folder / "config.json"
+    identity = json.loads(json.dumps(identity))  # as it will be read back: tuples become lists
+    saved = json.loads(path.read_text()) if path.exists() else None
+    changed = [k for k in identity if saved and saved.get(k) != identity[k]]
+    if changed and not args.override:
+        raise UserError(f"{folder} was made with {changed[0]} {saved.get(changed[0])}, now it is {identity[changed[0]]}: "
+                        "name another folder with --out, or start afresh in this one with --override")
+    procs.barrier()  # all have looked before the first process writes
+    if procs.main and (saved is None or changed):
+        import shutil
+        for old in folder.glob("seed*-lr*"):
+            shutil.rmtree(old)
+        for name in ("results.json", "finetuned.pt"):
+            (folder / name).unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        cli.write_text(path, json.dumps(identity, indent=1))
     procs.barrier()
+
+
+def fingerprint(source):
+    """What names the weights: a preset's name, or a hash of the file."""
+    import hashlib
+    if not Path(source).is_file():
+        return str(source)
+    with open(source, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def run_task(args, task, config, source, out, procs, stop):
+    """Train each seed and rate, choose on validation, then test once a seed -> result rows, None after a signal."""
+    from supervised import Job, Trial
+    s = settings_for(args, config, task)
+    changes = overrides(s, config, task)
+    job = Job(s, source, args.format, changes, task.labels, task.metric, task.window_seconds, task.hop_seconds,
+              out / task.name, procs, stop, args.workers, args.micro_batch, args.amp)
+    prepare(job.folder, vars(s) | {"encoder": fingerprint(source), "config": changes, "labels": task.labels,
+            "data": {k: v.rows.fingerprint() for k, v in task.splits.items()}}, args, procs)
+    path = job.folder / "results.json"
+    rows = json.loads(path.read_text())["results"] if path.exists() else []
+    seeds = range(args.seed, args.seed + args.seeds)
     if procs.main:
-        log.close()
-        cli.write_text(folder / "trial.json", json.dumps(trial))
-        for path in engine.checkpoints(folder) + [folder / "last.pt"]:
-            path.unlink(missing_ok=True)
+        print(describe(task, s))
+    for seed in seeds:
+        if any(row["seed"] == seed for row in rows):
+            continue
+        trials = [Trial(job, task.splits["train"], task.splits["valid"], seed, lr) for lr in s.lr]
+        curves = []
+        for trial in trials:
+            curves.append(trial.run())
+            if curves[-1] is None:
+                return None
+        best = max(range(len(trials)), key=lambda i: curves[i]["value"])
+        if curves[best]["epoch"] is None:
+            raise UserError(f"{task.name}: with none of the rates {', '.join(map(str, s.lr))} was a loss finite; lower "
+                            "--lr")
+        rows.append(test(args, task, job, trials[best], curves[best], curves, rows))
+        if procs.main:
+            cli.write_text(path, json.dumps({"results": rows}, indent=1))
+            for trial in trials:
+                (trial.folder / "best.pt").unlink(missing_ok=True)
+            print(f"  seed {seed}: epoch {rows[-1]['epoch']} of lr {rows[-1]['lr']:g} chosen (validation "
+                  f"{rows[-1]['valid']:.3f}), test {shown_metric(rows[-1])} {rows[-1]['value']:.3f}")
+        procs.barrier()
+    return [row for row in rows if row["seed"] in seeds]
+
+
+def test(args, task, job, trial, chosen, curves, earlier):
+    """The one look at the test split, by the chosen model -> a result row; writes finetuned.pt if no earlier seed did
+    better on validation. Thresholds come from the validation split."""
+    import engine
+    import heads
+    import scoring
+    model, procs = trial.best_model(), job.procs
+    events, autocast = task.kind == "detection", engine.precision(job.amp, procs.device)[0]
+    valid, split = task.splits["valid"], task.splits["test"]
+    if task.metric != "accuracy":
+        scores, frames = scoring.predict(model, valid, procs, autocast, job.workers, frames=events)
+        model.thresholds = scoring.event_thresholds(
+            scoring.recordings(valid, frames, model.frame_seconds), task.labels, valid.events) if events else \
+            scoring.clip_thresholds(scores, valid.targets)
+    if procs.main and chosen["value"] > max((row["valid"] for row in earlier), default=-1.0):
+        heads.save(model, job.folder / "finetuned.pt")
+    scores, frames = scoring.predict(model, split, procs, autocast, job.workers, frames=events)
+    row = {"task": task.name, "group": task.group, "probe": "finetune", "encoder": name_of(job.source),
+           "metric": task.metric, "protocol": args.protocol, "fold": args.fold, "seed": chosen["seed"],
+           "lr": chosen["lr"], "epoch": chosen["epoch"], "valid": chosen["value"],
+           **scoring.clip_results(task, scores, split, chosen["seed"])}
+    if task.metric != "accuracy":
+        row["thresholds"] = dict(zip(task.labels, model.thresholds))
+    if events:
+        parts = scoring.recordings(split, frames, model.frame_seconds)
+        row |= scoring.event_results(parts, task.labels, model.thresholds, split.events)
+    return row | {"curves": {f"{c['lr']:g}": c["curve"] for c in curves}}
+
+
+# -------------------------------------------------------------------------------------------------------- printing
+
+def name_of(source):
+    """How a checkpoint is called in tables: its run folder, if it lies in one."""
+    return str(Path(source).parent if Path(source).name == "encoder.pt" else source)
+
+
+def shown_metric(row):
+    return {"accuracy": "accuracy", "map": "mAP"}[row["metric"]]
+
+
+def describe(task, s):
+    """What is about to be trained, in two lines."""
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
+    unit = f"windows of {task.window_seconds:g} s" if task.kind == "detection" else "clips"
+    length = f"{s.steps} steps" if s.steps else f"{s.epochs} epochs"
+    return (f"\n{task.name}: {sizes} {unit}, {len(task.labels)} classes\n"
+            f"  {s.optimizer}, lr {' '.join(f'{lr:g}' for lr in s.lr)}, batch {s.batch_size}, {length}, {s.loss}, pool "
+            f"{s.pool}, mixup {s.mixup:g}, trained: {s.trainable}")
+
+
+def print_tables(rows, per_class):
+    """A line a task and seed, for detection a second one; then BEANS's groups beside published ones."""
+    width = max(len(row["task"]) for row in rows)
+    print(f"\n{'task':<{width}}  metric    test   95 % interval   chance  validation  lr       epoch  seed  test items")
+    for row in rows:
+        low, high = row["ci95"]
+        print(f"{row['task']:<{width}}  {shown_metric(row):<8}  {row['value']:.3f}  [{low:.3f}, {high:.3f}]  "
+              f"{row['chance']:.3f}   {row['valid']:.3f}       {row['lr']:<7g}  {row['epoch']:<5}  {row['seed']:<4}  "
+              f"{row['n_test']}")
+        if "cmap" in row:
+            events = (f", event F1 {row['event_f1']:.3f} (IoU 0.3), {row['onset_f1']:.3f} (onset 0.2 s)"
+                      if "event_f1" in row else "")
+            print(f"{'':<{width}}  tie-aware mAP without empty classes {row['cmap']:.3f}, AUROC {row['auroc']:.3f}{events}")
+        for label, one in row["per_class"].items() if per_class else ():
+            print(f"{'':<{width}}    {label:<24} {'–' if one['value'] is None else format(one['value'], '.3f')}  ({one['n']})")
+    if any(row["group"] for row in rows):
+        print_beans(rows)
+
+
+def print_beans(rows):
+    """Classification, detection, auxiliary, all: ours (mean over seeds), then the published rows."""
+    import scoring
+    means = scoring.group_means(rows)
+    total = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())}
+    published = json.loads((Path(__file__).parent / "published.json").read_text())["rows"]
+    width = max(len(row["name"]) for row in published)
+    cells = [f"{means[g][0]:.3f}" + ("" if means[g][1] == n else f" ({means[g][1]} of {n})") if g in means else "–"
+             for g, n in total.items()]
+    print(f"\n{'BEANS':<{width}}  {'cls':<14} {'det':<14} {'aux':<14} {'all':<14} source")
+    print(f"{'this run':<{width}}  " + " ".join(f"{cell:<14}" for cell in cells) +
+          f" protocol {rows[0]['protocol'] or 'own'}, mean of {len({row['seed'] for row in rows})} seed(s)")
+    for row in published:
+        cells = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("cls", "det", "aux", "all")]
+        print(f"{row['name']:<{width}}  " + " ".join(f"{cell:<14}" for cell in cells) + f" {row['source']}")
+
+
+# ----------------------------------------------------------------------------------------------------------- story
+
+def main(argv=None):
+    args = parse_args(argv)
+    stop = cli.StopSignals()  # before torch is imported: a signal in those seconds must not be lost
+    import demo
+    import engine
+    from model import load_encoder, newest_encoder
+    from recipes import PRESETS
+    from tasks import load_task, task_names
+
+    procs = engine.start_processes(args.device, args.timeout)
+    if args.data == DEMO and procs.main and not all(Path(name).is_dir() for name in args.task):
+        demo.ensure(DEMO)
     procs.barrier()
-    return trial | {"folder": folder}
+    tasks = [load_task(name, args.data, low=args.low, fold=args.fold) for name in task_names(args.task, args.data)]
+    source = args.checkpoint or newest_encoder("runs")
+    source = source if str(source) in PRESETS or not Path(source).is_dir() else newest_encoder(source)
+    config = load_encoder(source, args.format).config
+    for task in tasks:
+        settings = settings_for(args, config, task)  # mistakes show before the first task is trained
+        if settings.batch_size % procs.world:
+            raise UserError(f"--batch-size {settings.batch_size} does not divide by {procs.world} processes")
+    folder = Path(source).parent
+    home = folder if (folder / "config.json").exists() else Path("runs") / Path(source).stem
+    out = Path(args.out or home / ("finetune" + (f"-{args.protocol}" if args.protocol else "")))
+    if procs.main:
+        print(f"{name_of(source)}: {config.name}, {config.sample_rate} Hz -> {out}")
+
+    rows = []
+    for task in tasks:
+        if (done := run_task(args, task, config, source, out, procs, stop)) is None:
+            if procs.main:
+                print(f"{out}: stopped by {stop.received or 'a signal to another process'}, saved; the same command goes on")
+            break
+        rows += done
+    else:
+        if procs.main:
+            print_tables(rows, args.per_class)
+            path = Path(args.json or out / "results.json")
+            cli.write_text(path, json.dumps({"results": rows}, indent=1))
+            print(f"written to {path}; models are in {out}/TASK/finetuned.pt")
+    procs.stop()
+
+
+if __name__ == "__main__":
+    cli.run(main)
