@@ -167,7 +167,7 @@ def _read_table(path, text, delimiter):
 
 def columns(header):
     """Which of a table's columns are what: names -> {"start": index, "end": …, "label": …, "file": …}."""
-    plain = [re.sub(r"[ _]*\(?\b(s|sec|seconds|hz)\)?$", "", name.lower().split(":")[0]).replace("_", " ").strip()
+    plain = [re.sub(r" *\(?\b(s|sec|seconds|hz)\)?$", "", name.lower().split(":")[0].replace("_", " ").strip())
              for name in header]
     found = {}
     for ours, names in _NAMES.items():
