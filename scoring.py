@@ -75,7 +75,9 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
 
 
 def metric_of(name, scores, targets):
-    """The task's main metric: accuracy, or BEANS's mAP."""
+    """The task's main metric: accuracy, or BEANS's mAP; 0 for a model that has diverged."""
+    if not np.isfinite(scores).all():
+        return 0.0
     if name == "accuracy":
         return metrics.accuracy(scores.argmax(1), targets)
     return metrics.mean_average_precision(scores, targets)
