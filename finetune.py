@@ -12,7 +12,7 @@ Results, curves and finetuned.pt are in runs/NAME/finetune/TASK.
 """
 import argparse
 import json
-from math import ceil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,6 +194,10 @@ def overrides(s, config, task):
     seconds = task.window_seconds or task.clip_seconds
     if config.attends_padding and seconds:  # the published codes pad to the data set's length, not to the training's
         out["frames"] = max(config.patch[1], min(config.frames, round(seconds / config.hop)))
+    try:
+        replace(config, **out)
+    except ValueError as error:
+        raise UserError(f"{task.name}: {error}") from None
     return out
 
 
@@ -374,6 +378,7 @@ def main(argv=None):
     config = load_encoder(source, args.format).config
     for task in tasks:
         settings = settings_for(args, config, task)  # mistakes show before the first task is trained
+        overrides(settings, config, task)
         if settings.batch_size % procs.world:
             raise UserError(f"--batch-size {settings.batch_size} does not divide by {procs.world} processes")
     folder = Path(source).parent

@@ -44,6 +44,15 @@ class FineTuned(nn.Module):
         self.head = Head(encoder.config.width, len(self.labels))
         self.frame_head = Head(encoder.config.dim, len(self.labels)) if kind == "frames" else None
 
+    def train(self, mode=True):
+        """What is frozen stays in eval mode: no running statistics, no drop path."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+        return self
+
     @property
     def frame_seconds(self):
         """Time from one frame score to the next."""
