@@ -282,9 +282,11 @@ def test(args, task, job, trial, chosen, curves, earlier):
     valid, split = task.splits["valid"], task.splits["test"]
     if task.metric != "accuracy":
         scores, frames = scoring.predict(model, valid, procs, autocast, job.workers, frames=events)
-        model.thresholds = scoring.event_thresholds(
-            scoring.recordings(valid, frames, model.frame_seconds), task.labels, valid.events) if events else \
-            scoring.clip_thresholds(scores, valid.targets)
+        model.thresholds = scoring.clip_thresholds(scores, valid.targets)
+    if events:
+        model.minimum_seconds = scoring.shortest_event(task.splits["train"].events)
+        parts = scoring.recordings(valid, frames, model.frame_seconds)
+        model.thresholds = scoring.event_thresholds(parts, task.labels, valid.events, model.minimum_seconds)
     if procs.main and chosen["value"] > max((row["valid"] for row in earlier), default=-1.0):
         heads.save(model, job.folder / "finetuned.pt")
     scores, frames = scoring.predict(model, split, procs, autocast, job.workers, frames=events)
@@ -296,7 +298,7 @@ def test(args, task, job, trial, chosen, curves, earlier):
         row["thresholds"] = dict(zip(task.labels, model.thresholds))
     if events:
         parts = scoring.recordings(split, frames, model.frame_seconds)
-        row |= scoring.event_results(parts, task.labels, model.thresholds, split.events)
+        row |= scoring.event_results(parts, task.labels, model.thresholds, split.events, model.minimum_seconds)
     return row | {"curves": {f"{c['lr']:g}": c["curve"] for c in curves}}
 
 

@@ -162,14 +162,15 @@ def test_a_clip_has_the_same_scores_alone_and_padded_in_a_batch(pool, kind, seco
 
 
 def test_what_is_saved_scores_as_before_and_opens_as_an_encoder_too(tmp_path):
-    model = heads.FineTuned(small(), ["a", "b"], "sigmoid", "frames", [0.25, 0.5], 2.0, 1.0).eval()
+    model = heads.FineTuned(small(), ["a", "b"], "sigmoid", "frames", [0.25, 0.5], 2.0, 1.0, 0.3).eval()
     heads.save(model, tmp_path / "finetuned.pt")
     again, wave = heads.load(tmp_path / "finetuned.pt"), torch.randn(1, 32000)
     with torch.inference_mode():
         assert torch.equal(again.scores(wave), model.scores(wave))
         assert torch.equal(again.frame_scores(wave), model.frame_scores(wave))
         assert torch.equal(load_encoder(tmp_path / "finetuned.pt")(wave), model.encoder(wave))
-    assert (again.labels, again.thresholds, again.window_seconds, again.hop_seconds) == (["a", "b"], [0.25, 0.5], 2.0, 1.0)
+    for name in ("labels", "thresholds", "window_seconds", "hop_seconds", "minimum_seconds", "activation", "kind"):
+        assert getattr(again, name) == getattr(model, name)
 
 
 def test_a_file_without_a_head_is_refused(tmp_path):
@@ -472,6 +473,8 @@ def test_perfect_frame_scores_of_overlapping_windows_give_the_annotated_events()
     assert [len(p[1]) for p in parts] == [30, 30], "3 s on one grid of time"
     row = scoring.event_results(parts, labels, scoring.event_thresholds(parts, labels, split.events), split.events)
     assert row["event_f1"] == row["onset_f1"] == 1.0
+    assert [e.label for e in scoring.detect(parts, labels, 0.5, minimum=0.3)] == ["x"], "y lasts one frame"
+    assert scoring.shortest_event([Event("a", 0, n, "x") for n in range(1, 22)]) == 1.0
     x = scoring.detect(parts, labels, 0.5)[0]
     assert (x.file, x.label) == ("a", "x") and (x.start, x.end) == (pytest.approx(0.5), pytest.approx(1.3))
 
