@@ -54,6 +54,12 @@ class Split:
             wave = audio.resample(clip.read(0, frames), clip.rate, rate or clip.rate)
         return wave if self.clip_seconds is None else wave[:round(self.clip_seconds * (rate or clip.rate))]
 
+    def select(self, rows):
+        """Some rows (indices or a mask), with all events and files."""
+        index = None if self.file_index is None else self.file_index[rows]
+        return replace(self, rows=self.rows.select(rows), targets=self.targets[rows], groups=self.groups[rows],
+                       file_index=index)
+
     def times(self):
         """Start and end of each row in its recording, seconds -> two float64 (n,); for windows."""
         rate = self.rows.sample_rate.astype(float)

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from annotations import Event
 from metrics import (accuracy, auroc, average_precision, bootstrap, bootstrap_metric, cmap, decode_events,
-                     match_events, mean_average_precision, segment_f1)
+                     match_events, mean_average_precision, metric_draws, segment_f1)
 from probes import MelStatistics, knn
 
 
@@ -293,3 +293,21 @@ def test_draws_without_positives_are_left_out():
     scores, truth = np.arange(4.0)[:, None], np.array([0, 0, 0, 1], bool)[:, None]
     assert bootstrap_metric(cmap, scores, truth, draws=50) == [1.0, 1.0]
     assert np.isnan(bootstrap_metric(cmap, scores, truth & False, draws=5)).all()
+
+
+def test_draws_of_two_models_take_the_same_items():
+    """A model and the same one one item better: paired, the difference is never negative; unpaired it would be."""
+    scores, truth = ranking("random", n=200, classes=2)
+    better = scores.copy()
+    better[truth[:, 0].argmax(), 0] = 2
+    difference = metric_draws(cmap, better, truth, draws=100) - metric_draws(cmap, scores, truth, draws=100)
+    assert (difference >= -1e-12).all() and difference.max() > 0
+    assert np.ptp(metric_draws(cmap, scores, truth, draws=100)) > 3 * difference.max()
+
+
+def test_ranking_metrics_are_resampled_by_order_alone():
+    for kind in ("random", "ties"):
+        scores, truth = ranking(kind, n=150)
+        for function in (mean_average_precision, cmap, auroc):
+            plain = metric_draws(lambda s, t, f=function: f(s, t), scores, truth, draws=20)
+            assert np.allclose(metric_draws(function, scores, truth, draws=20), plain)

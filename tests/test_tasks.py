@@ -9,6 +9,7 @@ import soundfile
 from test_audio import noise
 from test_manifest import fails, recordings, table
 
+import data
 from annotations import Event, read_annotations, write_annotations
 from beans import BEANS
 from tasks import count_windows, label_windows, load_task, task_names
@@ -235,7 +236,7 @@ def own(root, lists, layout="jsonl", rate=16000):
         folder.mkdir(parents=True, exist_ok=True)
         rows = []
         for name, seconds, events in files:
-            soundfile.write(folder / name, noise(round(seconds * rate), 0), rate)
+            soundfile.write(folder / name, noise(round(seconds * rate), len(rows)), rate)
             rows.append([Event(name, *event) for event in events])
             if layout in ("raven", "audacity") and events:
                 write_annotations(folder / f"{name.split('.')[0]}{'.Table.1.selections' * (layout == 'raven')}.txt",
@@ -419,3 +420,19 @@ def test_a_label_in_the_test_split_only_is_reported_and_kept(tmp_path, capsys):
     assert task.labels == ["a", "b", "new"] and task.splits["test"].targets.tolist() == [0, 2]
     said = capsys.readouterr().err
     assert "test split has labels that the training split lacks: new" in said and said.count("\n") == 1
+
+
+def test_a_selection_of_rows_keeps_clips_targets_and_groups_together(beans):
+    for name in ("watkins", "rfcx"):
+        split = load_task(name, beans).splits["train"]
+        some = split.select([4, 1])
+        assert len(some) == 2 and np.array_equal(some.read(1, 8000), split.read(1, 8000))
+        assert np.array_equal(some.targets, split.targets[[4, 1]]) and some.groups.tolist() == split.groups[[4, 1]].tolist()
+
+
+def test_check_compares_recordings_rather_than_windows(tmp_path, capsys):
+    folder = own(tmp_path, CALLS)
+    (tmp_path / "pre").mkdir()
+    soundfile.write(tmp_path / "pre" / "copy.wav", soundfile.read(folder / "audio" / "d.wav")[0], 16000)
+    data.main(["check", str(tmp_path / "pre"), "--task", str(folder), "--out", str(tmp_path / "c.csv")])
+    assert "1 of the 3 test clips of own overlap" in capsys.readouterr().out
