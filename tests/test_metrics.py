@@ -276,8 +276,8 @@ def test_an_interval_of_a_mean_is_the_same_by_either_bootstrap():
 
 
 def test_grouped_intervals_of_ranking_metrics_cover_the_truth():
-    """300 experiments of 60 recordings with four windows each that share their level: AUROC of a score with unit noise
-    around labels 1.5 apart is known in closed form; windows drawn singly would claim too much."""
+    """300 experiments of 60 recordings with four windows each that share their level: the AUROC of a score with unit
+    noise around labels 1.5 apart is known in closed form; windows drawn singly would claim too much."""
     from scipy.stats import norm
     rng, inside = np.random.default_rng(0), []
     for i in range(300):
