@@ -100,12 +100,13 @@ def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minim
         raise ValueError(f"score {score!r} is peak or mean, smoothing {smoothing!r} is mean or max")
     if len(scores) > 1 and smooth > 0:
         scores = _smoothed(scores, smooth / float(np.median(np.diff(starts))), smoothing)
+    slack = 0.01 * float(np.median(ends - starts)) if len(scores) else 0.0  # frames begin and end at whole samples
     events = []
     for k, limit in enumerate(np.broadcast_to(threshold, (len(labels),))):
         frames = np.flatnonzero(scores[:, k] >= limit)
         if not len(frames):
             continue
-        apart = starts[frames[1:]] - ends[frames[:-1]] > gap + 1e-6  # a microsecond: times are sums of decimals
+        apart = starts[frames[1:]] - ends[frames[:-1]] > gap + slack
         first = np.flatnonzero(np.append(True, apart))
         last = np.append(first[1:], len(frames)) - 1
         value = scores[frames, k]
@@ -113,7 +114,7 @@ def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minim
                  else np.add.reduceat(value, first) / (last - first + 1))
         onset, offset = starts[frames[first]], ends[frames[last]]
         events += [Event(file, float(a), float(b), labels[k], float(v)) for a, b, v in zip(onset, offset, value)
-                   if b - a >= minimum - 1e-6]
+                   if b - a >= minimum - slack]
     return sorted(events, key=lambda event: (event.start, event.end))
 
 

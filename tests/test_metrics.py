@@ -188,6 +188,13 @@ def test_overlapping_windows_give_one_event_where_they_touch():
     assert frames([0.9, 0.1, 0.8, 0.1, 0.1, 0.7], hop=1, width=2) == [(0, 4, 0.9), (5, 7, 0.7)]
 
 
+def test_frames_that_meet_within_a_sample_are_one_event():
+    """0.1 s at 11025 Hz is 1102.5 samples: neighbours are up to a sample apart, or overlap by one."""
+    starts = np.rint(np.arange(20) * 1102.5) / 11025
+    found = decode_events(np.ones((20, 1)), starts, starts + 1102 / 11025, ["x"], minimum=2.0)
+    assert [(e.start, round(e.end, 3)) for e in found] == [(0.0, 2.0)]
+
+
 def test_smoothing_is_centred_and_sees_at_the_edges_what_is_there():
     values = [0, 0, 0.9, 0, 0, 0.6]
     assert frames(values, smooth=1.5, threshold=0.29) == [(0.5, 2.0, 0.3), (2.5, 3.0, 0.3)]

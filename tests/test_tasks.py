@@ -183,6 +183,12 @@ def test_windows_are_labelled_by_beans_rule(event, windows):
         assert labelled([event]) == windows
 
 
+def test_a_fifth_of_the_shorter_is_not_enough():
+    """1 of 5 s, in numbers that are exact: the window is the shorter, then the annotation."""
+    assert labelled([(4, 12)], 1, 5, 5) == [] and labelled([(3.9, 12)], 1, 5, 5) == [0]
+    assert labelled([(7, 12)], 1, 8, 8) == [] and labelled([(6.9, 12)], 1, 8, 8) == [0]
+
+
 def test_windows_of_random_annotations_equal_the_rule_spelled_out():
     rng = np.random.default_rng(0)
     for width, hop in ((2, 1), (10, 5), (4, 2), (0.5, 0.2), (1, 1)):
