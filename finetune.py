@@ -130,8 +130,9 @@ def run_task(args, task, fold, config, source, out, procs, stop):
     job = Job(s, source, args.format, changes, task.labels, task.metric, task.window_seconds, task.hop_seconds,
               out / (f"{task.name}-fold{fold}" if fold else task.name), procs, stop, args.workers, args.micro_batch,
               args.amp)
-    prepare(job.folder, vars(s) | {"encoder": fingerprint(source), "config": changes, "labels": task.labels,
-            "data": {k: v.rows.fingerprint() for k, v in task.splits.items()}}, args, procs)
+    data = {name: split.rows.fingerprint() for name, split in task.splits.items()}
+    prepare(job.folder, vars(s) | {"encoder": fingerprint(source), "format": args.format, "config": changes,
+                                   "labels": task.labels, "data": data}, args, procs)
     path = job.folder / "results.json"
     rows = json.loads(path.read_text())["results"] if path.exists() else []
     seeds = range(args.seed, args.seed + args.seeds)
@@ -230,6 +231,11 @@ def print_tables(rows, per_class):
         for label, one in row["per_class"].items() if per_class else ():
             value = "–" if one["value"] is None else f"{one['value']:.3f}"
             print(f"{'':<{width}}    {label:<24} {value}  ({one['n']})")
+    for name in dict.fromkeys(row["task"] for row in rows):
+        values = [row["value"] for row in rows if row["task"] == name]
+        if len(values) > 1:
+            print(f"{name:<{width}}  mean of {len(values)} runs {sum(values) / len(values):.3f}, from {min(values):.3f} to "
+                  f"{max(values):.3f}")
     if any(row["group"] for row in rows):
         print_beans(rows)
 

@@ -110,10 +110,10 @@ class FineTuned(nn.Module):
         return torch.cat(parts, 1), frames, columns
 
     def _tokens(self, spec, lengths, hidden):
-        arguments = dict(mask=hidden, lengths=lengths, visible_only=hidden is not None)
-        if self.encoder.config.features == "ffn":
-            return torch.stack(self.encoder.ffn_outputs(spec, **arguments)).mean(0)
-        return self.encoder.tokens(spec, **arguments)
+        e = self.encoder
+        if e.config.features == "ffn":
+            return torch.stack(e.ffn_outputs(e.patch_tokens(spec, lengths), lengths)).mean(0)
+        return e.tokens(spec, mask=hidden, lengths=lengths, visible_only=hidden is not None)
 
     def _frame_logits(self, frames, pooled):
         """frames (B, T', D) -> (B, T', C); without a head of its own a frame goes through the clip's."""

@@ -47,7 +47,8 @@ PROTOCOLS = {"beans": _PLAIN | dict(epochs=50, lr=(1e-5, 5e-5, 1e-4), rate="mode
 
 def gpm_bt_augmentation(seconds, kind):
     """GPM-BT's masks: up to 48 bands and 48 frames of windows shorter than 5 s, else 24 and 96; detection mixes 60 %.
-    There the masks fall on the whole minute and a file is mixed with itself; here the window and another clip."""
+    There the masks fall on the whole minute and a file is mixed with itself; here on the window, and with another clip.
+    Its roll by up to ten frames is left out."""
     bands, frames = (48, 48) if (seconds or 10) < 5 else (24, 96)
     return dict(band_mask=bands / 128, time_mask=min(1.0, frames / (100 * (seconds or 10))),
                 mixup=0.6 if kind == "detection" else 0.0)
@@ -87,6 +88,7 @@ def check_settings(s, config, task):
                                                           "needs annotated recordings"),
         (s.head == "frames" and s.roll, "--roll with frames: a call that wraps around has no onset; use --no-roll"),
         (s.head == "frames" and s.patch_drop, "--patch-drop leaves frames without tokens; use --head linear"),
+        (s.patch_drop and config.features == "ffn", "--patch-drop: this encoder's features are of all its tokens"),
         (s.pool != "mean" and not config.specials, f"--pool {s.pool}: this encoder has no special tokens; use mean"),
         (s.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use model"),
         (s.rate == "native" and config.frontend == "wave", "--rate native: a raw-wave encoder hears at its own rate"),

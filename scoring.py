@@ -138,9 +138,9 @@ def event_thresholds(parts, labels, events, minimum=0.0, iou=0.3):
 
 def clip_thresholds(scores, truth):
     """The threshold of each class with the best F1 over clips -> list of C; 0.5 for a class without positives."""
-    on = scores[None] >= THRESHOLDS[:, None, None]  # (33, n, C)
-    hits = (on & truth).sum(1)
-    f1 = 2 * hits / np.maximum(on.sum(1) + truth.sum(0), 1)
+    def f1(on):
+        return 2 * (on & truth).sum(0) / np.maximum(on.sum(0) + truth.sum(0), 1)
+    f1 = np.stack([f1(scores >= threshold) for threshold in THRESHOLDS])  # (33, C)
     return [float(THRESHOLDS[k]) if f > 0 else 0.5 for k, f in zip(f1.argmax(0), f1.max(0))]
 
 

@@ -213,7 +213,7 @@ class Trial:
 def add_weights(total, state):
     """A running sum of state dicts: {"n", "sum"}; what is not floating point is kept as it is now."""
     total = total or {"n": 0, "sum": {}}
-    added = {k: total["sum"].get(k, 0.0) + v.double() if v.is_floating_point() else v.clone()
+    added = {k: total["sum"].get(k, 0.0) + v.double().cpu() if v.is_floating_point() else v.cpu().clone()
              for k, v in state.items()}
     return {"n": total["n"] + 1, "sum": added}
 

@@ -403,6 +403,19 @@ def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp
     assert f"{means['all'][0]:.3f}" in text and "GPM-BT 1.23M bio, patch" in text and "0.658" in text
 
 
+def test_clips_with_several_labels_run_fold_by_fold(tiny, tmp_path, capsys):
+    files = sorted((tiny / "species" / "audio").iterdir())[:12]
+    rows = [f"{file},{('x;y', 'x', 'y')[i % 3]},{1 + i // 4}" for i, file in enumerate(files)]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "annotations.csv").write_text("path,label,fold\n" + "\n".join(rows) + "\n")
+    finetune.main([*FAST, "--data", str(tmp_path), "--task", "own", "--fold", "all", "--steps", "1", "--out",
+                   str(tmp_path / "out")])
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [(row["fold"], row["metric"], row["n_test"]) for row in rows] == [(f, "map", 4) for f in "123"]
+    assert heads.load(tmp_path / "out" / "own-fold2" / "finetuned.pt").activation == "sigmoid"
+    assert "mean of 3 runs" in capsys.readouterr().out
+
+
 def test_group_means_weigh_5_5_2_and_seeds_of_a_task_first():
     rows = [{"group": g, "task": f"{g}{i}", "value": v} for g, v, n in
             (("classification", 0.8, 5), ("detection", 0.4, 5), ("auxiliary", 0.9, 2)) for i in range(n)]
