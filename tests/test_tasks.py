@@ -286,7 +286,8 @@ def test_own_recordings_come_with_any_table(tmp_path, layout):
 
 
 def test_own_windows_have_the_length_that_is_asked_for(tmp_path):
-    task = load_task(own(tmp_path, CALLS), window=1, hop=0.5)
+    assert "folds are for clips" in fails(load_task, own(tmp_path, CALLS), fold=1)
+    task = load_task(tmp_path / "own", window=1, hop=0.5)
     assert (task.window_seconds, task.hop_seconds) == (1.0, 0.5)
     assert len(task.splits["test"]) == 9 + 7 + 5 and len(task.splits["test"].read(3)) == 16000
 
@@ -413,6 +414,10 @@ def test_one_list_with_folds_is_a_task(tmp_path):
     assert paths == {"train": [f"audio/r{k}.flac" for k in (2, 3, 4, 5)],
                      "valid": ["audio/r6.flac", "audio/r7.flac"], "test": ["audio/r0.flac", "audio/r1.flac"]}
     assert first["train"].groups.tolist() == [0, 0, 1, 1], "a column recording says what belongs together"
+    assert "no low-data list" in fails(load_task, "own", tmp_path, low=True)
+    assert "exclude each other" in fails(load_task, "own", tmp_path, low=True, fold=1)
+    table(tmp_path / "own" / "annotations.csv", ["file", "start", "end", "label"], [["audio/r0.flac", 0, 1, "a"]])
+    assert "wants train, valid and test" in fails(load_task, "own", tmp_path)
     table(tmp_path / "own" / "annotations.csv", ["path", "label"], [row[:2] for row in rows])
     assert "no column fold" in fails(load_task, "own", tmp_path)
 
