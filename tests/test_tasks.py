@@ -232,6 +232,11 @@ def test_a_window_past_the_end_of_a_short_recording_is_what_is_there(tmp_path):
     split = load_task(tmp_path / "own").splits["test"]
     assert len(split) == 1 and len(split.read(0)) == 24000 and split.targets.tolist() == [[True]]
     assert split.times()[1].tolist() == [1.5]
+    folder = own(tmp_path, {s: [(f"{s}.wav", 3.95, [(0.2, 4.0, "x")])] for s in SPLITS})
+    for split in SPLITS:  # a list that rounds
+        (folder / f"{split}.jsonl").write_text((folder / f"{split}.jsonl").read_text().replace("3.95", "4.0"))
+    split = load_task(folder).splits["test"]
+    assert [len(split.read(i)) for i in range(3)] == [32000, 32000, 31200] and split.targets.all()
 
 
 # ---------------------------------------------------------------------------------------------------- own detection
