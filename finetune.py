@@ -27,8 +27,8 @@ def parse_args(argv=None):
     g.add_argument("--checkpoint", help="file, run folder or preset's name (default: the newest run below runs/)")
     g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--data", default=DEMO, help="folder that holds the tasks")
-    g.add_argument("--task", nargs="+", default=["species"], help="names or folders; beans: all of the twelve that "
-                   "are there (the demo has species, individual, detection)")
+    g.add_argument("--task", nargs="+", help="names or folders; beans: all of the twelve that are there (default: the "
+                   "demo's species; it also has individual and detection)")
     g.add_argument("--fold", help="of a task with folds: the one that is tested, the one before it validates; all: "
                    "each in turn")
     g.add_argument("--low", action="store_true", help="BEANS's small training lists")
@@ -83,6 +83,7 @@ def parse_args(argv=None):
     g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
     g.add_argument("--timeout", type=cli.positive, default=300, help="longest wait for another process, s")
     args = p.parse_args(argv)
+    args.task = args.task or ["species"]
     if args.patience and args.average:
         raise UserError("--patience and --average: the last epochs are not known before the end; give one of them")
     if args.trainable not in ("all", "head") and not args.trainable.isdigit():
