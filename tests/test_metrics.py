@@ -191,7 +191,7 @@ def test_overlapping_windows_give_one_event_where_they_touch():
 def test_frames_that_meet_within_a_sample_are_one_event():
     """0.1 s at 11025 Hz is 1102.5 samples: neighbours are up to a sample apart, or overlap by one."""
     starts = np.rint(np.arange(20) * 1102.5) / 11025
-    found = decode_events(np.ones((20, 1)), starts, starts + 1102 / 11025, ["x"], minimum=2.0)
+    found = decode_events(np.ones((20, 1)), starts, starts + 1101 / 11025, ["x"], minimum=2.0)
     assert [(e.start, round(e.end, 3)) for e in found] == [(0.0, 2.0)]
 
 
@@ -242,6 +242,14 @@ def test_matching_is_the_largest_one_to_one_pairing(rule):
         assert (found["tp"] + found["fp"], found["tp"] + found["fn"]) == (6, 7)
         assert found["f1"] == pytest.approx(2 * found["tp"] / 13)
         assert sum(row["tp"] for row in found["per_class"].values()) == found["tp"]
+
+
+@pytest.mark.parametrize("call, found, share, hit", [
+    ((0, 2), (0, 2.9), 0.5, 1), ((0, 2), (0, 2.9), 0.4, 0), ((0, 0.2), (0, 0.39), 0.5, 1), ((0, 0.2), (0, 0.41), 0.5, 0),
+    ((1, 2), (0.8, 2), 0.0, 1), ((1, 2), (0.79, 2), 0.0, 0)])
+def test_offsets_may_differ_by_the_larger_of_collar_and_share(call, found, share, hit):
+    assert match_events([Event("f", *found, "x")], [Event("f", *call, "x")], onset_collar=0.2, offset_collar=0.2,
+                        offset_share=share)["tp"] == hit
 
 
 def test_one_long_prediction_over_two_calls_finds_one_of_them():
@@ -320,3 +328,18 @@ def test_ranking_metrics_are_resampled_by_order_alone():
         for function in (mean_average_precision, cmap, auroc):
             plain = metric_draws(lambda s, t, f=function: f(s, t), scores, truth, draws=20)
             assert np.allclose(metric_draws(function, scores, truth, draws=20), plain)
+
+
+def test_classes_that_a_draw_lacks_do_not_pull_beans_map_down():
+    """Twelve recordings, each with a class of its own, all ranked perfectly; four classes are nowhere."""
+    groups = np.repeat(np.arange(12), 5)
+    truth = np.eye(16, dtype=bool)[groups] & (np.arange(60) % 5 == 0)[:, None]
+    scores = truth.astype(float)
+    assert mean_average_precision(scores, truth) == 0.75
+    assert bootstrap_metric(mean_average_precision, scores, truth, groups, draws=50) == [0.75, 0.75]
+
+
+def test_one_recording_gives_no_interval():
+    scores, truth = ranking("random")
+    assert np.isnan(bootstrap_metric(cmap, scores, truth, np.zeros(60), draws=5)).all()
+    assert np.isnan(bootstrap(truth[:, 0], np.zeros(60))).all() and not np.isnan(bootstrap(truth[:, 0])).any()
