@@ -247,7 +247,7 @@ class Trainer:
             last = start == cuts[-1]
             with nullcontext() if last or self.procs.world == 1 else self.ddp.no_sync():
                 with self.autocast():
-                    loss, metrics = self.ddp(**arguments)
+                    loss, metrics = self.ddp(*arguments)
                 self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
             names, sums = weighted(metrics)
             totals = totals + sums
@@ -256,17 +256,17 @@ class Trainer:
         return self._update(sums, names, scale)
 
     def _to_device(self, batch, part, augment=None):
-        """The objective's arguments for a micro-batch, augmented on the device. Lengths are left out when all clips
-        are full: known here, on the CPU, so that the model need not ask the GPU, and attention runs without a mask."""
+        """What the objective takes of a micro-batch (wave, lengths or None, seeds, …), augmented on the device. Lengths
+        are left out when all clips are full: known here, on the CPU, so that the model need not ask the GPU, and
+        attention runs without a mask."""
+        takes = getattr(self.objective, "takes", ("wave", "lengths", "seed"))
         move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
-                if k in ("wave", "lengths", "seed", "partner", "partner_lengths")}
+                if k in (*takes, "partner", "partner_lengths")}
         if augment:
             move["wave"] = augment(move)
-        full = bool((batch["lengths"][part] >= batch["wave"].shape[1]).all())
-        arguments = {"x": move["wave"], "lengths": None if full else move["lengths"], "seeds": move["seed"]}
-        if getattr(self.objective, "mix", 0):
-            arguments |= {k: move[k] for k in ("partner", "partner_lengths") if k in move}
-        return arguments
+        if bool((batch["lengths"][part] >= batch["wave"].shape[1]).all()):
+            move["lengths"] = None
+        return tuple(move.get(k) for k in takes)
 
     def _update(self, sums, names, lr_scale):
         """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process:
@@ -301,7 +301,7 @@ class Trainer:
         totals, names = 0.0, None
         for batch in batches:
             with self.autocast():
-                names, sums = weighted(self.objective(**self._to_device(batch, slice(None)))[1])
+                names, sums = weighted(self.objective(*self._to_device(batch, slice(None)))[1])
             totals = totals + sums
         return means(names, self.procs.sum(totals).tolist())
 

@@ -26,6 +26,8 @@ from model import Block
 MASKS = {"patch": patch_mask, "frame": frame_mask, "upstream": patch_mask_upstream, "block": block_mask,
          "group": group_mask, "span": span_mask, "structured": structured_mask}
 
+MIXED = ("wave", "lengths", "seed", "mask", "partner", "partner_lengths")  # what a mixing objective takes of a batch
+
 
 def draw_mask(kind, hidden, encoder, seeds, lengths=None, clones=1, **options):
     """A mask for each clip, or `clones` of them in a row: bool (B · clones, T', F')."""
@@ -416,7 +418,7 @@ class Animal2Vec(Data2Vec):
                  decoder_dim=768, decoder_depth=4, kernel=7, noise=0.01, mix=1.0):
         super().__init__(encoder, masking, hidden, span, clones, ema, ema_steps, 0.0, decoder_dim, decoder_depth,
                          (kernel, 1), norm_target=False, noise=noise)
-        self.mix = mix
+        self.mix, self.takes = mix, MIXED
         self.teacher["encoder"].patch = None  # its convolutions are the student's
 
     def forward(self, x, lengths=None, seeds=None, mask=None, partner=None, partner_lengths=None):
@@ -462,6 +464,7 @@ class ATST(MeanTeacher):
             raise ValueError(f"it has no {'mask' if frames else 'class'} token")
         self.frames, self.view_seconds, self.mix, self.canvas = frames, view_seconds, mix, canvas
         self.masking, self.hidden, self.options = masking, hidden, {"span": span} if masking == "span" else {}
+        self.takes = MIXED
         self.projector = head(encoder.config.dim, head_dim, head_out)
         self.predictor = head(head_out, head_dim, head_out)
         self.add_teacher(encoder=encoder, projector=self.projector)

@@ -252,7 +252,7 @@ def _mel_presets():
     dasheng = mel_db | dict(window=0.032, f_min=0.0, floor_db=120.0, mean=0.0, scale=1.0, frames=1008, specials=0,
                             mask_token=False, input_norm=True, positions="factorised")
     _sized(table, dasheng, {"dasheng-base": base, "dasheng-0.6b": dict(dim=1280, depth=32, heads=16),
-                            "dasheng-1.2b": dict(dim=1536, depth=40, heads=24), "dasheng-laptop": db_laptop | dict(input_norm=False)})
+                            "dasheng-1.2b": dict(dim=1536, depth=40, heads=24), "dasheng-laptop": db_laptop})
     audiomae = dict(specials=1, mask_token=False, positions="fixed")
     _sized(table, audiomae, {"audiomae-base": base, "audiomae-laptop": kaldi_laptop})
     eat = dict(mean=-4.268, scale=2 * 4.569, specials=1, mask_token=False, positions="sincos", norm="post",
