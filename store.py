@@ -9,6 +9,7 @@
 Both layouts grow by whole recordings. A killed run leaves a finished part that the next one goes on from.
 """
 import csv
+import hashlib
 import io
 import json
 import os
@@ -20,7 +21,6 @@ import cli
 from cli import UserError
 
 COLUMNS = ("file", "start", "end", "rate", "checkpoint", "array", "row", "left")
-STORE = "embeddings.npy"
 _CHUNK = 1 << 14  # rows compared at a time
 
 
@@ -117,7 +117,7 @@ class Output:
         """Forget what a killed run left unfinished -> (recordings that are there, their arrays, rows of the store)."""
         for path in self.folder.rglob(".*.npy.tmp"):
             path.unlink()
-        store, room = self.folder / STORE, None
+        store, room = self.folder / "embeddings.npy", None
         if self.one:
             room = len(np.load(store, mmap_mode="r")) if store.exists() and store.stat().st_size else 0
         done, taken, count, keep, first = {}, set(), 0, 0, None
@@ -130,26 +130,16 @@ class Output:
                 first, count = first or row, count + 1
                 if row["left"] == 0:
                     done[row["file"], first["start"]] = row["end"] - first["start"]
-                    taken.add(row["array"])
+                    taken |= set() if self.one else {row["array"]}
                     first, end, keep = None, file.tell(), count
         os.truncate(self.folder / "index.csv", end)
         return done, taken, keep
 
-    def array_name(self, name, path, several):
-        """Where a recording's array goes: STEM.npy; the path below what was named if `several` share the stem."""
-        if self.one:
-            return STORE
-        name = os.path.normpath(name).lstrip("/").replace("../", "")
-        if os.path.isabs(name) or several:
-            choices = [os.path.splitext(name)[0], name]
-        else:
-            choices = [os.path.splitext(os.path.basename(name))[0], os.path.splitext(name)[0], name]
-        choices += [f"{choices[-1]}-{n}" for n in range(2, 2 + len(self._taken))]
-        return next(f"{choice}.npy" for choice in choices + [choices[-1]] if f"{choice}.npy" not in self._taken)
-
-    def begin(self, file, rate, array):
-        """A recording's rows follow: file (path), its rate in Hz, the name of its array."""
-        self._current = {"file": file, "rate": rate, "array": array, "times": [], "rows": 0}
+    def begin(self, file, rate, name):
+        """A recording's rows follow: file (path), its rate in Hz, what its array is called if it has its own."""
+        name = "embeddings" if self.one else next(
+            n for n in (name, *(f"{name}-{k}" for k in range(2, 3 + len(self._taken)))) if f"{n}.npy" not in self._taken)
+        self._current = {"file": file, "rate": rate, "array": f"{name}.npy", "times": [], "rows": 0}
 
     def add(self, rows, starts, ends):
         """rows (n, …) of the recording that was begun, and their times in seconds."""
@@ -180,7 +170,7 @@ class Output:
                           len(times) - 1 - k))
         self._index.write(text.getvalue())
         self._index.flush()
-        self._taken.add(c["array"])
+        self._taken |= set() if self.one else {c["array"]}
         self._current = None
 
     def discard(self):
@@ -203,6 +193,16 @@ class Output:
 
 
 # ------------------------------------------------------------------------------------------------------- reading
+
+def identity(encoder):
+    """A hash of an encoder's settings and weights, 16 hexadecimal digits."""
+    import torch
+    digest = hashlib.blake2b(json.dumps(encoder.config.to_dict(), sort_keys=True).encode(), digest_size=8)
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
 
 def read_settings(folder):
     """What made the embeddings in a folder."""

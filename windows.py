@@ -65,9 +65,11 @@ class Recordings:
         return manifest.path(i) if manifest.entries is not None else os.path.abspath(manifest.locate(i))
 
     def start(self, k):
-        """Where its stretch begins, in samples at its own rate."""
+        """Where its stretch begins, in seconds of the file."""
         manifest, i = self.rows[k]
-        return int(manifest.start[i])
+        if not manifest.start[i]:
+            return 0.0
+        return round(int(manifest.start[i]) / (int(manifest.sample_rate[i]) or audio.info(self.path(k))[1]), 6)
 
     def open(self, k):
         manifest, i = self.rows[k]
@@ -130,6 +132,17 @@ class Stretch:
         high = self.length(n) if n == len(self) - 1 else self.cut.samples - overlap / 2
         return low, high
 
+    def columns(self, n, count, step):
+        """Which of the `count` token columns of window n, one each `step` samples, are its own: a slice, and their
+        starts and ends (T',) in seconds. The last one of a window reaches to its end, so that there are no gaps."""
+        begin, length = n * self.cut.hop_samples, self.length(n)
+        starts = np.arange(max(1, min(count, ceil(length / step - 1e-6)))) * step
+        ends = np.append(starts[1:], length)
+        low, high = self.own(n)
+        own = np.flatnonzero(((starts + ends) / 2 >= low) & ((starts + ends) / 2 < high))
+        own = slice(own[0], own[-1] + 1) if len(own) else slice(0, 0)
+        return own, self.seconds(begin + starts[own]), self.seconds(begin + ends[own])
+
 
 def resampled(clip, frames, start, stop, rate):
     """Samples start … stop of a recording as it is at `rate` Hz, decoding only what they take -> float32 [stop - start].
@@ -191,7 +204,7 @@ def _units(recordings, cut, bad, skip):
             continue
         try:
             with recordings.open(k) as clip:
-                stretch = Stretch(k, cut, clip.rate, recordings.start(k), clip.frames)
+                stretch = Stretch(k, cut, clip.rate, clip.first, clip.frames)
             if not stretch.frames:
                 raise audio.BadAudio("holds no sound")
         except audio.BadAudio as error:
