@@ -20,7 +20,6 @@ import cli
 from cli import UserError
 
 DEMO = "data/demo"
-CPU_TOKENS, GPU_TOKENS = 4096, 32768  # of a batch whose size is "auto"
 
 
 def batch_size(text):
@@ -66,7 +65,7 @@ def parse_args(argv=None):
     g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="precision; auto: bf16 or "
                    "fp16 on a GPU, fp32 on a CPU")
     g.add_argument("--batch-size", type=batch_size, default="auto", metavar="N", help="windows a forward pass, of "
-                   f"several recordings; auto: about {CPU_TOKENS} tokens on a CPU, {GPU_TOKENS} on a GPU")
+                   "several recordings; auto: about 4096 tokens on a CPU, 32768 on a GPU")
     g.add_argument("--workers", type=cli.natural, default=1, help="processes that decode while the model runs")
     args = p.parse_args(argv)
     if args.window and args.hop and args.hop > args.window:
@@ -104,15 +103,17 @@ def main(argv=None):
 
     from engine import precision, start_processes
     from store import read_settings
-    from windows import Recordings
+    from windows import Recordings, Run
 
     device = start_processes(args.device).device
     autocast, _, _ = precision(args.amp, device)
     old = read_settings(args.folder) if args.search else {}
+    torch.manual_seed(0)  # a preset's weights are random, but the same each time
     audio = [args.search] if args.search else args.audio or demo_soundscapes()
     recordings = Recordings(audio)
     model, source = open_model(args, old)
-    run = Run(args, model, recordings, device, autocast)
+    run = Run(model, recordings, device, autocast, args.window or old.get("window"), args.hop or old.get("hop"),
+              args.batch_size, args.workers)
     print(f"{source}: {run.config.name}, {run.config.sample_rate} Hz, windows of {run.cut.window:g} s every "
           f"{run.cut.hop:g} s, {run.batch_size} a batch, {device.type}", flush=True)
     try:
@@ -148,138 +149,12 @@ def open_model(args, old):
     return load_encoder(source, args.format or old.get("format"), **({"pool": pool} if pool else {})), str(source)
 
 
-class Run:
-    """A model over recordings: windows in, what a function makes of each out, in order."""
-
-    def __init__(self, args, model, recordings, device, autocast):
-        from windows import Cut
-        self.model, self.config = model.to(device), getattr(model, "encoder", model).config
-        self.recordings, self.device, self.autocast, self.workers = recordings, device, autocast, args.workers
-        heard = self.config.chunk_samples / self.config.sample_rate
-        window = args.window or getattr(model, "window_seconds", None) or heard
-        hop = args.hop or min(window, getattr(model, "hop_seconds", None) or window)
-        if hop > window:
-            raise UserError(f"--hop {hop:g} is longer than the window of {window:g} s: the sound between the windows "
-                            "would be left out")
-        self.cut = Cut(self.config.sample_rate, window, hop)
-        tokens = self.config.n_tokens * max(1, window / self.config.clip_seconds)
-        budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
-        self.batch_size = args.batch_size or max(1, min(256, int(budget / tokens)))
-        self.bad, self.done, self.seconds = {}, 0, 0.0  # {recording: why it can't be read}; how much was read
-
-    def __call__(self, function, skip=lambda k: False):
-        """function (wave (B, S), lengths (B,) or None) -> (B, …) tensor, over all windows: yields (stretch, number of
-        the window, array (…)). Of a recording that turns out to be broken only the first windows may come."""
-        import torch
-        from tqdm import tqdm
-
-        from windows import batches
-        read = batches(self.recordings, self.cut, self.batch_size, self.workers, self.bad, skip)
-        with tqdm(desc="windows", leave=False, disable=None) as bar:
-            for wave, lengths, places in read:
-                lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(self.device)
-                with torch.inference_mode(), self.autocast():
-                    rows = function(wave.to(self.device), lengths).float().cpu().numpy()
-                for (stretch, n), row in zip(places, rows):
-                    yield stretch, n, row
-                    if n == len(stretch) - 1:
-                        self.done, self.seconds = self.done + 1, self.seconds + stretch.frames / stretch.rate
-                bar.update(len(places))
-
-    def path(self, stretch):
-        return self.recordings.path(stretch.index)
-
-    def finish(self, folder, already=0):
-        """List what could not be read; an error if nothing came out at all."""
-        import audio
-        from corpus import write_table
-        from manifest import warn
-        listed = Path(folder) / "broken.csv"
-        listed.unlink(missing_ok=True)
-        if self.bad:
-            rows = [(audio.shown(self.recordings.path(k)), reason) for k, reason in sorted(self.bad.items())]
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            write_table(listed, ("file", "reason"), rows)
-            text = (f"{len(rows)} of {len(self.recordings)} recordings can't be read, for example {rows[0][0]}: "
-                    f"{rows[0][1]}; listed in {listed}")
-            if not self.done and not already:
-                raise UserError(text)
-            warn(text)
-
-
-def pooled(windows, highest=False):
-    """(stretch, n, row (D,)) of windows -> (stretch, row) of whole recordings: the mean, weighted by the windows'
-    lengths, or the highest of each column."""
-    import numpy as np
-    for stretch, n, row in windows:
-        length = stretch.length(n)
-        if highest:
-            total, weight = row if n == 0 else np.maximum(total, row), 1
-        else:
-            total, weight = (row * float(length), length) if n == 0 else (total + row * float(length), weight + length)
-        if n == len(stretch) - 1:
-            yield stretch, total / weight
-
-
 # ---------------------------------------------------------------------------------------------------- embeddings
-
-def features(encoder, wave, lengths, granularity, depths, columns):
-    """wave (B, S), lengths (B,) or None -> clip (B, D), frame (B, T', D), patch (B, T', F', D) or all (B, K + N, D).
-
-    depths: after how many blocks, several side by side in D; None: all. columns: T' of "all", shorter clips get zeros.
-    """
-    import torch
-    if granularity in ("clip", "frame"):
-        function = encoder.embed if granularity == "clip" else encoder.frames
-        return torch.cat([function(wave, lengths, depth) for depth in depths], -1)
-    c, spec = encoder.config, encoder.frontend(wave, lengths)
-    if c.features == "ffn":
-        outputs = encoder.ffn_outputs(spec, lengths=lengths)
-        x = torch.cat([torch.stack(outputs[:(depth or c.depth) - c.prenet]).mean(0) for depth in depths], -1)
-    else:
-        x = torch.cat([encoder.tokens(spec, lengths=lengths, depth=depth) for depth in depths], -1)
-    specials, x = x[:, :c.specials], x[:, c.specials:].unflatten(1, (-1, c.grid[1]))
-    if granularity == "patch":
-        return x
-    if (valid := encoder.valid_columns(lengths)) is not None:
-        x = x * (torch.arange(x.shape[1], device=x.device) < valid[:, None])[..., None, None]
-    x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, columns - x.shape[1]))
-    return torch.cat([specials, x.flatten(1, 2)], 1)
-
-
-def embeddings(run, granularity, layers, by_window, skip=lambda k: False):
-    """Rows of all recordings, in order: yields (stretch, array (n, …), starts (n,), ends (n,) in seconds, whether these
-    are the recording's last)."""
-    import numpy as np
-    import torch
-    encoder, c, cut = run.model, run.config, run.cut
-    least = 1 + c.prenet * (c.features == "ffn")
-    if layers and not least <= min(layers) <= max(layers) <= c.depth:
-        raise UserError(f"--layers {' '.join(map(str, layers))}: this encoder has blocks {least} to {c.depth}")
-    if granularity != "clip" and cut.samples > c.chunk_samples:
-        raise UserError(f"--granularity {granularity} with --window {cut.window:g}: tokens have their places within the "
-                        f"{c.chunk_samples / c.sample_rate:g} s that this encoder hears at a time; give at most that")
-    columns = encoder.valid_columns(torch.tensor([cut.samples]))
-    columns = c.grid[0] if columns is None else int(columns)
-
-    def function(wave, lengths):
-        return features(encoder, wave, lengths, granularity, layers or [None], columns)
-    if granularity == "clip" and not by_window:
-        for stretch, row in pooled(run(function, skip)):
-            yield stretch, row[None], stretch.seconds([0]), stretch.seconds([stretch.samples]), True
-        return
-    for stretch, n, row in run(function, skip):
-        last = n == len(stretch) - 1
-        if granularity in ("frame", "patch"):
-            own, starts, ends = stretch.columns(n, len(row), c.stride[1] * c.hop * c.sample_rate)
-            yield stretch, row[own], starts, ends, last
-        else:
-            yield stretch, row[None], *np.array(stretch.span(n))[:, None], last
-
 
 def embed(args, run, source):
     """Write the embeddings that are not there yet."""
     from store import Output, identity
+    from windows import embeddings
     by_window = args.window is not None
     settings = {"checkpoint": identity(run.model), "source": source, "format": args.format,
                 "encoder": run.config.name, "granularity": args.granularity, "window": run.cut.window,
@@ -326,6 +201,7 @@ def search(args, run, settings):
     import numpy as np
 
     from store import identity, nearest
+    from windows import embeddings
     if (mine := identity(run.model)) != settings["checkpoint"]:
         raise UserError(f"{args.folder} was made with another checkpoint ({settings['source']}, "
                         f"{settings['checkpoint']}; this one is {mine}): say which with --checkpoint")
@@ -342,6 +218,8 @@ def search(args, run, settings):
 
 def predict(args, run):
     """The best labels of recordings: a table for one, a CSV for several or for windows."""
+    from corpus import write_table
+    from windows import pooled
     windows, labels = run(run.model.scores), run.model.labels
     if args.window is not None:
         found = [(run.path(stretch), *stretch.span(n), scores) for stretch, n, scores in windows]
@@ -358,7 +236,6 @@ def predict(args, run):
         return
     path = Path(args.out) / "predictions.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    from corpus import write_table
     write_table(path, ("file", "start", "end", "rank", "label", "score"), rows)
     print(f"{path}: the {min(args.top_k, len(labels))} best of {len(labels)} labels for {len(found)} "
           f"{'windows' if args.window else 'recordings'}, {run.seconds:.2f} s")

@@ -96,8 +96,8 @@ class Output:
             cli.write_text(path, json.dumps(settings, indent=1) + "\n")
             return
         old = read_settings(self.folder)
-        for key in settings.keys() - {"source"}:
-            if old.get(key) != settings[key]:
+        for key in settings:  # in order: the checkpoint first
+            if key != "source" and old.get(key) != settings[key]:
                 of = f" ({old.get('source')}, now {settings.get('source')})" if key == "checkpoint" else ""
                 raise UserError(f"--out {self.folder} was made with {key} {old.get(key)}, not {settings[key]}{of}: "
                                 "choose another folder, or the same settings")

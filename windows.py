@@ -11,20 +11,25 @@ filled up with zeros; no sound is left out.
 import glob
 import os
 import re
+import sys
 import warnings
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import audio
 from cli import UserError
-from corpus import find
-from manifest import build, open_manifest
+from corpus import find, write_table
+from manifest import build, open_manifest, warn
 
 _PIECE = 1 << 20  # samples, at the recording's rate, that are decoded and resampled at a time
 _UNIT = 1 << 20  # samples of the windows that a reader hands over at a time: 4 MB
+CPU_TOKENS, GPU_TOKENS = 4096, 32768  # of a batch whose size nobody gave
 
 
 # -------------------------------------------------------------------------------------------------- what is read
@@ -174,7 +179,6 @@ class _Reader:
         self.recordings, self.open = recordings, (None, None)
 
     def __getitem__(self, unit):
-        import torch
         stretch, first, count = unit
         cut, end = stretch.cut, first + count - 1
         start, stop = first * cut.hop_samples, end * cut.hop_samples + stretch.length(end)
@@ -223,12 +227,9 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
     be read goes to `bad` {index of the recording: reason}, even if windows of it came before. skip(k): recordings that
     are left out. The result does not depend on `workers`, the processes that decode while the model runs.
     """
-    import torch
-    from torch.utils.data import DataLoader
     bad, several = {} if bad is None else bad, {}
     if workers:
-        from sys import platform
-        several = dict(multiprocessing_context="fork" if platform == "linux" else None, prefetch_factor=2)
+        several = dict(multiprocessing_context="fork" if sys.platform == "linux" else None, prefetch_factor=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # workers beyond cores: one's own choice
         units = DataLoader(_Reader(recordings), batch_size=None, sampler=_units(recordings, cut, bad, skip),
@@ -249,6 +250,126 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
 
 
 def _batch(rows):
-    import torch
     lengths = torch.tensor([length for _, length, _ in rows])
     return torch.stack([window[:int(lengths.max())] for window, _, _ in rows]), lengths, [place for *_, place in rows]
+
+
+# ----------------------------------------------------------------------------------------------------- the model
+
+class Run:
+    """A model over recordings: windows in, what a function makes of each out, in order.
+
+    model: an Encoder or FineTuned; autocast: makes the context in which it runs; window, hop in seconds, None: what
+    the model was trained on; batch_size None: about as many tokens as the device likes.
+    """
+
+    def __init__(self, model, recordings, device, autocast, window=None, hop=None, batch_size=None, workers=1):
+        self.model, self.config = model.to(device), getattr(model, "encoder", model).config
+        self.recordings, self.device, self.autocast, self.workers = recordings, device, autocast, workers
+        heard = self.config.chunk_samples / self.config.sample_rate
+        window = window or getattr(model, "window_seconds", None) or heard
+        hop = hop or min(window, getattr(model, "hop_seconds", None) or window)
+        if hop > window:
+            raise UserError(f"--hop {hop:g} is longer than the window of {window:g} s: the sound between the windows "
+                            "would be left out")
+        self.cut = Cut(self.config.sample_rate, window, hop)
+        tokens = self.config.n_tokens * max(1, window / self.config.clip_seconds)
+        budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
+        self.batch_size = batch_size or max(1, min(256, int(budget / tokens)))
+        self.bad, self.done, self.seconds = {}, 0, 0.0  # {recording: why it can't be read}; how much was read
+
+    def __call__(self, function, skip=lambda k: False):
+        """function (wave (B, S), lengths (B,) or None) -> (B, …) tensor, over all windows: yields (stretch, number of
+        the window, array (…)). Of a recording that turns out to be broken only the first windows may come."""
+        read = batches(self.recordings, self.cut, self.batch_size, self.workers, self.bad, skip)
+        with tqdm(desc="windows", leave=False, disable=None) as bar:
+            for wave, lengths, places in read:
+                lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(self.device)
+                with torch.inference_mode(), self.autocast():
+                    rows = function(wave.to(self.device), lengths).float().cpu().numpy()
+                for (stretch, n), row in zip(places, rows):
+                    yield stretch, n, row
+                    if n == len(stretch) - 1:
+                        self.done, self.seconds = self.done + 1, self.seconds + stretch.frames / stretch.rate
+                bar.update(len(places))
+
+    def path(self, stretch):
+        return self.recordings.path(stretch.index)
+
+    def finish(self, folder, already=0):
+        """List what could not be read; an error if nothing came out at all."""
+        listed = Path(folder) / "broken.csv"
+        listed.unlink(missing_ok=True)
+        if self.bad:
+            rows = [(audio.shown(self.recordings.path(k)), reason) for k, reason in sorted(self.bad.items())]
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            write_table(listed, ("file", "reason"), rows)
+            text = (f"{len(rows)} of {len(self.recordings)} recordings can't be read, for example {rows[0][0]}: "
+                    f"{rows[0][1]}; listed in {listed}")
+            if not self.done and not already:
+                raise UserError(text)
+            warn(text)
+
+
+def pooled(windows, highest=False):
+    """(stretch, n, row (D,)) of windows -> (stretch, row) of whole recordings: the mean, weighted by the windows'
+    lengths, or the highest of each column."""
+    for stretch, n, row in windows:
+        length = stretch.length(n)
+        if highest:
+            total, weight = row if n == 0 else np.maximum(total, row), 1
+        else:
+            total, weight = (row * float(length), length) if n == 0 else (total + row * float(length), weight + length)
+        if n == len(stretch) - 1:
+            yield stretch, total / weight
+
+
+def features(encoder, wave, lengths, granularity, depths, columns):
+    """wave (B, S), lengths (B,) or None -> clip (B, D), frame (B, T', D), patch (B, T', F', D) or all (B, K + N, D).
+
+    depths: after how many blocks, several side by side in D; None: all. columns: T' of "all", shorter clips get zeros.
+    """
+    if granularity in ("clip", "frame"):
+        function = encoder.embed if granularity == "clip" else encoder.frames
+        return torch.cat([function(wave, lengths, depth) for depth in depths], -1)
+    c, spec = encoder.config, encoder.frontend(wave, lengths)
+    if c.features == "ffn":
+        outputs = encoder.ffn_outputs(spec, lengths=lengths)
+        x = torch.cat([torch.stack(outputs[:(depth or c.depth) - c.prenet]).mean(0) for depth in depths], -1)
+    else:
+        x = torch.cat([encoder.tokens(spec, lengths=lengths, depth=depth) for depth in depths], -1)
+    specials, x = x[:, :c.specials], x[:, c.specials:].unflatten(1, (-1, c.grid[1]))
+    if granularity == "patch":
+        return x
+    if (valid := encoder.valid_columns(lengths)) is not None:
+        x = x * (torch.arange(x.shape[1], device=x.device) < valid[:, None])[..., None, None]
+    x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, columns - x.shape[1]))
+    return torch.cat([specials, x.flatten(1, 2)], 1)
+
+
+def embeddings(run, granularity, layers, by_window, skip=lambda k: False):
+    """Rows of all recordings, in order: yields (stretch, array (n, …), starts (n,), ends (n,) in seconds, whether these
+    are the recording's last)."""
+    encoder, c, cut = run.model, run.config, run.cut
+    least = 1 + c.prenet * (c.features == "ffn")
+    if layers and not least <= min(layers) <= max(layers) <= c.depth:
+        raise UserError(f"--layers {' '.join(map(str, layers))}: this encoder has blocks {least} to {c.depth}")
+    if granularity != "clip" and cut.samples > c.chunk_samples:
+        raise UserError(f"--granularity {granularity} with --window {cut.window:g}: tokens have their places within the "
+                        f"{c.chunk_samples / c.sample_rate:g} s that this encoder hears at a time; give at most that")
+    columns = encoder.valid_columns(torch.tensor([cut.samples]))
+    columns = c.grid[0] if columns is None else int(columns)
+
+    def function(wave, lengths):
+        return features(encoder, wave, lengths, granularity, layers or [None], columns)
+    if granularity == "clip" and not by_window:
+        for stretch, row in pooled(run(function, skip)):
+            yield stretch, row[None], stretch.seconds([0]), stretch.seconds([stretch.samples]), True
+        return
+    for stretch, n, row in run(function, skip):
+        last = n == len(stretch) - 1
+        if granularity in ("frame", "patch"):
+            own, starts, ends = stretch.columns(n, len(row), c.stride[1] * c.hop * c.sample_rate)
+            yield stretch, row[own], starts, ends, last
+        else:
+            yield stretch, row[None], *np.array(stretch.span(n))[:, None], last
