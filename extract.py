@@ -7,9 +7,9 @@
     python extract.py a.wav --predict --checkpoint runs/NAME/finetune/TASK/finetuned.pt
     python extract.py FOLDER --events raven --checkpoint FINETUNED --against annotations.csv
 
-Recordings are read as windows, a few at a time, and no sound is left out: a last window that reaches beyond the end is
-masked there. Embeddings: OUT/STEM.npy for each recording, or one OUT/embeddings.npy with --store, beside OUT/index.csv
-(columns: see store.py). Interrupted, the same command goes on where it was.
+Recordings are read as windows, a few at a time, and no sound is left out: a last window that reaches beyond the end
+is masked there. Embeddings: OUT/STEM.npy for each recording, or one OUT/embeddings.npy with --store, and
+OUT/index.csv with file, start and end of each row (see store.py). Interrupted, the same command goes on where it was.
 """
 import os
 from collections import Counter
@@ -29,13 +29,13 @@ def batch_size(text):
 
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="extract.py")
-    p.add_argument("audio", nargs="*", metavar="AUDIO", help="audio files, folders (searched deeply), globs in quotes, "
+    p.add_argument("audio", nargs="*", metavar="AUDIO", help="files, folders (searched deeply), globs in quotes, "
                    "manifests (CSV, TSV, JSON), folders of shards (default: the demo's soundscapes)")
     g = p.add_argument_group("model and windows")
     g.add_argument("--checkpoint", help="file, run folder or preset's name (default: the newest run below runs/)")
     g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
-    g.add_argument("--window", type=cli.positive, help="seconds that the model hears at a time; with --granularity clip "
-                   "there is then a row a window (default: what it was trained on, and a row a recording)")
+    g.add_argument("--window", type=cli.positive, help="seconds that the model hears at a time; with --granularity "
+                   "clip there is then a row a window (default: what it was trained on, and a row a recording)")
     g.add_argument("--hop", type=cli.positive, help="seconds from one window to the next, at most --window (default: "
                    "the window, or what a detector was trained with)")
 
@@ -46,8 +46,8 @@ def parse_args(argv=None):
                         "special tokens, then patches; 0 beyond the end")
     g.add_argument("--layers", type=cli.positive_int, nargs="+", metavar="N", help="outputs of these blocks, side by "
                    "side; each costs a pass as far as it (default: the last)")
-    g.add_argument("--pool", choices=("mean", "specials", "both"), help="clip vector from patch tokens, special tokens "
-                   "or both (default: the encoder's own)")
+    g.add_argument("--pool", choices=("mean", "specials", "both"), help="clip vector from patch tokens, special "
+                   "tokens or both (default: the encoder's own)")
     g.add_argument("--store", action="store_true", help="one array for all recordings, OUT/embeddings.npy")
     g.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the arrays")
 
@@ -78,9 +78,9 @@ def parse_args(argv=None):
 
 def _add_scores(p):
     g = p.add_argument_group("predictions and events (need a checkpoint of finetune.py)")
-    g.add_argument("--predict", action="store_true", help="a table of the best labels of a recording; for several, or "
-                   "with --window, OUT/predictions.csv (file, start, end, rank, label, score). A recording's score is "
-                   "the mean over its windows where classes exclude each other, else the highest")
+    g.add_argument("--predict", action="store_true", help="a table of the best labels of a recording; for several, "
+                   "or with --window, OUT/predictions.csv (file, start, end, rank, label, score). A recording's "
+                   "score is the mean over its windows where classes exclude each other, else the highest")
     g.add_argument("--top-k", type=cli.positive_int, default=12, help="labels a recording (EAT: 12)")
     g.add_argument("--events", choices=("raven", "audacity", "csv"), help="write a Raven table OUT/events.txt (times "
                    "cumulative over the recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
@@ -90,10 +90,10 @@ def _add_scores(p):
     g.add_argument("--threshold", type=cli.share, help="score from which on there is an event (default: the "
                    "checkpoint's, a class each, chosen on validation; without them 0.5)")
     g.add_argument("--minimum", type=float, default=0.0, metavar="S", help="seconds; shorter events are dropped")
-    g.add_argument("--merge", type=float, default=0.2, metavar="S", help="seconds; events of a class at most this far "
-                   "apart become one (thresholds were chosen with 0.2)")
-    g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines) that the "
-                   "events are compared with: F1 by intersection over union")
+    g.add_argument("--merge", type=float, default=0.2, metavar="S", help="seconds; events of a class at most this "
+                   "far apart become one (thresholds were chosen with 0.2)")
+    g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines) that "
+                   "the events are compared with: F1 by intersection over union")
     g.add_argument("--iou", type=cli.share, default=0.3, help="least intersection over union of a match (DCASE: 0.3)")
 
 
@@ -126,7 +126,8 @@ def main(argv=None):
         else:
             embed(args, run, source)
     except torch.OutOfMemoryError:
-        raise UserError(f"out of GPU memory with {run.batch_size} windows a batch; give a smaller --batch-size") from None
+        raise UserError(f"out of GPU memory with {run.batch_size} windows a batch; give a smaller --batch-size"
+                        ) from None
 
 
 def demo_soundscapes():
@@ -136,7 +137,7 @@ def demo_soundscapes():
 
 
 def open_model(args, old):
-    """(encoder, or fine-tuned model where scores are wanted, what it is called). old: settings of a searched folder."""
+    """(encoder, or fine-tuned model where scores are wanted; its name). old: settings of a searched folder."""
     from model import load_encoder, newest_encoder
     if args.predict or args.events:
         import heads
@@ -306,8 +307,8 @@ def compare(args, events, files):
         elsewhere += file is None
         truth += [] if file is None else [replace(event, file=file)]
     if not truth:
-        raise UserError(f"--against {args.against}: none of its annotations is of the {len(files)} recordings here; its "
-                        "paths should end like theirs")
+        raise UserError(f"--against {args.against}: none of its annotations is of the {len(files)} recordings here; "
+                        "its paths should end like theirs")
     found = match_events(events, truth, iou=args.iou)
     print(f"against {args.against}, intersection over union of {args.iou:g} or more"
           + (f" ({elsewhere} annotations of other recordings left out)" if elsewhere else "")

@@ -7,8 +7,8 @@ HEAR's common API (hearbenchmark.com/hear-api.html): load_model(path) -> a modul
 scene_embedding_size and timestamp_embedding_size; get_scene_embeddings(audio (B, S), model) -> (B, D) and
 get_timestamp_embeddings(audio, model) -> (B, T', D) and (B, T') milliseconds of their centres, at regular intervals,
 all float32. X-ARES: a module whose name ends in Encoder, with sampling_rate, output_dim and hop_size_in_ms, and
-forward(audio (B, S) or (S)) -> (B, T', D). HEAR suggests intervals of at most 50 ms: those here are the encoder's token
-columns, 20 ms for frame patches, 160 ms for patches of 16 frames.
+forward(audio (B, S) or (S)) -> (B, T', D). HEAR suggests intervals of at most 50 ms; those here are the encoder's
+token columns: 20 ms where a patch is two frames of all bands, 160 ms for patches of 16 × 16.
 """
 import os
 from math import ceil
@@ -57,8 +57,8 @@ def get_timestamp_embeddings(audio, model):
 def columns(encoder, wave):
     """Token columns at regular intervals, wave (B, S) -> (B, T', D), their centres (T',) in seconds, within the wave.
 
-    Longer waves are cut into windows of the training length. These begin a whole number of columns apart: patches that
-    overlap, or don't fill the window, would otherwise leave the regular grid where windows meet.
+    Longer waves are cut into windows of the training length. These begin a whole number of columns apart: patches
+    that overlap, or don't fill the window, would otherwise leave the regular grid where windows meet.
     """
     c, samples = encoder.config, wave.shape[1]
     step, size = round(c.stride[1] * c.hop * c.sample_rate), c.chunk_samples
@@ -96,7 +96,7 @@ def first_centre(config):
 
 
 class WrenEncoder(torch.nn.Module):
-    """For X-ARES. checkpoint: what `load_model` takes; default: the environment's WREN_CHECKPOINT, or the newest run."""
+    """For X-ARES. checkpoint: as for `load_model` (default: the environment's WREN_CHECKPOINT, or the newest run)."""
 
     def __init__(self, checkpoint=None):
         super().__init__()

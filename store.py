@@ -114,7 +114,7 @@ class Output:
                             "folder") from None
 
     def _recover(self):
-        """Forget what a killed run left unfinished -> (recordings that are there, their arrays, rows of the store)."""
+        """Forget what a killed run left unfinished -> (recordings that are there, their arrays, rows of the one)."""
         for path in self.folder.rglob(".*.npy.tmp"):
             path.unlink()
         store, room = self.folder / "embeddings.npy", None
@@ -137,9 +137,9 @@ class Output:
 
     def begin(self, file, rate, name):
         """A recording's rows follow: file (path), its rate in Hz, what its array is called if it has its own."""
-        name = "embeddings" if self.one else next(
-            n for n in (name, *(f"{name}-{k}" for k in range(2, 3 + len(self._taken)))) if f"{n}.npy" not in self._taken)
-        self._current = {"file": file, "rate": rate, "array": f"{name}.npy", "times": [], "rows": 0}
+        choices = ("embeddings",) if self.one else (name, *(f"{name}-{k}" for k in range(2, 3 + len(self._taken))))
+        array = next(f"{choice}.npy" for choice in choices if f"{choice}.npy" not in self._taken)
+        self._current = {"file": file, "rate": rate, "array": array, "times": [], "rows": 0}
 
     def add(self, rows, starts, ends):
         """rows (n, …) of the recording that was begun, and their times in seconds."""

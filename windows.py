@@ -150,7 +150,7 @@ class Stretch:
 
 
 def resampled(clip, frames, start, stop, rate):
-    """Samples start … stop of a recording as it is at `rate` Hz, decoding only what they take -> float32 [stop - start].
+    """Samples start … stop of a recording as it is at `rate` Hz, decoding only what they take -> float32 [S].
 
     clip: an open `manifest.Clip` of `frames` samples. The filter repeats itself every `old` samples in and `new` out:
     pieces that begin at such a place, with the filter's length around them, give what the whole would.
@@ -223,9 +223,9 @@ def _units(recordings, cut, bad, skip):
 def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: False):
     """Windows of all recordings, in order -> wave float32 (B, S), lengths int64 (B,), places [(Stretch, n)] of B.
 
-    A batch holds `batch_size` windows, of several recordings where they are short; S is its longest window. What can't
-    be read goes to `bad` {index of the recording: reason}, even if windows of it came before. skip(k): recordings that
-    are left out. The result does not depend on `workers`, the processes that decode while the model runs.
+    A batch holds `batch_size` windows, of several recordings where they are short; S is its longest window. What
+    can't be read goes to `bad` {index of the recording: reason}, even if windows of it came before. skip(k):
+    recordings that are left out. The result does not depend on `workers`, the processes that decode while the model runs.
     """
     bad, several = {} if bad is None else bad, {}
     if workers:
@@ -315,11 +315,11 @@ def pooled(windows, highest=False):
     """(stretch, n, row (D,)) of windows -> (stretch, row) of whole recordings: the mean, weighted by the windows'
     lengths, or the highest of each column."""
     for stretch, n, row in windows:
-        length = stretch.length(n)
+        length = float(stretch.length(n))
         if highest:
             total, weight = row if n == 0 else np.maximum(total, row), 1
         else:
-            total, weight = (row * float(length), length) if n == 0 else (total + row * float(length), weight + length)
+            total, weight = (row * length, length) if n == 0 else (total + row * length, weight + length)
         if n == len(stretch) - 1:
             yield stretch, total / weight
 
@@ -327,7 +327,7 @@ def pooled(windows, highest=False):
 def features(encoder, wave, lengths, granularity, depths, columns):
     """wave (B, S), lengths (B,) or None -> clip (B, D), frame (B, T', D), patch (B, T', F', D) or all (B, K + N, D).
 
-    depths: after how many blocks, several side by side in D; None: all. columns: T' of "all", shorter clips get zeros.
+    depths: after how many blocks, several side by side in D; None: all. columns: T' of "all", zeros where a clip ends.
     """
     if granularity in ("clip", "frame"):
         function = encoder.embed if granularity == "clip" else encoder.frames
@@ -348,14 +348,14 @@ def features(encoder, wave, lengths, granularity, depths, columns):
 
 
 def embeddings(run, granularity, layers, by_window, skip=lambda k: False):
-    """Rows of all recordings, in order: yields (stretch, array (n, …), starts (n,), ends (n,) in seconds, whether these
-    are the recording's last)."""
+    """Rows of all recordings, in order: yields (stretch, array (n, …), starts (n,), ends (n,) in seconds, whether
+    these are the recording's last)."""
     encoder, c, cut = run.model, run.config, run.cut
     least = 1 + c.prenet * (c.features == "ffn")
     if layers and not least <= min(layers) <= max(layers) <= c.depth:
         raise UserError(f"--layers {' '.join(map(str, layers))}: this encoder has blocks {least} to {c.depth}")
     if granularity != "clip" and cut.samples > c.chunk_samples:
-        raise UserError(f"--granularity {granularity} with --window {cut.window:g}: tokens have their places within the "
+        raise UserError(f"--granularity {granularity} with --window {cut.window:g}: tokens have places within the "
                         f"{c.chunk_samples / c.sample_rate:g} s that this encoder hears at a time; give at most that")
     columns = encoder.valid_columns(torch.tensor([cut.samples]))
     columns = c.grid[0] if columns is None else int(columns)
