@@ -161,20 +161,22 @@ def embed(args, run, source):
                 "encoder": run.config.name, "granularity": args.granularity, "window": run.cut.window,
                 "hop": run.cut.hop, "by_window": by_window, "layers": args.layers, "pool": args.pool}
     keys = [(run.recordings.path(k), run.recordings.start(k)) for k in range(len(run.recordings))]
-    names, out, current = output_names(run.recordings), Output(args.out, settings, args.dtype, args.store), None
-    already = sum(key in out.done for key in keys)
+    names, current, done = output_names(run.recordings), None, {}
+    rows = embeddings(run, args.granularity, args.layers, by_window, skip=lambda k: keys[k] in done)
+    out = Output(args.out, settings, args.dtype, args.store)
+    done |= out.done
+    already = sum(key in done for key in keys)
     try:
-        for stretch, rows, starts, ends, last in embeddings(run, args.granularity, args.layers, by_window,
-                                                            skip=lambda k: keys[k] in out.done):
+        for stretch, block, starts, ends, last in rows:
             if current not in (None, stretch):
                 out.discard()  # what was begun has turned out to be broken
             if current != stretch:
                 out.begin(run.path(stretch), stretch.rate, names[stretch.index])
-            out.add(rows, starts, ends)
+            out.add(block, starts, ends)
             current = None if last else stretch
             if last:
                 out.commit()
-                shape = " × ".join(map(str, rows.shape[1:]))
+                shape = " × ".join(map(str, block.shape[1:]))
     finally:
         out.close()
     run.finish(args.out, already)
@@ -249,9 +251,8 @@ def detect(args, run):
     limits = args.threshold if args.threshold is not None else run.model.thresholds or 0.5
     events, files = [], {}
     for stretch, scores, starts, ends in score_tracks(run):
-        file = run.path(stretch)
-        seconds = max(float(ends[-1]), files.get(file, (0.0,))[0])
-        files[file] = seconds, stretch.rate
+        file, end = run.path(stretch), float(stretch.seconds(stretch.samples))
+        files[file] = max(end, files.get(file, (0.0,))[0]), stretch.rate
         events += decode_events(scores, starts, ends, run.model.labels, limits, args.smooth, args.minimum, args.merge,
                                 file, args.smoothing)
     run.finish(args.out)

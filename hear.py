@@ -17,6 +17,7 @@ import torch
 import torchaudio
 
 import model as wren
+from windows import token_columns
 
 RATES = (16000, 22050, 32000, 44100, 48000)  # Hz at which HEAR's tasks come
 
@@ -62,23 +63,17 @@ def columns(encoder, wave):
     """
     c, samples = encoder.config, wave.shape[1]
     step, size = round(c.stride[1] * c.hop * c.sample_rate), c.chunk_samples
-    taken = max(1, min(count(encoder, size), size // step))  # columns of each window but the last
+    taken = max(1, min(token_columns(encoder, size), size // step))  # columns of each window but the last
     hop, size = taken * step, min(size, samples)
     n = 1 + ceil((samples - size) / hop)
     windows = torch.nn.functional.pad(wave, (0, (n - 1) * hop + size - samples)).unfold(1, size, hop)  # (B, n, size)
     lengths = (samples - hop * torch.arange(n, device=wave.device)).clamp(max=size)
     x = encoder.frames(windows.flatten(0, 1), lengths.repeat(len(wave))).unflatten(0, (-1, n))  # (B, n, T', D)
-    x = torch.cat([x[:, :-1, :taken].flatten(1, 2), x[:, -1, :count(encoder, int(lengths[-1]))]], 1)
+    x = torch.cat([x[:, :-1, :taken].flatten(1, 2), x[:, -1, :token_columns(encoder, int(lengths[-1]))]], 1)
     centres = first_centre(c) + torch.arange(x.shape[1], device=x.device, dtype=torch.float64) * step / c.sample_rate
     end = samples / c.sample_rate
     inside = max(1, int((centres <= end).sum()))
     return x[:, :inside], centres[:inside].clamp(max=end)
-
-
-def count(encoder, samples):
-    """Token columns of a wave of at most the training length."""
-    valid = encoder.valid_columns(torch.tensor([samples]))
-    return encoder.config.grid[0] if valid is None else int(valid)
 
 
 def first_centre(config):

@@ -49,7 +49,8 @@ class Recordings:
                     found = find(path)
                     if not found and path == source:
                         raise UserError(f"{path}: no audio files ({' '.join(audio.AUDIO_SUFFIXES[:4])} …) below it")
-                    files |= {os.path.abspath(p): os.path.relpath(p, path) for p in found}
+                    for p in found:
+                        files.setdefault(os.path.abspath(p), os.path.relpath(p, path))
                 elif path.lower().endswith(audio.AUDIO_SUFFIXES):
                     files.setdefault(os.path.abspath(path), os.path.basename(path))
                 else:
@@ -225,7 +226,7 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
 
     A batch holds `batch_size` windows, of several recordings where they are short; S is its longest window. What
     can't be read goes to `bad` {index of the recording: reason}, even if windows of it came before. skip(k):
-    recordings that are left out. The result does not depend on `workers`, the processes that decode while the model runs.
+    recordings that are left out. What comes out does not depend on `workers`, the processes that decode meanwhile.
     """
     bad, several = {} if bad is None else bad, {}
     if workers:
@@ -327,7 +328,7 @@ def pooled(windows, highest=False):
 def features(encoder, wave, lengths, granularity, depths, columns):
     """wave (B, S), lengths (B,) or None -> clip (B, D), frame (B, T', D), patch (B, T', F', D) or all (B, K + N, D).
 
-    depths: after how many blocks, several side by side in D; None: all. columns: T' of "all", zeros where a clip ends.
+    depths: after how many blocks, several side by side in D; None: all. columns: T' of "all", 0 where a clip ends.
     """
     if granularity in ("clip", "frame"):
         function = encoder.embed if granularity == "clip" else encoder.frames
@@ -347,29 +348,39 @@ def features(encoder, wave, lengths, granularity, depths, columns):
     return torch.cat([specials, x.flatten(1, 2)], 1)
 
 
+def token_columns(encoder, samples):
+    """Valid token columns of a wave of at most the training length."""
+    valid = encoder.valid_columns(torch.tensor([samples]))
+    return encoder.config.grid[0] if valid is None else int(valid)
+
+
 def embeddings(run, granularity, layers, by_window, skip=lambda k: False):
     """Rows of all recordings, in order: yields (stretch, array (n, …), starts (n,), ends (n,) in seconds, whether
-    these are the recording's last)."""
-    encoder, c, cut = run.model, run.config, run.cut
+    these are the recording's last). What can't be is refused at once, before anything is read."""
+    c, cut = run.config, run.cut
     least = 1 + c.prenet * (c.features == "ffn")
     if layers and not least <= min(layers) <= max(layers) <= c.depth:
         raise UserError(f"--layers {' '.join(map(str, layers))}: this encoder has blocks {least} to {c.depth}")
     if granularity != "clip" and cut.samples > c.chunk_samples:
         raise UserError(f"--granularity {granularity} with --window {cut.window:g}: tokens have places within the "
                         f"{c.chunk_samples / c.sample_rate:g} s that this encoder hears at a time; give at most that")
-    columns = encoder.valid_columns(torch.tensor([cut.samples]))
-    columns = c.grid[0] if columns is None else int(columns)
+    columns = token_columns(run.model, cut.samples)
 
     def function(wave, lengths):
-        return features(encoder, wave, lengths, granularity, layers or [None], columns)
-    if granularity == "clip" and not by_window:
-        for stretch, row in pooled(run(function, skip)):
-            yield stretch, row[None], stretch.seconds([0]), stretch.seconds([stretch.samples]), True
-        return
-    for stretch, n, row in run(function, skip):
-        last = n == len(stretch) - 1
-        if granularity in ("frame", "patch"):
-            own, starts, ends = stretch.columns(n, len(row), c.stride[1] * c.hop * c.sample_rate)
-            yield stretch, row[own], starts, ends, last
-        else:
-            yield stretch, row[None], *np.array(stretch.span(n))[:, None], last
+        return features(run.model, wave, lengths, granularity, layers or [None], columns)
+    windows = run(function, skip)
+    if granularity in ("frame", "patch"):
+        return _by_column(run, windows)
+    if granularity == "all" or by_window:
+        return ((stretch, row[None], *np.array(stretch.span(n))[:, None], n == len(stretch) - 1)
+                for stretch, n, row in windows)
+    return ((stretch, row[None], stretch.seconds([0]), stretch.seconds([stretch.samples]), True)
+            for stretch, row in pooled(windows))
+
+
+def _by_column(run, windows):
+    c = run.config
+    for stretch, n, row in windows:
+        own, starts, ends = stretch.columns(n, token_columns(run.model, stretch.length(n)),
+                                            c.stride[1] * c.hop * c.sample_rate)
+        yield stretch, row[own], starts, ends, n == len(stretch) - 1

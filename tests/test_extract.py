@@ -73,7 +73,7 @@ def test_a_part_resampled_in_pieces_is_that_part_of_the_whole(tmp_path, monkeypa
     monkeypatch.setattr(windows, "_PIECE", 3000)
     wave = noise(old * 2 + 77)
     soundfile.write(tmp_path / "a.wav", wave, old, subtype="FLOAT")
-    whole = audio.resample(wave, old, new)
+    whole = audio.resample(wave, *audio.ratio(old, new))
     with Recordings([tmp_path / "a.wav"]).open(0) as clip:
         for start, stop in ((0, len(whole)), (0, 1), (12345, 12346), (7777, 23456), (len(whole) - 5, len(whole))):
             part = windows.resampled(clip, len(wave), start, stop, new)
@@ -120,7 +120,7 @@ def test_memory_does_not_grow_with_a_recording(tmp_path, checkpoint):
     code = ("import sys, resource; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1)\n"
             "import extract; extract.main(sys.argv[2:])\n"
             "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
-    for minutes in (1, 12):
+    for minutes in (1, 9):
         path = tmp_path / f"{minutes}.wav"
         chirp = 0.3 * np.sin(2 * np.pi * np.cumsum(np.linspace(1000, 8000, 48000)) / 48000)
         with soundfile.SoundFile(path, "w", 48000, 1) as file:
@@ -132,7 +132,7 @@ def test_memory_does_not_grow_with_a_recording(tmp_path, checkpoint):
         assert done.returncode == 0, done.stderr
         assert f"{60 * minutes}.00 s" in done.stdout
         peaks.append(int(done.stdout.split()[-1]))
-    assert peaks[1] - peaks[0] < 40, f"MB at 1 and at 12 minutes: {peaks}; 12 minutes are 138 MB as float32"
+    assert peaks[1] - peaks[0] < 30, f"MB at 1 and at 9 minutes: {peaks}; 9 minutes are 104 MB as float32"
 
 
 # ---------------------------------------------------------------------------------------------------- embeddings
@@ -172,18 +172,19 @@ def test_a_window_s_row_is_what_the_encoder_makes_of_that_part(folder, checkpoin
 
 
 def test_every_granularity_layer_and_pool_has_its_shape(folder, checkpoint, tmp_path):
-    shapes = {"clip": (1, 32), "frame": (16 + 1, 32), "patch": (17, 4, 32), "all": (3, 2 + 7 * 4, 32)}  # 2.5 s
+    # 2.5 s in windows of 1 s: 7, 7 and 3 columns
+    shapes = {"clip": (1, 32), "frame": (17, 32), "patch": (17, 4, 32), "all": (3, 2 + 7 * 4, 32)}
     for granularity, shape in shapes.items():
         out = tmp_path / granularity
         run(folder / "a.wav", "--checkpoint", checkpoint, "--out", out, "--granularity", granularity)
         array = np.load(out / "a.npy", mmap_mode="r")
-        assert array.shape == ((18, *shape[1:]) if granularity in ("frame", "patch") else shape), granularity
+        assert array.shape == shape, granularity
         index = list(store.read_index(out))
         assert len(index) == len(array) and index[-1]["end"] == 2.5 and np.isfinite(array).all()
     frame, patch = (np.load(tmp_path / name / "a.npy") for name in ("frame", "patch"))
     assert np.abs(patch.mean(1) - frame).max() < 1e-5
-    last = np.load(tmp_path / "all" / "a.npy")[-1]  # half a window: 4 of 7 columns
-    assert last[2 + 4 * 4:].any() == False and last[:2 + 4 * 4].any(axis=1).all()  # noqa: E712
+    last = np.load(tmp_path / "all" / "a.npy")[-1]  # half a window
+    assert not last[2 + 3 * 4:].any() and last[:2 + 3 * 4].any(axis=1).all()
     run(folder / "a.wav", "--checkpoint", checkpoint, "--out", tmp_path / "wide", "--layers", 1, 2, "--pool", "both")
     wide = np.load(tmp_path / "wide" / "a.npy")
     assert wide.shape == (1, 2 * 64)
@@ -194,13 +195,15 @@ def test_every_granularity_layer_and_pool_has_its_shape(folder, checkpoint, tmp_
     with pytest.raises(UserError, match="at most that"):
         run(folder / "a.wav", "--checkpoint", checkpoint, "--out", tmp_path / "none", "--granularity", "frame",
             "--window", 3)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_bat_recording_is_heard_as_the_same_sound_at_the_encoder_s_rate(tmp_path, checkpoint):
-    time = np.arange(250000 * 2) / 250000
-    wave = 0.3 * np.sin(2 * np.pi * (1000 * time + 800 * time ** 2)) * np.sin(np.pi * time / 2)
-    soundfile.write(tmp_path / "fast.wav", wave, 250000)
-    soundfile.write(tmp_path / "slow.wav", audio.resample(wave.astype(np.float32), 250000, 16000), 16000)
+    hertz, phase = np.random.default_rng(0).uniform((20, 0), (7000, 2 * np.pi), (99, 2)).T[:, :, None]
+    for name, rate in (("fast", 250000), ("slow", 16000)):
+        parts = [np.sin(2 * np.pi * hertz * (k + np.arange(rate // 100)) / rate + phase).sum(0)
+                 for k in range(0, 2 * rate, rate // 100)]
+        soundfile.write(tmp_path / f"{name}.wav", 0.02 * np.concatenate(parts), rate, subtype="FLOAT")
     run(tmp_path / "fast.wav", tmp_path / "slow.wav", "--checkpoint", checkpoint, "--out", tmp_path / "out")
     fast, slow = (np.load(tmp_path / "out" / f"{name}.npy")[0] for name in ("fast", "slow"))
     assert np.abs(fast - slow).max() < 0.02 * np.abs(slow).max()
@@ -213,8 +216,7 @@ def test_what_is_named_is_found_once_and_gets_a_name_of_its_own(folder, checkpoi
     recordings = Recordings([".", "a.wav", "*.flac", folder / "deep"])
     assert [recordings.path(k) for k in range(len(recordings))] == [
         str(folder / name) for name in ("a.wav", "b.flac", "bat.wav", "c.WAV", "deep/a.wav")]
-    assert extract.output_names(recordings) == ["a", "b", "bat", "c", "deep/a"] or \
-        sorted(extract.output_names(recordings)) == ["a", "b", "bat", "c", "deep/a"]
+    assert extract.output_names(recordings) == ["a", "b", "bat", "c", "deep/a"]
     assert len(Recordings(["table.csv"])) == 1
     soundfile.write(folder / "deep" / "a.flac", noise(16000), 16000)
     assert {"deep/a.wav", "deep/a.flac", "a"} <= set(extract.output_names(Recordings(["."])))
@@ -226,7 +228,8 @@ def test_what_is_named_is_found_once_and_gets_a_name_of_its_own(folder, checkpoi
 
 def test_rows_of_a_manifest_are_stretches_with_the_recording_s_own_times(tmp_path, checkpoint):
     soundfile.write(tmp_path / "a.wav", noise(80000), 16000)
-    (tmp_path / "rows.csv").write_text("path,start,frames,sample_rate\na.wav,8000,32000,16000\na.wav,40000,40000,16000\n")
+    (tmp_path / "rows.csv").write_text("path,start,frames,sample_rate\na.wav,8000,32000,16000\n"
+                                       "a.wav,40000,40000,16000\n")
     run(tmp_path / "rows.csv", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--window", 1)
     [rows] = rows_of(tmp_path / "out").values()
     assert [(s, e) for s, e, _ in rows] == [(0.5, 1.5), (1.5, 2.5), (2.5, 3.5), (3.5, 4.5), (4.5, 5)]
@@ -244,11 +247,12 @@ def test_broken_files_are_listed_and_the_others_are_done(folder, checkpoint, tmp
     (broken / "cut.flac").write_bytes(data[:len(data) // 2])
     with pytest.raises(UserError, match="4 of 4 recordings can't be read"):
         run(broken, "--checkpoint", checkpoint, "--out", tmp_path / "none")
-    run(broken, folder / "c.WAV", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--window", 1, "--batch-size", 1)
+    run(broken, folder / "c.WAV", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--window", 1, "--batch-size",
+        1)
     assert "4 of 5 recordings can't be read" in capsys.readouterr().err
     table = (tmp_path / "out" / "broken.csv").read_text()
     assert all(name in table for name in ("empty.wav,empty file", "text.wav", "nothing.wav", "cut.flac"))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["broken.csv", "c.npy", "index.csv", "settings.json"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"broken.csv", "c.npy", "index.csv", "settings.json"}
     assert len(list(store.read_index(tmp_path / "out"))) == 1
 
 
@@ -259,7 +263,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("layout", [[], ["--store", "--dtype", "float16"]])
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(folder, checkpoint, tmp_path, monkeypatch, layout):
+def test_a_killed_run_goes_on_and_ends_as_an_unkilled_one(folder, checkpoint, tmp_path, monkeypatch, layout):
     options = ["--checkpoint", checkpoint, "--window", 1, "--hop", 0.5, "--batch-size", 2, *layout]
     run(folder, *options, "--out", tmp_path / "whole")
     add, calls = store.Output.add, []
@@ -385,8 +389,8 @@ def calls(tmp_path):
 
 @pytest.mark.parametrize("format, name", [("raven", "events.txt"), ("csv", "events.csv")])
 def test_events_lie_where_the_calls_are_and_the_table_read_back_says_so(loud, calls, capsys, format, name):
-    run(calls / "one.wav", calls / "two.wav", calls / "three.wav", "--events", format, "--checkpoint", "x", "--against",
-        calls / "truth.csv", "--iou", 0.8, "--out", calls / "out", "--batch-size", 3)
+    run(*(calls / f"{name}.wav" for name in ("one", "two", "three")), "--events", format, "--checkpoint", "x",
+        "--against", calls / "truth.csv", "--iou", 0.8, "--out", calls / "out", "--batch-size", 3)
     text = capsys.readouterr().out
     assert "8 events in 3 recordings, 14.35 s" in text
     assert [line.split()[3] for line in text.splitlines()[-3:]] == ["1.000"] * 3, text
@@ -483,10 +487,13 @@ def test_the_hear_api_gives_what_its_description_and_validator_ask_for(preset, m
     if preset == "ast":  # overlapping patches that do not fill the window
         config = replace(TINY, stride=(10, 10), pad="published", pool="specials")
         monkeypatch.setattr(hear.wren, "load_encoder", lambda path: Encoder(config).eval())
+    else:
+        config = replace(PRESETS[preset], depth=2, prenet=0)
+        monkeypatch.setattr(hear.wren, "load_encoder", lambda path: Encoder(config).eval())
     model = hear.load_model(preset)
     assert isinstance(model, torch.nn.Module) and model.sample_rate in hear.RATES
     assert type(model.scene_embedding_size) is type(model.timestamp_embedding_size) is int
-    for seconds in (0.5, 1.07, 1.98, 4.0, 9.3):
+    for seconds in (0.5, 1.98, 9.3):
         sound = 2 * torch.rand(2, int(seconds * model.sample_rate)) - 1
         scene = hear.get_scene_embeddings(sound, model)
         assert scene.dtype == torch.float32 and scene.shape == (2, model.scene_embedding_size)
