@@ -89,7 +89,8 @@ def _add_scores(p):
     g.add_argument("--smoothing", choices=("mean", "max"), default="mean", help="what of the scores in that time")
     g.add_argument("--threshold", type=cli.share, help="score from which on there is an event (default: the "
                    "checkpoint's, a class each, chosen on validation; without them 0.5)")
-    g.add_argument("--minimum", type=float, default=0.0, metavar="S", help="seconds; shorter events are dropped")
+    g.add_argument("--minimum", type=float, metavar="S", help="seconds; shorter events are dropped (default: the "
+                   "checkpoint's, the shortest call that it was trained on)")
     g.add_argument("--merge", type=float, default=0.2, metavar="S", help="seconds; events of a class at most this "
                    "far apart become one (thresholds were chosen with 0.2)")
     g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines) that "
@@ -249,11 +250,12 @@ def detect(args, run):
     from annotations import write_annotations
     from metrics import decode_events
     limits = args.threshold if args.threshold is not None else run.model.thresholds or 0.5
+    minimum = args.minimum if args.minimum is not None else run.model.minimum_seconds
     events, files = [], {}
     for stretch, scores, starts, ends in score_tracks(run):
         file, end = run.path(stretch), float(stretch.seconds(stretch.samples))
         files[file] = max(end, files.get(file, (0.0,))[0]), stretch.rate
-        events += decode_events(scores, starts, ends, run.model.labels, limits, args.smooth, args.minimum, args.merge,
+        events += decode_events(scores, starts, ends, run.model.labels, limits, args.smooth, minimum, args.merge,
                                 file, args.smoothing)
     run.finish(args.out)
     Path(args.out).mkdir(parents=True, exist_ok=True)

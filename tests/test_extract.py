@@ -353,7 +353,7 @@ def loud(monkeypatch):
     """A detector of two classes that knows the answer: what is loud, and what is loud and low. Frames of 40 ms."""
     class Loud(torch.nn.Module):
         labels, thresholds, window_seconds, hop_seconds = ["loud", "low"], [0.3, 0.6], 1.0, 0.5
-        kind, activation, frame_seconds = "frames", "sigmoid", 0.04
+        kind, activation, frame_seconds, minimum_seconds = "frames", "sigmoid", 0.04, 0.0
 
         def __init__(self):
             super().__init__()
