@@ -267,8 +267,8 @@ class Run:
     def __init__(self, model, recordings, device, autocast, window=None, hop=None, batch_size=None, workers=1):
         self.model, self.config = model.to(device), getattr(model, "encoder", model).config
         self.recordings, self.device, self.autocast, self.workers = recordings, device, autocast, workers
-        heard = self.config.chunk_samples / self.config.sample_rate
-        window = window or getattr(model, "window_seconds", None) or heard
+        trained = min(self.config.clip_samples, self.config.chunk_samples) / self.config.sample_rate
+        window = window or getattr(model, "window_seconds", None) or trained
         hop = hop or min(window, getattr(model, "hop_seconds", None) or window)
         if hop > window:
             raise UserError(f"--hop {hop:g} is longer than the window of {window:g} s: the sound between the windows "
@@ -333,12 +333,12 @@ def features(encoder, wave, lengths, granularity, depths, columns):
     if granularity in ("clip", "frame"):
         function = encoder.embed if granularity == "clip" else encoder.frames
         return torch.cat([function(wave, lengths, depth) for depth in depths], -1)
-    c, spec = encoder.config, encoder.frontend(wave, lengths)
+    c, patches = encoder.config, encoder.patch_tokens(encoder.frontend(wave, lengths), lengths)
     if c.features == "ffn":
-        outputs = encoder.ffn_outputs(spec, lengths=lengths)
+        outputs = encoder.ffn_outputs(patches, lengths)
         x = torch.cat([torch.stack(outputs[:(depth or c.depth) - c.prenet]).mean(0) for depth in depths], -1)
     else:
-        x = torch.cat([encoder.tokens(spec, lengths=lengths, depth=depth) for depth in depths], -1)
+        x = torch.cat([encoder.contextual(patches, lengths=lengths, depth=depth) for depth in depths], -1)
     specials, x = x[:, :c.specials], x[:, c.specials:].unflatten(1, (-1, c.grid[1]))
     if granularity == "patch":
         return x

@@ -181,6 +181,9 @@ def test_every_granularity_layer_and_pool_has_its_shape(folder, checkpoint, tmp_
         assert array.shape == shape, granularity
         index = list(store.read_index(out))
         assert len(index) == len(array) and index[-1]["end"] == 2.5 and np.isfinite(array).all()
+    run(folder / "b.flac", "--checkpoint", "animal2vec-laptop", "--out", tmp_path / "wave", "--granularity", "patch",
+        "--layers", 2, 4)
+    assert np.load(tmp_path / "wave" / "b.npy").shape == (161, 1, 256), "3.21 s of 20 ms, the last one begun"
     frame, patch = (np.load(tmp_path / name / "a.npy") for name in ("frame", "patch"))
     assert np.abs(patch.mean(1) - frame).max() < 1e-5
     last = np.load(tmp_path / "all" / "a.npy")[-1]  # half a window
