@@ -52,7 +52,8 @@ def parse_args(argv=None):
     g.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the arrays")
 
     g = p.add_argument_group("search")
-    g.add_argument("--search", metavar="CLIP", help="find what is most like this recording among embeddings")
+    g.add_argument("--search", metavar="CLIP", help="find what is most like this recording among embeddings "
+                   "(of other files)")
     g.add_argument("--in", dest="folder", metavar="OUT", default="emb", help="folder of embeddings to search")
     g.add_argument("--top", type=cli.positive_int, default=20, help="how many to list")
     g.add_argument("--raw", action="store_true", help="cosine of the raw features (default: brought to mean 0 and "
@@ -182,10 +183,15 @@ def embed(args, run, source):
         out.close()
     run.finish(args.out, already)
     if run.done:
-        print(f"{args.out}: {run.done} recordings, {run.seconds:.2f} s, rows of {shape} {args.dtype}; "
+        print(f"{args.out}: {several(run.done)}, {run.seconds:.2f} s, rows of {shape} {args.dtype}; "
               f"{args.out}/index.csv says where each is from")
     if already:
-        print(f"{args.out}: {already} recordings were there already")
+        print(f"{args.out}: {several(already)} done before")
+
+
+def several(count, what="recording"):
+    """A number and its noun."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def output_names(recordings):
@@ -213,8 +219,9 @@ def search(args, run, settings):
                                                 settings["by_window"])]
     if run.bad:
         raise UserError(f"--search {args.search}: {next(iter(run.bad.values()))}")
+    found = nearest(args.folder, np.concatenate(query), args.top, not args.raw, without=run.recordings.path(0))
     print(f"{'cosine':>7} {'start':>10} {'end':>10}  file (times in s)")
-    for likeness, row in nearest(args.folder, np.concatenate(query), args.top, not args.raw):
+    for likeness, row in found:
         print(f"{likeness:7.3f} {row['start']:10.2f} {row['end']:10.2f}  {row['file']}")
 
 
@@ -241,8 +248,8 @@ def predict(args, run):
     path = Path(args.out) / "predictions.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(path, ("file", "start", "end", "rank", "label", "score"), rows)
-    print(f"{path}: the {min(args.top_k, len(labels))} best of {len(labels)} labels for {len(found)} "
-          f"{'windows' if args.window else 'recordings'}, {run.seconds:.2f} s")
+    print(f"{path}: the {min(args.top_k, len(labels))} best of {len(labels)} labels for "
+          f"{several(len(found), 'window' if args.window else 'recording')}, {run.seconds:.2f} s")
 
 
 def detect(args, run):
@@ -271,7 +278,7 @@ def detect(args, run):
         where = Path(args.out) / {"raven": "events.txt", "csv": "events.csv"}[args.events]
         write_annotations(where, events, args.events, files)
     counts = Counter(event.label for event in events)
-    print(f"{where}: {len(events)} events in {len(files)} recordings, {run.seconds:.2f} s"
+    print(f"{where}: {several(len(events), 'event')} in {several(len(files))}, {run.seconds:.2f} s"
           + "".join(f"\n  {label:<28} {counts[label]}" for label in run.model.labels))
     if args.against:
         compare(args, events, [file for file, *_ in files])

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -253,11 +254,11 @@ def chunks(folder):
             yield np.asarray(array[start:min(start + _CHUNK, count)], np.float32)
 
 
-def nearest(folder, queries, top=20, standardise=True):
+def nearest(folder, queries, top=20, standardise=True, without=None):
     """The rows of a folder that are most like any of the queries (Q, D) -> [(cosine, line of the index)], best first.
 
-    standardise: features get mean 0 and deviation 1 over the folder before, as in probes.knn. Chunk by chunk: memory
-    does not grow with the folder.
+    standardise: features get mean 0 and deviation 1 over the folder before, as in probes.knn; without: a file whose
+    rows are left out. Chunk by chunk: memory does not grow with the folder.
     """
     mean, deviation = 0.0, 1.0
     if standardise:
@@ -271,11 +272,13 @@ def nearest(folder, queries, top=20, standardise=True):
         x = (x - mean) / deviation
         return x / np.linalg.norm(x, axis=1, keepdims=True).clip(min=1e-12)
     queries = unit(np.asarray(queries, float))
-    best, at = [], 0
+    best, at, files = [], 0, (row["file"] for row in read_index(folder))
     for x in chunks(folder):
         likeness = (unit(x) @ queries.T).max(1)
+        likeness[[file == without for file in islice(files, len(x))]] = -np.inf
         rows = np.argsort(-likeness, kind="stable")[:top]
-        best = sorted(best + [(float(likeness[k]), at + int(k)) for k in rows], key=lambda b: (-b[0], b[1]))[:top]
+        best += [(float(likeness[k]), at + int(k)) for k in rows if likeness[k] > -np.inf]
+        best = sorted(best, key=lambda pair: (-pair[0], pair[1]))[:top]
         at += len(x)
     wanted = dict((line, likeness) for likeness, line in best)
     found = {k: row for k, row in enumerate(read_index(folder)) if k in wanted}

@@ -250,8 +250,7 @@ def test_broken_files_are_listed_and_the_others_are_done(folder, checkpoint, tmp
     (broken / "cut.flac").write_bytes(data[:len(data) // 2])
     with pytest.raises(UserError, match="4 of 4 recordings can't be read"):
         run(broken, "--checkpoint", checkpoint, "--out", tmp_path / "none")
-    run(broken, folder / "c.WAV", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--window", 1, "--batch-size",
-        1)
+    run(broken, folder / "c.WAV", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--batch-size", 1)
     assert "4 of 5 recordings can't be read" in capsys.readouterr().err
     table = (tmp_path / "out" / "broken.csv").read_text()
     assert all(name in table for name in ("empty.wav,empty file", "text.wav", "nothing.wav", "cut.flac"))
@@ -345,6 +344,8 @@ def test_search_finds_the_windows_that_sound_like_a_clip(folder, checkpoint, tmp
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     expected = sorted(x @ x[1], reverse=True)[:4]
     assert [float(line.split()[0]) for line in lines] == pytest.approx(expected, abs=2e-3)
+    run("--search", folder / "a.wav", "--in", tmp_path / "out")
+    assert str(folder / "a.wav") not in capsys.readouterr().out.split("file (times")[1], "itself is no news"
     with pytest.raises(UserError, match="no embeddings here"):
         run("--search", tmp_path / "part.wav", "--in", tmp_path)
 
