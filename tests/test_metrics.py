@@ -191,7 +191,7 @@ def test_overlapping_windows_give_one_event_where_they_touch():
 def test_frames_that_meet_within_a_sample_are_one_event():
     """0.1 s at 11025 Hz is 1102.5 samples: neighbours are up to a sample apart, or overlap by one."""
     starts = np.rint(np.arange(20) * 1102.5) / 11025
-    found = decode_events(np.ones((20, 1)), starts, starts + 1102 / 11025, ["x"], minimum=2.0)
+    found = decode_events(np.ones((20, 1)), starts, starts + 1101 / 11025, ["x"], minimum=2.0)
     assert [(e.start, round(e.end, 3)) for e in found] == [(0.0, 2.0)]
 
 
@@ -223,7 +223,7 @@ def most_pairs(fits):
 
 
 @pytest.mark.parametrize("rule", [dict(iou=0.0), dict(iou=0.3), dict(iou=0.7), dict(onset_collar=0.3),
-                                  dict(onset_collar=0.3, offset_collar=0.2, offset_share=0.2)])
+                                  dict(onset_collar=0.6, offset_collar=0.2, offset_share=0.5)])
 def test_matching_is_the_largest_one_to_one_pairing(rule):
     def fits(p, t):
         if p.file != t.file or p.label != t.label:
@@ -231,9 +231,9 @@ def test_matching_is_the_largest_one_to_one_pairing(rule):
         if "iou" in rule:
             overlap = min(p.end, t.end) - max(p.start, t.start)
             return overlap > 0 and overlap >= rule["iou"] * (max(p.end, t.end) - min(p.start, t.start))
-        near = abs(p.start - t.start) <= 0.3
+        near = abs(p.start - t.start) <= rule["onset_collar"]
         return near and ("offset_collar" not in rule
-                         or abs(p.end - t.end) <= max(0.2, 0.2 * (t.end - t.start)))
+                         or abs(p.end - t.end) <= max(0.2, 0.5 * (t.end - t.start)))
     for seed in range(12):
         rng = np.random.default_rng(seed)
         predicted, truth = random_events(rng, 6), random_events(rng, 7)
@@ -244,11 +244,21 @@ def test_matching_is_the_largest_one_to_one_pairing(rule):
         assert sum(row["tp"] for row in found["per_class"].values()) == found["tp"]
 
 
+@pytest.mark.parametrize("call, found, share, hit", [
+    ((0, 2), (0, 2.9), 0.5, 1), ((0, 2), (0, 2.9), 0.4, 0), ((0, 0.2), (0, 0.39), 0.5, 1), ((0, 0.2), (0, 0.41), 0.5, 0),
+    ((1, 2), (0.8, 2), 0.0, 1), ((1, 2), (0.79, 2), 0.0, 0)])
+def test_offsets_may_differ_by_the_larger_of_collar_and_share(call, found, share, hit):
+    assert match_events([Event("f", *found, "x")], [Event("f", *call, "x")], onset_collar=0.2, offset_collar=0.2,
+                        offset_share=share)["tp"] == hit
+
+
 def test_one_long_prediction_over_two_calls_finds_one_of_them():
     truth = [Event("f", 0, 1, "x"), Event("f", 1.2, 2, "x")]
     found = match_events([Event("f", 0, 2, "x")], truth)
     assert (found["tp"], found["fp"], found["fn"], found["precision"], found["recall"]) == (1, 0, 1, 1.0, 0.5)
     assert match_events([Event("g", 0, 1, "x"), Event("f", 0, 1, "y")], truth)["tp"] == 0  # file and label count
+    assert match_events([Event("f", 0, 2, "x")], truth, iou=0.5)["tp"] == 1  # reaching it is enough
+    assert match_events([Event("f", 0, 2, "x")], truth, iou=0.51)["tp"] == 0
 
 
 def test_thousands_of_events_of_one_recording_are_matched():
@@ -318,3 +328,18 @@ def test_ranking_metrics_are_resampled_by_order_alone():
         for function in (mean_average_precision, cmap, auroc):
             plain = metric_draws(lambda s, t, f=function: f(s, t), scores, truth, draws=20)
             assert np.allclose(metric_draws(function, scores, truth, draws=20), plain)
+
+
+def test_classes_that_a_draw_lacks_do_not_pull_beans_map_down():
+    """Twelve recordings, each with a class of its own, all ranked perfectly; four classes are nowhere."""
+    groups = np.repeat(np.arange(12), 5)
+    truth = np.eye(16, dtype=bool)[groups] & (np.arange(60) % 5 == 0)[:, None]
+    scores = truth.astype(float)
+    assert mean_average_precision(scores, truth) == 0.75
+    assert bootstrap_metric(mean_average_precision, scores, truth, groups, draws=50) == [0.75, 0.75]
+
+
+def test_one_recording_gives_no_interval():
+    scores, truth = ranking("random")
+    assert np.isnan(bootstrap_metric(cmap, scores, truth, np.zeros(60), draws=5)).all()
+    assert np.isnan(bootstrap(truth[:, 0], np.zeros(60))).all() and not np.isnan(bootstrap(truth[:, 0])).any()
