@@ -233,11 +233,12 @@ def predict(args, run):
     from windows import pooled
     windows, labels = run(run.model.scores), run.model.labels
     if args.window is not None:
-        found = [(run.path(stretch), *stretch.span(n), scores) for stretch, n, scores in windows]
+        found = [(stretch, *stretch.span(n), scores) for stretch, n, scores in windows]
     else:
-        found = [(run.path(s), float(s.seconds(0)), float(s.seconds(s.samples)), scores)
-                 for s, scores in pooled(windows, highest=run.model.activation == "sigmoid")]
+        found = [(stretch, float(stretch.seconds(0)), float(stretch.seconds(stretch.samples)), scores)
+                 for stretch, scores in pooled(windows, highest=run.model.activation == "sigmoid")]
     run.finish(args.out)
+    found = [(run.path(stretch), *rest) for stretch, *rest in found if stretch.index not in run.bad]
     rows = [(file, f"{start:.6f}", f"{end:.6f}", rank, labels[k], f"{scores[k]:.6f}")
             for file, start, end, scores in found for rank, k in enumerate((-scores).argsort()[:args.top_k], 1)]
     if len(found) == 1:
