@@ -27,6 +27,11 @@ def batch_size(text):
     return None if text == "auto" else cli.positive_int(text)
 
 
+def seconds(text):
+    """An argparse type: a time of 0 s or more."""
+    return 0.0 if text.strip("0.") == "" else cli.positive(text)
+
+
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="extract.py")
     p.add_argument("audio", nargs="*", metavar="AUDIO", help="files, folders (searched deeply), globs in quotes, "
@@ -85,14 +90,14 @@ def _add_scores(p):
     g.add_argument("--top-k", type=cli.positive_int, default=12, help="labels a recording (EAT: 12)")
     g.add_argument("--events", choices=("raven", "audacity", "csv"), help="write a Raven table OUT/events.txt (times "
                    "cumulative over the recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
-    g.add_argument("--smooth", type=float, default=0.0, metavar="S", help="seconds over which scores are smoothed, "
+    g.add_argument("--smooth", type=seconds, default=0.0, metavar="S", help="seconds over which scores are smoothed, "
                    "centred (animal2vec: 0.1)")
     g.add_argument("--smoothing", choices=("mean", "max"), default="mean", help="what of the scores in that time")
     g.add_argument("--threshold", type=cli.share, help="score from which on there is an event (default: the "
                    "checkpoint's, a class each, chosen on validation; without them 0.5)")
-    g.add_argument("--minimum", type=float, metavar="S", help="seconds; shorter events are dropped (default: the "
+    g.add_argument("--minimum", type=seconds, metavar="S", help="seconds; shorter events are dropped (default: the "
                    "checkpoint's, the shortest call that it was trained on)")
-    g.add_argument("--merge", type=float, default=0.2, metavar="S", help="seconds; events of a class at most this "
+    g.add_argument("--merge", type=seconds, default=0.2, metavar="S", help="seconds; events of a class at most this "
                    "far apart become one (thresholds were chosen with 0.2)")
     g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines) that "
                    "the events are compared with: F1 by intersection over union")
@@ -130,6 +135,11 @@ def main(argv=None):
     except torch.OutOfMemoryError:
         raise UserError(f"out of GPU memory with {run.batch_size} windows a batch; give a smaller --batch-size"
                         ) from None
+    except OSError as error:  # no space, no permission
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"{error.filename or args.out}: {error.strerror or error}; nothing is lost, the same command "
+                        "can be run again") from None
 
 
 def demo_soundscapes():
@@ -270,10 +280,13 @@ def detect(args, run):
     files = [(file, *about) for file, about in files.items()]
     if args.events == "audacity":
         names = dict(zip(map(run.recordings.path, range(len(run.recordings))), output_names(run.recordings)))
+        track = {file: [] for file, *_ in files}
+        for event in events:
+            track[event.file].append(event)
         for file, *about in files:
             path = Path(args.out) / f"{names[file]}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_annotations(path, [e for e in events if e.file == file], "audacity", [(file, *about)])
+            write_annotations(path, track[file], "audacity", [(file, *about)])
         where = f"{args.out}/*.txt"
     else:
         where = Path(args.out) / {"raven": "events.txt", "csv": "events.csv"}[args.events]
@@ -292,9 +305,11 @@ def score_tracks(run):
 
     from scoring import stitch
     model = run.model
-    by_frames, parts = model.window_seconds is not None or model.kind == "frames", []
+    by_frames = model.window_seconds is not None or model.kind == "frames"
     for stretch, n, scores in run(model.frame_scores if by_frames else model.scores):
-        parts = parts * (n > 0) + [scores]
+        if n == 0:
+            parts = []
+        parts.append(scores)
         if n < len(stretch) - 1:
             continue
         starts, ends = np.array([stretch.span(k) for k in range(len(stretch))]).T

@@ -305,6 +305,22 @@ def test_a_killed_run_goes_on_and_ends_as_an_unkilled_one(folder, checkpoint, tm
         assert array.dtype == np.float16 and len(array) == sum(map(len, out.values()))
 
 
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(folder, checkpoint, tmp_path, monkeypatch):
+    append, calls = store.Rows.append, []
+
+    def full(self, rows):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        append(self, rows)
+    monkeypatch.setattr(store.Rows, "append", full)
+    with pytest.raises(UserError, match="out: No space left on device; nothing is lost"):
+        run(folder, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 2
+    run(folder, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 5 and len(list((tmp_path / "out").rglob("*.npy"))) == 5
+
+
 def test_a_recording_that_breaks_half_way_leaves_no_rows_in_the_store(folder, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "_UNIT", 16000)
     whole = soundfile.SoundFile.read
