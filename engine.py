@@ -1,4 +1,4 @@
-"""What pre-training and fine-tuning share: processes, precision, optimiser, schedule, step, checkpoints. Logs: runlog.py.
+"""What pre-training and fine-tuning share: processes, precision, optimiser, schedule, step, checkpoints (logs: runlog.py).
 
 A run is a pure function of its settings: the order of clips, crops and masks come from (seed, epoch, index), the
 learning rate from the step, random layers from a generator seeded by (seed, step). So the state of a run is the
@@ -134,8 +134,9 @@ def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_dec
 
     Some parameters have no effect on the loss (the bias of attention's keys, that of the last layer before a softmax
     over predictions): their gradients are rounding noise of about 1e-9, which eps 1e-8 would turn into real steps,
-    other ones for every way of cutting the batch. Biases, norms, positions and special tokens are not decayed. `initial_lr` is what the schedule multiplies,
-    `initial_weight_decay` where a schedule of the decay starts.
+    other ones for every way of cutting the batch. Biases, norms, positions and
+    special tokens are not decayed. `initial_lr` is what the schedule multiplies, `initial_weight_decay` where a
+    schedule of the decay starts.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if kind == "adam":

@@ -77,7 +77,8 @@ def _hide_first(key, grid, n, columns):
 def _shuffled(seeds, grid, stream):
     """(B, T', F') int64 below 2^60: each clip's tokens in a random order, no two alike."""
     tokens = grid[0] * grid[1]
-    return ((random_bits(seeds, tokens, stream, 40) << 20) + torch.arange(tokens, device=seeds.device)).unflatten(1, grid)
+    key = (random_bits(seeds, tokens, stream, 40) << 20) + torch.arange(tokens, device=seeds.device)
+    return key.unflatten(1, grid)
 
 
 def _ordered(turn, grid, seeds=None, stream=0):

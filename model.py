@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import convert
 from cli import UserError
-from frontends import LOG_FLOOR, KaldiFbank, MelDb, WaveEmbed, conv_time, mel_filters  # noqa: F401  (names that stay here)
+from frontends import KaldiFbank, MelDb, WaveEmbed, conv_time
 from recipes import CONV_POSITIONS, PRESETS, EncoderConfig
 
 VERSION = 1  # of our encoder files
@@ -459,6 +459,7 @@ class Encoder(nn.Module):
 def head_outputs(head, x):
     """Logits (…, classes) of a published head, encoder.heads["head"] of clip vectors or ["frames"] of frame features:
     x (…, D), LayerNorm if the head has one, linear."""
+    head = {k: v.to(x.device) for k, v in head.items()}
     if "norm.weight" in head:
         x = F.layer_norm(x, x.shape[-1:], head["norm.weight"], head["norm.bias"], float(head["norm.eps"]))
     return F.linear(x, head["linear.weight"], head["linear.bias"])
@@ -545,9 +546,13 @@ def load_exactly(module, state, name, assign=False):
 
 
 def save_encoder(encoder, path):
-    """Write {"version", "config", "model"} of plain types; a reader sees the old file or the new one, never half."""
+    """Write {"version", "config", "model"}, and "heads" if there are any, of plain types; a
+    reader sees the old file or the new one, never half."""
     state = {k: v.detach().cpu() for k, v in encoder.state_dict().items()}
-    write_atomically({"version": VERSION, "config": encoder.config.to_dict(), "model": state}, path)
+    content = {"version": VERSION, "config": encoder.config.to_dict(), "model": state}
+    if encoder.heads:
+        content["heads"] = {name: {k: v.detach().cpu() for k, v in h.items()} for name, h in encoder.heads.items()}
+    write_atomically(content, path)
 
 
 def write_atomically(obj, path):

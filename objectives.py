@@ -22,6 +22,7 @@ import views
 from masking import (block_mask, frame_mask, group_mask, hash64, patch_mask, patch_mask_upstream, span_mask,
                      structured_mask, uniform)
 from model import Block
+from recipes import SETTINGS
 
 MASKS = {"patch": patch_mask, "frame": frame_mask, "upstream": patch_mask_upstream, "block": block_mask,
          "group": group_mask, "span": span_mask, "structured": structured_mask}
@@ -497,7 +498,7 @@ class ATST(MeanTeacher):
         return views.log_mix(spec, other, self.mix * uniform(seeds, 1, 58 + k)[:, 0], valid)
 
     def agree(self, spec, lengths=None, seeds=None, mask=None):
-        """spec (2 B, F, T), view 1 of all clips, then view 2; lengths (B,); mask bool (B, T', F') -> (loss, metrics)."""
+        """spec (2 B, F, T), view 1 of all clips, then view 2; lengths (B,); mask (B, T', F') -> (loss, metrics)."""
         lengths = None if lengths is None else lengths.repeat(2)
         if self.frames:
             mask = self._frame_mask(spec, lengths, seeds, mask)
@@ -547,5 +548,12 @@ def deviation(x):
     return F.normalize(x.detach(), dim=1).std(0).mean()
 
 
+def objective_of(recipe, encoder, **defaults):
+    """The objective that a recipe (or a dict like one) asks for; `defaults` are for settings that it leaves open."""
+    settings = defaults | {k: recipe[k] for k in SETTINGS[recipe["objective"]] if recipe.get(k) is not None}
+    return globals()[recipe["objective"]](encoder, **settings)
+
+
 def n_of(hidden, total):
+    """How many tokens `hidden`, a count or a share, is."""
     return hidden if isinstance(hidden, int) else round(hidden * total)

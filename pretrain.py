@@ -216,7 +216,8 @@ def open_data(args, procs):
     _, valid = data.holdout(pool, min(args.valid, len(pool) // 5))
     train = chosen.select(~np.isin(chosen.recording_keys(), valid.recording_keys()))
     if not len(train):
-        raise UserError(f"--subset {args.subset}: all of its clips are in held-out recordings; lower --valid {args.valid}")
+        raise UserError(f"--subset {args.subset}: all of its clips are in held-out recordings; lower --valid "
+                        f"{args.valid}")
     return train, valid
 
 
@@ -326,16 +327,14 @@ def build(args, config, start, heads):
     """The objective around its encoder, from scratch or from --init, with the published pre-training heads that fit."""
     import torch
 
-    import objectives
     from model import Encoder
+    from objectives import objective_of
     torch.manual_seed(args.seed)
     encoder = start if start is not None else Encoder(config)
     encoder.checkpoint_activations = args.checkpoint_activations
-    settings = {key: getattr(args, key) for key in SETTINGS[args.objective] if getattr(args, key) is not None}
-    if "ema_steps" in SETTINGS[args.objective]:
-        settings.setdefault("ema_steps", args.steps)
+    defaults = {"ema_steps": args.steps} if "ema_steps" in SETTINGS[args.objective] else {}
     try:
-        objective = getattr(objectives, args.objective)(encoder, **settings)
+        objective = objective_of(vars(args), encoder, **defaults)
     except ValueError as error:
         raise UserError(f"--recipe {args.recipe} with encoder {config.name}: {error}") from None
     own = objective.state_dict()

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data import pad_batch
-from model import KaldiFbank
+from frontends import KaldiFbank
 from recipes import EncoderConfig
 
 

@@ -26,7 +26,8 @@ class EncoderConfig:
     f_min: float = 20.0  # Hz
     f_max: float = 0.0  # Hz; 0 is the Nyquist frequency
     denoise: float | None = None  # nats (mel-db: dB) above a band's median over the clip that are background, set to 0
-    floor_db: float = 0.0  # mel-db: no value lies further below the loudest one of its own clip
+    floor_db: float = 0.0  # mel-db: no value lies further below the loudest one, 0 is no floor
+    floor_over: str = "clip"  # of its own clip, or ("batch") of all clips at hand, which is Dasheng's defect
     mean: float = AUDIOSET_MEAN  # (log-mel - mean) / scale is what the encoder sees
     scale: float = 2 * AUDIOSET_STD
     convs: tuple = ()  # wave: (channels, kernel, stride) of the Sinc filters, then of each convolution, in samples
@@ -203,7 +204,7 @@ class EncoderConfig:
 
 CHOICES = {"frontend": ("kaldi", "mel-db", "wave"), "pad": ("masked", "published"), "norm": ("pre", "post"),
            "positions": ("learned", "fixed", "factorised", "sincos", "conv"), "pool": ("mean", "specials", "both"),
-           "features": ("tokens", "ffn")}
+           "features": ("tokens", "ffn"), "floor_over": ("clip", "batch")}
 CONV_POSITIONS = (5, 19, 16)  # layers, kernel and groups of animal2vec's convolutional positions
 
 
@@ -303,15 +304,16 @@ _LAPTOP = dict(normalise="corpus", batch_size=32, steps=600, optimizer="adamw", 
 _SSAST_PAPER = _TRAINING | dict(
     objective="SSAST", preset="ssast-base-patch", masking="patch", hidden=400, loss="joint", nce_axis="released",
     batch_size=24, epochs=10, optimizer="adam", lr=1e-4, betas=(0.95, 0.999), weight_decay=5e-7, schedule="plateau",
-    warmup=1000, differs="one mask a clip for both terms, not two; blocks without the sampler's bias (--masking upstream)")
+    warmup=1000, differs="one mask a clip for both terms, not two; blocks without the sampler's bias, which --masking "
+                         "upstream has")
 _SSAST = {"paper": _SSAST_PAPER, "laptop": _LAPTOP | dict(
     objective="SSAST", preset="ssast-laptop-patch", masking="patch", hidden=0.8, loss="joint", nce_axis="released")}
 _DASHENG = {
     "paper": _TRAINING | dict(
         objective="MAE", preset="dasheng-base", clip_seconds=10.0, masking="group", hidden=0.75, decoder_dim=512,
         decoder_depth=8, decoder_heads=16, batch_size=256, steps=1_500_000, lr=3e-4, weight_decay=0.01, warmup=45_000,
-        floor=0.1, differs="batch of one process; AdamW in 32 bits, no decay of biases and norms; floor of the decibels "
-                           "a clip, not a batch"),
+        floor=0.1, differs="batch of one process; AdamW in 32 bits, no decay of biases and norms; floor of the "
+                           "decibels a clip, not a batch"),
     "laptop": _LAPTOP | dict(
         objective="MAE", preset="dasheng-laptop", masking="group", hidden=0.75, decoder_dim=64, decoder_depth=2,
         decoder_heads=4)}

@@ -168,6 +168,15 @@ def test_eats_three_layouts_hold_the_same_encoder(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), encoder.state_dict().values()))
 
 
+def test_dashengs_floor_over_a_batch_can_be_reproduced():
+    """A loud neighbour lifts the floor of a quiet clip in the published code; here only when that is asked for."""
+    quiet, loud = 1e-5 * torch.randn(1, 8000), torch.randn(1, 8000)
+    for floor_over, lifted in (("clip", False), ("batch", True)):
+        encoder = Encoder(replace(PRESETS["dasheng-base"], depth=1, floor_over=floor_over))
+        alone, together = encoder.frontend(quiet)[0], encoder.frontend(torch.cat([quiet, loud]))[0]
+        assert torch.equal(alone, together) != lifted
+
+
 def test_animal2vec_equals_the_published_implementation_at_every_stage(tmp_path):
     """Tokens stand at 2e-5, behind three layers that a change of one float32 rounding moves by 5e-6."""
     state, inputs, outputs = case("animal2vec_tokens")

@@ -7,7 +7,8 @@ import torchaudio
 
 import model
 from cli import UserError
-from model import Encoder, KaldiFbank, load_encoder, save_encoder
+from frontends import LOG_FLOOR, KaldiFbank, mel_filters
+from model import Encoder, load_encoder, save_encoder
 from recipes import PRESETS, EncoderConfig
 
 SMALL = EncoderConfig(name="small", n_mels=64, frames=100, dim=32, depth=2, heads=2)
@@ -34,8 +35,8 @@ def float64_fbank(wave, config):
     frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], -1)
     frames = frames * torch.hann_window(fbank.window, periodic=False, dtype=torch.float64)
     power = torch.fft.rfft(frames, n=fbank.n_fft).abs().square()
-    filters = model.mel_filters(config.n_mels, fbank.n_fft, config.sample_rate, config.f_min, config.f_max)
-    return (power @ filters).clamp(min=model.LOG_FLOOR).log().transpose(1, 2)
+    filters = mel_filters(config.n_mels, fbank.n_fft, config.sample_rate, config.f_min, config.f_max)
+    return (power @ filters).clamp(min=LOG_FLOOR).log().transpose(1, 2)
 
 
 # ------------------------------------------------------------------------------------------------------ front end
@@ -67,7 +68,7 @@ def test_the_front_end_is_as_near_to_float64_as_torchaudio(kind):
 
 def test_silence_is_the_floor_exactly():
     spec = KaldiFbank(PRESETS["ssast-tiny-patch"])(torch.zeros(1, 16000))
-    assert torch.equal(spec, torch.full_like(spec, torch.tensor(model.LOG_FLOOR).log()))
+    assert torch.equal(spec, torch.full_like(spec, torch.tensor(LOG_FLOOR).log()))
 
 
 def test_padding_in_published_mode_is_zero_before_normalisation():

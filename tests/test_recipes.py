@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import convert
-import objectives
 import pretrain
 import views
 from cli import UserError
 from model import Encoder, load_encoder, save_encoder
-from objectives import ATST, EAT, MAE, Animal2Vec, draw_mask
+from objectives import ATST, EAT, MAE, Animal2Vec, draw_mask, objective_of
 from recipes import PRESETS, RECIPES, SETTINGS
 
 NAMES = ["ssast", "dasheng", "audiomae", "eat", "atst", "atst-frame", "animal2vec"]
@@ -23,14 +22,13 @@ def noise(*shape, seed=0):
 
 def small(name, **changes):
     """A recipe's objective at its laptop size, with a thin encoder that hears 1 s."""
-    recipe = RECIPES[name]["laptop"]
-    settings = {k: recipe[k] for k in SETTINGS[recipe["objective"]] if k in recipe} | changes
+    recipe = RECIPES[name]["laptop"] | changes
     config = PRESETS[recipe["preset"]]
     config = replace(config, dim=64, depth=2, heads=4, frames=config.frames // 4)  # 1 s
-    if "view_seconds" in settings:
-        settings["view_seconds"] /= 4
+    if "view_seconds" in recipe:
+        recipe["view_seconds"] /= 4
     torch.manual_seed(0)
-    return getattr(objectives, recipe["objective"])(Encoder(config), **settings)
+    return objective_of(recipe, Encoder(config))
 
 
 def gradient_norm(objective):
