@@ -1,79 +1,357 @@
-"""Frozen-encoder probes: one pass of an encoder over a task's audio, then classifiers on the vectors."""
+"""What can be read off frozen embeddings: probes as functions on arrays, from a few training clips to a learned query.
+
+Each probe is fitted on the training split, makes its choices (penalty, learning rate, epoch, k) on the validation
+split, and only then looks at the test split, once. Targets are int (n,), one label a clip, or bool (n, C), any number.
+`metric(scores (n, C), targets)` is what a choice maximises. Arrays may be memory-mapped: what grows with their number
+of rows is read in chunks.
+"""
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+import torch.nn.functional as F
+from torch import nn
 
-from data import pad_batch
-from model import KaldiFbank
-from recipes import EncoderConfig
+from embeddings import MelStatistics, vectors  # noqa: F401  (MelStatistics: a name that stays here)
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of ridge, times the number of clips
+DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of logistic regression, beside the mean loss, strongest first
+LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
-class _Whole(torch.utils.data.Dataset):
-    """Whole clips of a manifest at one sample rate."""
+# -------------------------------------------------------------------------------------------------- features, targets
 
-    def __init__(self, manifest, sample_rate):
-        self.manifest, self.sample_rate = manifest, sample_rate
+def standardiser(x, chunk=1 << 14):
+    """Mean and deviation of each feature of x (n, D) -> two float32 (D,); a constant one has deviation 1."""
+    total = square = 0.0
+    for start in range(0, len(x), chunk):
+        part = torch.as_tensor(np.asarray(x[start:start + chunk])).double()
+        total, square = total + part.sum(0), square + part.square().sum(0)
+    mean = total / len(x)
+    deviation = (square / len(x) - mean.square()).clamp(min=0).sqrt()
+    return mean.float(), deviation.where(deviation > 1e-6, 1.0).float()
+
+
+@dataclass
+class Vectors:
+    """Rows of x (n, D), standardised as they are read."""
+    x: np.ndarray
+    mean: torch.Tensor
+    deviation: torch.Tensor
 
     def __len__(self):
-        return len(self.manifest)
+        return len(self.x)
 
-    def __getitem__(self, i):
-        return self.manifest.read(i, rate=self.sample_rate)
+    def batch(self, rows):
+        """rows: a slice, or indices (B,) -> (float32 (B, D) on the device of `mean`, None)."""
+        x = torch.as_tensor(np.asarray(self.x[rows], dtype=np.float32)).to(self.mean.device)
+        return (x - self.mean) / self.deviation, None
+
+
+@dataclass
+class Tokens:
+    """Tokens x (N, D) of n clips, offsets (n + 1), standardised as they are read."""
+    x: np.ndarray
+    offsets: np.ndarray
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __len__(self):
+        return len(self.offsets) - 1
+
+    def batch(self, rows):
+        """rows: a slice, or indices (B,) -> (float32 (B, N, D) filled up with zeros, keep (B, N) bool)."""
+        rows = np.arange(len(self))[rows]
+        sizes = self.offsets[rows + 1] - self.offsets[rows]
+        x = np.zeros((len(rows), sizes.max(), self.x.shape[1]), np.float32)
+        for out, row, size in zip(x, rows, sizes):
+            out[:size] = self.x[self.offsets[row]:self.offsets[row] + size]
+        keep = torch.arange(x.shape[1], device=self.mean.device) < torch.as_tensor(sizes, device=self.mean.device)[:, None]
+        x = (torch.as_tensor(x).to(self.mean.device) - self.mean) / self.deviation
+        return x * keep[..., None], keep
+
+
+def one_hot(targets, classes):
+    """int (n,) or bool (n, C) -> float32 (n, C)."""
+    targets = torch.as_tensor(np.asarray(targets))
+    return targets.float() if targets.ndim == 2 else F.one_hot(targets.long(), classes).float()
+
+
+def loss(logits, targets):
+    """Mean loss of each head: logits (B, G, C), targets (B, C) one-hot or (with `several`) any -> (G,)."""
+    y, several = targets
+    if several:
+        return F.binary_cross_entropy_with_logits(logits, y[:, None].expand_as(logits), reduction="none").sum(2).mean(0)
+    return -(logits.log_softmax(2) * y[:, None]).sum(2).mean(0)
+
+
+# ---------------------------------------------------------------------------------------------- nearest neighbours
+
+def nearest(train, queries, k=10, standardise=True, chunk=8192):
+    """Cosine similarity (m, k) and row (m, k) of each query's nearest rows of train (n, D), nearest first.
+
+    `standardise`: features get mean 0 and deviation 1 over the training rows before the L2 norm, else every vector
+    lies near the mean and cosines say little. Both sides pass in chunks: memory is O(chunk²), not O(n).
+    """
+    mean, deviation = standardiser(train) if standardise else (torch.zeros(1), torch.ones(1))
+    k, out = min(k, len(train)), []
+
+    def unit(x):
+        x = torch.as_tensor(np.asarray(x, dtype=np.float32))
+        return F.normalize(((x - mean) / deviation) if standardise else x, dim=1)
+
+    for at in range(0, len(queries), chunk):
+        query, best = unit(queries[at:at + chunk]), None
+        for start in range(0, len(train), chunk):
+            similarity = query @ unit(train[start:start + chunk]).T
+            value, row = similarity.topk(min(k, similarity.shape[1]), dim=1)
+            found = value, row + start
+            if best is not None:
+                value, row = (torch.cat(pair, 1) for pair in zip(best, found))
+                value, pick = value.topk(min(k, value.shape[1]), dim=1)
+                found = value, row.gather(1, pick)
+            best = found
+        out.append(best)
+    return tuple(torch.cat(part) for part in zip(*out))
+
+
+def votes(similarity, row, targets, classes, temperature=0.07):
+    """Share of the neighbours' weight exp(similarity / temperature) that each class holds -> float32 (m, C).
+
+    One label: DINO's vote. Several: the weighted share of neighbours that have the class (published nowhere; ours).
+    """
+    weight = ((similarity - similarity[:, :1]) / temperature).exp()
+    weight = weight / weight.sum(1, keepdim=True)
+    targets = torch.as_tensor(np.asarray(targets))
+    if targets.ndim == 1:
+        return weight.new_zeros(len(weight), classes).scatter_add_(1, targets.long()[row], weight)
+    out = weight.new_zeros(len(weight), classes)
+    for j in range(row.shape[1]):  # one neighbour at a time: (m, k, C) would not fit
+        out.addcmul_(weight[:, j:j + 1], targets[row[:, j]].float())
+    return out
+
+
+def knn(train, labels, test, k=10, temperature=0.07, standardise=True, chunk=8192):
+    """Weighted vote of the k nearest neighbours (XARES's k = 10): labels (n,) int -> predicted labels (m,)."""
+    labels = np.asarray(labels)
+    scores = votes(*nearest(train, test, k, standardise, chunk), labels, int(labels.max()) + 1, temperature)
+    return scores.argmax(1).numpy()
+
+
+def knn_probe(train, targets, valid, truth, test, classes, metric, neighbours=(10,), temperature=0.07, standardise=True):
+    """The number of neighbours among `neighbours` that is best on validation -> (test scores (m, C), {"k"})."""
+    k = neighbours[0]
+    if len(neighbours) > 1:
+        similarity, row = nearest(train, valid, max(neighbours), standardise)
+        k = max(neighbours, key=lambda k: metric(
+            votes(similarity[:, :k], row[:, :k], targets, classes, temperature).numpy(), truth))
+    scores = votes(*nearest(train, test, k, standardise), targets, classes, temperature)
+    return scores.numpy(), {"k": k}
+
+
+def online_knn(encoder, task, device="cpu", k=10, temperature=0.07, batch_size=32, workers=0):
+    """The kNN score of an encoder as it is, in the middle of training: training split against validation split."""
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        train, valid = (vectors([encoder], task.splits[name], encoder.config.sample_rate, device, batch_size, workers)[0]
+                        for name in ("train", "valid"))
+    finally:
+        encoder.train(was_training)
+    fit, truth = (task.splits[name].targets for name in ("train", "valid"))
+    scores = votes(*nearest(train, valid, k), fit, len(task.labels), temperature).numpy()
+    return task_metric(task)(scores, truth)
+
+
+# --------------------------------------------------------------------------------------------------------- linear
+
+def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTIES, chunk=1 << 14):
+    """Ridge regression onto one-hot targets, all penalties through one eigendecomposition -> (test scores, {"penalty"}).
+
+    W = P diag(1 / (λ + a)) R: with more clips than features λ, Q are those of XᵀX, P = Q and R = QᵀXᵀY; else those of
+    XXᵀ, P = XᵀQ and R = QᵀY. A penalty is a = n times one of `penalties`. Features are standardised, Y is centred.
+    """
+    n, width = train.shape
+    rows = Vectors(train, *standardiser(train))
+    y = one_hot(targets, classes).double()
+    middle = y.mean(0)
+    y -= middle
+    if n >= width:
+        gram, product = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, classes, dtype=torch.float64)
+        for start in range(0, n, chunk):  # float32 within a chunk, float64 over chunks
+            x, _ = rows.batch(slice(start, start + chunk))
+            gram += (x.T @ x).double()
+            product += (x.T @ y[start:start + chunk].float()).double()
+        values, left = torch.linalg.eigh(gram)
+        right = left.T @ product
+    else:
+        x = rows.batch(slice(None))[0].double()
+        values, q = torch.linalg.eigh(x @ x.T)
+        left, right = x.T @ q, q.T @ y
+    left, right, values = left.float(), right.float(), values.clamp(min=0).float()
+
+    def scores(x, penalty):  # x (m, rank): rotated once for all penalties
+        return ((x / (values + n * penalty)) @ right + middle.float()).numpy()
+
+    def rotated(x):
+        return torch.cat([Vectors(x, rows.mean, rows.deviation).batch(slice(i, i + chunk))[0] @ left
+                          for i in range(0, len(x), chunk)])
+    penalty = penalties[0]
+    if len(penalties) > 1:
+        held = rotated(valid)
+        penalty = max(penalties, key=lambda p: metric(scores(held, p), truth))
+    return scores(rotated(test), penalty), {"penalty": penalty}
+
+
+def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS, device="cpu", steps=100,
+             tolerance=1e-5):
+    """Logistic regression by L-BFGS: mean loss + decay / 2 · |W|², from strong to weak decay, each from the last
+    solution -> (test scores, {"decay"}). One label: softmax; several: a sigmoid each. scikit-learn's C is 1 / (n decay).
+    """
+    shape = [part.to(device) for part in standardiser(train)]
+    x, _ = Vectors(train, *shape).batch(slice(None))
+    y = one_hot(targets, classes).to(device), np.ndim(targets) == 2
+    weight = torch.zeros(x.shape[1], classes, device=device, requires_grad=True)
+    bias = torch.zeros(classes, device=device, requires_grad=True)
+    best = None
+    for decay in decays:
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, max_eval=2 * steps, history_size=10,
+                                      tolerance_grad=tolerance, tolerance_change=1e-9, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            value = loss((x @ weight + bias)[:, None], y).sum() + decay / 2 * weight.square().sum()
+            value.backward()
+            return value
+        optimizer.step(closure)
+        solution = weight.detach().clone(), bias.detach().clone()
+        held = _linear(valid, shape, *solution) if len(decays) > 1 else None
+        value = 0.0 if held is None else metric(held, truth)
+        if best is None or value > best[0]:
+            best = value, decay, solution
+    return _linear(test, shape, *best[2]), {"decay": best[1]}
+
+
+def _linear(x, shape, weight, bias, chunk=1 << 14):
+    rows = Vectors(x, *shape)
+    return torch.cat([rows.batch(slice(i, i + chunk))[0] @ weight + bias for i in range(0, len(x), chunk)]).cpu().numpy()
+
+
+# ------------------------------------------------------------------------------- probes trained by gradient descent
+
+class LinearHeads(nn.Module):
+    """G linear heads: x (B, D) -> logits (B, G, C). Every parameter of these modules has G as its first axis."""
+
+    def __init__(self, heads, width, classes, generator):
+        super().__init__()
+        self.weight = nn.Parameter(0.01 * torch.randn(heads, width, classes, generator=generator))
+        self.bias = nn.Parameter(torch.zeros(heads, classes))
+
+    def forward(self, x, keep=None):
+        return torch.einsum("bd,gdc->bgc", x, self.weight) + self.bias
+
+
+class AttentiveHeads(nn.Module):
+    """One learned query attends to the tokens, then norm and linear: x (B, N, D), keep (B, N) -> logits (B, G, C).
+
+    The query's inner product with a token's key is that of one vector of width D with the token: keys of tokens are
+    never computed, and values only of the weighted mean of tokens. The function is that of multi-head attention.
+    """
+
+    def __init__(self, heads, width, classes, generator, parts=12):
+        super().__init__()
+        parts = max(p for p in range(1, parts + 1) if width % p == 0)
+        size = width // parts
+
+        def normal(*shape, scale=width ** -0.5):
+            return nn.Parameter(scale * torch.randn(heads, *shape, generator=generator))
+        self.query, self.key = normal(parts, size, scale=1.0), normal(width, parts, size)
+        self.value, self.weight = normal(width, parts, size), normal(width, classes, scale=0.01)
+        self.gain, self.shift = nn.Parameter(torch.ones(heads, width)), nn.Parameter(torch.zeros(heads, width))
+        self.bias = nn.Parameter(torch.zeros(heads, classes))
+
+    def forward(self, x, keep):
+        looked_for = torch.einsum("ghs,gdhs->ghd", self.query, self.key) * self.query.shape[-1] ** -0.5
+        attention = torch.einsum("bnd,ghd->bghn", x, looked_for)
+        attention = attention.masked_fill(~keep[:, None, None], float("-inf")).softmax(3)
+        pooled = torch.einsum("bghn,bnd->bghd", attention, x)
+        pooled = torch.einsum("bghd,gdhs->bghs", pooled, self.value).flatten(2)  # (B, G, D)
+        pooled = F.layer_norm(pooled, pooled.shape[-1:]) * self.gain + self.shift
+        return torch.einsum("bgd,gdc->bgc", pooled, self.weight) + self.bias
+
+
+class PrototypeHeads(nn.Module):
+    """J learned prototypes a class: the cosine (not below 0) with the best matching token, times a weight that is not
+    negative, summed over the class's prototypes (AudioProtoPNet, Bird-MAE: J = 20)."""
+
+    def __init__(self, heads, width, classes, generator, prototypes=20):
+        super().__init__()
+        self.prototype = nn.Parameter(torch.randn(heads, classes, prototypes, width, generator=generator))
+        self.weight = nn.Parameter(torch.ones(heads, classes, prototypes))
+        self.bias = nn.Parameter(torch.zeros(heads, classes))
+
+    def forward(self, x, keep):
+        x, p = F.normalize(x, dim=2), F.normalize(self.prototype, dim=3).flatten(0, 2)  # (B, N, D), (P, D)
+        with torch.no_grad():  # where the maximum lies; only there is a gradient needed
+            cosine = torch.einsum("bnd,pd->bpn", x, p)
+            where = cosine.masked_fill_(~keep[:, None], -2).argmax(2)  # (B, P)
+        found = x.gather(1, where[..., None].expand(-1, -1, x.shape[2]))  # (B, P, D)
+        cosine = torch.einsum("bpd,pd->bp", found, p).clamp(min=0).unflatten(1, self.weight.shape)
+        return (cosine * self.weight.clamp(min=0)).sum(3) + self.bias
+
+
+def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, rates=LEARNING_RATES, decay=0.0, epochs=50,
+                batch_size=32, patience=5, seed=0):
+    """Train a head for each learning rate, all in one pass over the data, by AdamW -> (test scores, {"lr", "epoch"}).
+
+    kind: LinearHeads on `Vectors`, or AttentiveHeads or PrototypeHeads on `Tokens`. The rate and the epoch are those
+    that are best on validation; training ends when no head has improved for `patience` epochs.
+    """
+    device, generator = train.mean.device, torch.Generator().manual_seed(seed)
+    module = kind(len(rates), train.x.shape[1], classes, generator).to(device)
+    parameters = list(module.parameters())
+    optimizer = _Adam(parameters, torch.tensor(rates, device=device), decay)
+    y, several = one_hot(targets, classes).to(device), np.ndim(targets) == 2
+    best, values, when, waited = [p.detach().clone() for p in parameters], [-np.inf] * len(rates), [0] * len(rates), 0
+    for epoch in range(1, epochs + 1):
+        order = torch.randperm(len(train), generator=generator)
+        for rows in order.split(batch_size):
+            total = loss(module(*train.batch(rows.numpy())), (y[rows.to(device)], several)).sum()
+            optimizer.step(torch.autograd.grad(total, parameters))
+        scores, waited = _scores(module, valid, batch_size), waited + 1
+        for g in range(len(rates)):
+            if (value := metric(scores[:, g], truth)) > values[g]:
+                values[g], when[g], waited = value, epoch, 0
+                for kept, p in zip(best, parameters):
+                    kept[g] = p.detach()[g]
+        if waited >= patience:
+            break
+    pick = int(np.argmax(values))
+    for kept, p in zip(best, parameters):
+        p.data = kept[pick:pick + 1]
+    return _scores(module, test, batch_size)[:, 0], {"lr": rates[pick], "epoch": when[pick]}
 
 
 @torch.inference_mode()
-def vectors(functions, manifest, sample_rate, device="cpu", batch_size=32, workers=0, amp=torch.no_grad):
-    """One pass over a manifest's clips for several functions (wave (B, S), lengths (B,)) -> (B, D).
-
-    Returns a list of float32 arrays (n, D), one a function; the audio is read and resampled once for all.
-    """
-    loader = DataLoader(_Whole(manifest, sample_rate), batch_size, num_workers=workers, collate_fn=pad_batch)
-    out = [[] for _ in functions]
-    for wave, lengths in loader:
-        wave, lengths = wave.to(device), None if bool((lengths == wave.shape[1]).all()) else lengths.to(device)
-        for rows, function in zip(out, functions):
-            with amp():
-                rows.append(function(wave, lengths).float().cpu().numpy())
-    return [np.concatenate(rows) for rows in out]
+def _scores(module, data, batch_size):
+    """Logits (n, G, C) of all rows."""
+    return torch.cat([module(*data.batch(slice(i, i + batch_size))).cpu()
+                      for i in range(0, len(data), batch_size)]).numpy()
 
 
-class MelStatistics(torch.nn.Module):
-    """The baseline of every table: mean and standard deviation over time of each of 128 log-mel bands (25 / 10 ms)."""
+class _Adam:
+    """AdamW with a learning rate of its own for each slice of the parameters' first axis."""
 
-    def __init__(self, sample_rate):
-        super().__init__()
-        self.config = EncoderConfig(name="mel statistics", sample_rate=sample_rate)
-        self.fbank = KaldiFbank(self.config)
+    def __init__(self, parameters, rates, decay, betas=(0.9, 0.999), eps=1e-8):
+        self.parameters, self.decay, self.betas, self.eps, self.t = parameters, decay, betas, eps, 0
+        self.rates = [rates.view(-1, *[1] * (p.ndim - 1)) for p in parameters]
+        self.first, self.second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
 
-    def forward(self, wave, lengths=None):
-        """wave (B, S), lengths (B,) -> (B, 256)."""
-        if lengths is None:
-            lengths = torch.full((len(wave),), wave.shape[1], device=wave.device)
-        valid = torch.arange(wave.shape[1], device=wave.device) < lengths[:, None]
-        wave = (wave - (wave * valid).sum(1, keepdim=True) / lengths[:, None]) * valid
-        wave = torch.nn.functional.pad(wave, (0, max(0, self.config.window_samples - wave.shape[1])))
-        spec = self.fbank(wave)  # (B, F, T)
-        keep = torch.arange(spec.shape[2], device=wave.device) < self.config.n_frames(lengths)[:, None]
-        count = keep.sum(1)[:, None]
-        mean = (spec * keep[:, None]).sum(2) / count
-        square = ((spec - mean[..., None]).square() * keep[:, None]).sum(2) / count
-        return torch.cat([mean, square.sqrt()], dim=1)
-
-
-def knn(train, labels, test, k=10, temperature=0.07, standardise=True, chunk=4096):
-    """Weighted k-nearest-neighbour vote: cosine similarity s, weight exp(s / temperature) (DINO's; XARES's k = 10).
-
-    train (n, D), labels (n,) int, test (m, D) -> predicted labels (m,). `standardise`: features get mean 0 and
-    deviation 1 over the training split before the L2 norm, else every vector lies near the mean and cosines say little.
-    """
-    train, test = torch.as_tensor(train), torch.as_tensor(test)
-    if standardise:
-        mean, deviation = train.mean(0), train.std(0).clamp(min=1e-6)
-        train, test = (train - mean) / deviation, (test - mean) / deviation
-    train, test = (torch.nn.functional.normalize(x, dim=1) for x in (train, test))
-    labels = torch.as_tensor(labels)
-    votes = torch.zeros(len(test), int(labels.max()) + 1)
-    for start in range(0, len(test), chunk):
-        similarity, index = (test[start:start + chunk] @ train.T).topk(min(k, len(train)), dim=1)
-        votes[start:start + chunk].scatter_add_(1, labels[index], (similarity / temperature).exp())
-    return votes.argmax(1).numpy()
+    @torch.no_grad()
+    def step(self, gradients):
+        self.t += 1
+        one, two = (1 - beta ** self.t for beta in self.betas)
+        for p, g, m, v, rate in zip(self.parameters, gradients, self.first, self.second, self.rates):
+            m.lerp_(g, 1 - self.betas[0])
+            v.lerp_(g.square(), 1 - self.betas[1])
+            p -= rate * (m / one / ((v / two).sqrt() + self.eps) + self.decay * p)
