@@ -6,6 +6,7 @@ split, and only then looks at the test split, once. Targets are int (n,), one la
 of rows is read in chunks.
 """
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +14,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from embeddings import MelStatistics, vectors  # noqa: F401  (MelStatistics: a name that stays here)
+from metrics import decode_events, match_events, mean_average_precision, segment_f1
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of ridge, times the number of clips
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of logistic regression, beside the mean loss, strongest first
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+
+class Scored(NamedTuple):
+    """What every probe returns."""
+    valid: np.ndarray  # scores (n, C), higher: likelier
+    test: np.ndarray
+    choice: dict  # made on validation
 
 
 # -------------------------------------------------------------------------------------------------- features, targets
@@ -25,7 +34,7 @@ def standardiser(x, chunk=1 << 14):
     """Mean and deviation of each feature of x (n, D) -> two float32 (D,); a constant one has deviation 1."""
     total = square = 0.0
     for start in range(0, len(x), chunk):
-        part = torch.as_tensor(np.asarray(x[start:start + chunk])).double()
+        part = torch.as_tensor(np.array(x[start:start + chunk], np.float32)).double()
         total, square = total + part.sum(0), square + part.square().sum(0)
     mean = total / len(x)
     deviation = (square / len(x) - mean.square()).clamp(min=0).sqrt()
@@ -44,7 +53,7 @@ class Vectors:
 
     def batch(self, rows):
         """rows: a slice, or indices (B,) -> (float32 (B, D) on the device of `mean`, None)."""
-        x = torch.as_tensor(np.asarray(self.x[rows], dtype=np.float32)).to(self.mean.device)
+        x = torch.as_tensor(np.array(self.x[rows], np.float32)).to(self.mean.device)
         return (x - self.mean) / self.deviation, None
 
 
@@ -71,9 +80,16 @@ class Tokens:
         return x * keep[..., None], keep
 
 
+def task_metric(task):
+    """What a task's scores (n, C) are judged by: function of (scores, targets)."""
+    if task.metric == "accuracy":
+        return lambda scores, truth: float((np.asarray(scores).argmax(1) == truth).mean())
+    return mean_average_precision
+
+
 def one_hot(targets, classes):
     """int (n,) or bool (n, C) -> float32 (n, C)."""
-    targets = torch.as_tensor(np.asarray(targets))
+    targets = torch.as_tensor(np.array(targets))
     return targets.float() if targets.ndim == 2 else F.one_hot(targets.long(), classes).float()
 
 
@@ -97,7 +113,7 @@ def nearest(train, queries, k=10, standardise=True, chunk=8192):
     k, out = min(k, len(train)), []
 
     def unit(x):
-        x = torch.as_tensor(np.asarray(x, dtype=np.float32))
+        x = torch.as_tensor(np.array(x, np.float32))
         return F.normalize(((x - mean) / deviation) if standardise else x, dim=1)
 
     for at in range(0, len(queries), chunk):
@@ -122,7 +138,7 @@ def votes(similarity, row, targets, classes, temperature=0.07):
     """
     weight = ((similarity - similarity[:, :1]) / temperature).exp()
     weight = weight / weight.sum(1, keepdim=True)
-    targets = torch.as_tensor(np.asarray(targets))
+    targets = torch.as_tensor(np.array(targets))
     if targets.ndim == 1:
         return weight.new_zeros(len(weight), classes).scatter_add_(1, targets.long()[row], weight)
     out = weight.new_zeros(len(weight), classes)
@@ -139,14 +155,12 @@ def knn(train, labels, test, k=10, temperature=0.07, standardise=True, chunk=819
 
 
 def knn_probe(train, targets, valid, truth, test, classes, metric, neighbours=(10,), temperature=0.07, standardise=True):
-    """The number of neighbours among `neighbours` that is best on validation -> (test scores (m, C), {"k"})."""
-    k = neighbours[0]
-    if len(neighbours) > 1:
-        similarity, row = nearest(train, valid, max(neighbours), standardise)
-        k = max(neighbours, key=lambda k: metric(
-            votes(similarity[:, :k], row[:, :k], targets, classes, temperature).numpy(), truth))
+    """The number of neighbours among `neighbours` that is best on validation."""
+    similarity, row = nearest(train, valid, max(neighbours), standardise)
+    held = {k: votes(similarity[:, :k], row[:, :k], targets, classes, temperature).numpy() for k in neighbours}
+    k = max(neighbours, key=lambda k: metric(held[k], truth))
     scores = votes(*nearest(train, test, k, standardise), targets, classes, temperature)
-    return scores.numpy(), {"k": k}
+    return Scored(held[k], scores.numpy(), {"k": k})
 
 
 def online_knn(encoder, task, device="cpu", k=10, temperature=0.07, batch_size=32, workers=0):
@@ -166,7 +180,7 @@ def online_knn(encoder, task, device="cpu", k=10, temperature=0.07, batch_size=3
 # --------------------------------------------------------------------------------------------------------- linear
 
 def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTIES, chunk=1 << 14):
-    """Ridge regression onto one-hot targets, all penalties through one eigendecomposition -> (test scores, {"penalty"}).
+    """Ridge regression onto one-hot targets, all penalties through one eigendecomposition.
 
     W = P diag(1 / (λ + a)) R: with more clips than features λ, Q are those of XᵀX, P = Q and R = QᵀXᵀY; else those of
     XXᵀ, P = XᵀQ and R = QᵀY. A penalty is a = n times one of `penalties`. Features are standardised, Y is centred.
@@ -196,17 +210,15 @@ def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTI
     def rotated(x):
         return torch.cat([Vectors(x, rows.mean, rows.deviation).batch(slice(i, i + chunk))[0] @ left
                           for i in range(0, len(x), chunk)])
-    penalty = penalties[0]
-    if len(penalties) > 1:
-        held = rotated(valid)
-        penalty = max(penalties, key=lambda p: metric(scores(held, p), truth))
-    return scores(rotated(test), penalty), {"penalty": penalty}
+    held = rotated(valid)
+    penalty = max(penalties, key=lambda p: metric(scores(held, p), truth))
+    return Scored(scores(held, penalty), scores(rotated(test), penalty), {"penalty": penalty})
 
 
 def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS, device="cpu", steps=100,
              tolerance=1e-5):
     """Logistic regression by L-BFGS: mean loss + decay / 2 · |W|², from strong to weak decay, each from the last
-    solution -> (test scores, {"decay"}). One label: softmax; several: a sigmoid each. scikit-learn's C is 1 / (n decay).
+    solution. One label: softmax; several: a sigmoid each. scikit-learn's C is 1 / (n decay).
     """
     shape = [part.to(device) for part in standardiser(train)]
     x, _ = Vectors(train, *shape).batch(slice(None))
@@ -225,11 +237,12 @@ def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS,
             return value
         optimizer.step(closure)
         solution = weight.detach().clone(), bias.detach().clone()
-        held = _linear(valid, shape, *solution) if len(decays) > 1 else None
-        value = 0.0 if held is None else metric(held, truth)
+        held = _linear(valid, shape, *solution)
+        value = metric(held, truth)
         if best is None or value > best[0]:
-            best = value, decay, solution
-    return _linear(test, shape, *best[2]), {"decay": best[1]}
+            best = value, held, decay, solution
+    _, held, decay, solution = best
+    return Scored(held, _linear(test, shape, *solution), {"decay": decay})
 
 
 def _linear(x, shape, weight, bias, chunk=1 << 14):
@@ -249,6 +262,31 @@ class LinearHeads(nn.Module):
 
     def forward(self, x, keep=None):
         return torch.einsum("bd,gdc->bgc", x, self.weight) + self.bias
+
+
+class LayerHeads(nn.Module):
+    """A linear head on a learned weighted mean of L layers: x (B, L · D), `layers` side by side -> logits (B, G, C)."""
+    layers = 1
+
+    def __init__(self, heads, width, classes, generator):
+        super().__init__()
+        self.share = nn.Parameter(torch.zeros(heads, self.layers))
+        self.head = LinearHeads(heads, width // self.layers, classes, generator)
+
+    def forward(self, x, keep=None):
+        x = torch.einsum("bld,gl->bgd", x.unflatten(1, (self.layers, -1)), self.share.softmax(1))
+        return torch.einsum("bgd,gdc->bgc", x, self.head.weight) + self.head.bias
+
+    def learned(self):
+        return {"layers": self.share[0].softmax(0).tolist()}
+
+
+def layer_weights(train, targets, valid, truth, classes, metric, layers, shape, seed=0):
+    """Weights (L,) of L layers side by side in train (n, L · D), learned with a linear head. shape: `standardiser`'s."""
+    kind = type("LayerHeads", (LayerHeads,), {"layers": layers})
+    train, valid = Vectors(train, *shape), Vectors(valid, *shape)
+    found = train_heads(kind, train, targets, valid, truth, valid, classes, metric, rates=(1e-3, 1e-2), seed=seed)
+    return np.array(found.choice["layers"], np.float32)
 
 
 class AttentiveHeads(nn.Module):
@@ -302,7 +340,7 @@ class PrototypeHeads(nn.Module):
 
 def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, rates=LEARNING_RATES, decay=0.0, epochs=50,
                 batch_size=32, patience=5, seed=0):
-    """Train a head for each learning rate, all in one pass over the data, by AdamW -> (test scores, {"lr", "epoch"}).
+    """Train a head for each learning rate, all in one pass over the data, by AdamW.
 
     kind: LinearHeads on `Vectors`, or AttentiveHeads or PrototypeHeads on `Tokens`. The rate and the epoch are those
     that are best on validation; training ends when no head has improved for `patience` epochs.
@@ -329,7 +367,8 @@ def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, ra
     pick = int(np.argmax(values))
     for kept, p in zip(best, parameters):
         p.data = kept[pick:pick + 1]
-    return _scores(module, test, batch_size)[:, 0], {"lr": rates[pick], "epoch": when[pick]}
+    held, scores = (_scores(module, data, batch_size)[:, 0] for data in (valid, test))
+    return Scored(held, scores, {"lr": rates[pick], "epoch": when[pick]} | getattr(module, "learned", dict)())
 
 
 @torch.inference_mode()
@@ -355,3 +394,95 @@ class _Adam:
             m.lerp_(g, 1 - self.betas[0])
             v.lerp_(g.square(), 1 - self.betas[1])
             p -= rate * (m / one / ((v / two).sqrt() + self.eps) + self.decay * p)
+
+
+# ------------------------------------------------------------------------------------------- few clips, and none
+
+def few_shot(train, targets, test, classes, shots, draws=20, seed=0):
+    """Nearest class mean of `shots` random training clips a class, `draws` times -> predicted labels (draws, m).
+
+    Cosine between standardised features (statistics of all training clips, which need no labels) and the mean of the
+    normalised clips of each class; classes with fewer clips give all they have.
+    """
+    mean, deviation = standardiser(train)
+    train, test = (F.normalize(Vectors(x, mean, deviation).batch(slice(None))[0], dim=1) for x in (train, test))
+    rng, out = np.random.default_rng([seed, shots]), np.empty((draws, len(test)), np.int64)
+    members = [np.flatnonzero(targets == c) for c in range(classes)]
+    for draw in range(draws):
+        centres = torch.full((classes, train.shape[1]), float("nan"))
+        for c, rows in enumerate(members):
+            if len(rows):
+                centres[c] = train[rng.permutation(rows)[:shots]].mean(0)
+        similarity = test @ F.normalize(centres, dim=1).T
+        out[draw] = similarity.nan_to_num(-2).argmax(1).numpy()  # a class without clips is never chosen
+    return out
+
+
+def geometry(x, labels=None, classes=None, seed=0):
+    """How vectors x (n, D) lie, without a probe -> dict.
+
+    spread: mean distance of L2-normalised vectors from their mean (0: all alike, 1: all around); effective_rank: exp
+    of the entropy of the normalised singular values of centred features (Roy and Vetterli 2007). With labels (n,):
+    purity, the share of clips whose nearest other clip has the same label; nmi, ari: agreement of k-means (as many
+    clusters as classes, standardised features) with the labels.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    x = np.asarray(x, dtype=np.float32)
+    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    energy = np.linalg.eigvalsh(np.cov(x.T.astype(np.float64)).reshape(x.shape[1], -1)).clip(min=0)
+    share = np.sqrt(energy / max(energy.max(), 1e-30))
+    share = share[share > 1e-7] / max(share.sum(), 1e-30)
+    out = {"spread": float(np.linalg.norm(unit - unit.mean(0), axis=1).mean()),
+           "effective_rank": float(np.exp(-(share * np.log(share)).sum())) if energy.max() > 0 else 0.0}
+    if labels is not None and len(x) > 1:
+        row = nearest(x, x, 2)[1].numpy()
+        other = np.where(row[:, 0] == np.arange(len(x)), row[:, 1], row[:, 0])  # of twins either may come first
+        mean, deviation = (part.numpy() for part in standardiser(x))
+        clusters = KMeans(min(classes, len(x)), n_init=4, random_state=seed).fit_predict((x - mean) / deviation)
+        out |= {"purity": float((labels[other] == labels).mean()),
+                "nmi": float(normalized_mutual_info_score(labels, clusters)),
+                "ari": float(adjusted_rand_score(labels, clusters))}
+    return out
+
+
+def duplicates(x):
+    """Rows of x (n, D) that equal an earlier row in every digit -> [(row, earlier row)]: two clips, one embedding."""
+    seen, out = {}, []
+    for i, row in enumerate(np.asarray(x)):
+        first = seen.setdefault(row.tobytes(), i)
+        if first != i:
+            out.append((i, first))
+    return out
+
+
+# --------------------------------------------------------------------------------------------------------- events
+
+def events_of(split, scores, labels, threshold):
+    """Window scores (n, C) of a detection split -> events of all its recordings. threshold: (C,)."""
+    start, end = split.times()
+    out = []
+    for i, (file, _, _) in enumerate(split.files):
+        rows = split.file_index == i
+        out += decode_events(scores[rows], start[rows], end[rows], labels, threshold, file=file)
+    return out
+
+
+def event_scores(task, valid, test, candidates=20):
+    """Events decoded from window scores against the annotations -> {"iou", "onset", "segment"}, each a dict with f1,
+    precision, recall. iou: at least 0.3 (DCASE few-shot); onset: 0.2 s collars and 20 % of the length for the offset
+    (sed_eval); segment: 1 s. Each class's threshold is the one of some quantiles of its validation scores that has the
+    best F1 by IoU there."""
+    held, labels = task.splits["valid"], list(task.labels)
+    grid = np.quantile(valid, np.linspace(0.5, 0.995, candidates), axis=0)  # (candidates, C)
+    best, threshold = np.full(len(labels), -1.0), grid[-1].copy()
+    for row in grid:
+        found = match_events(events_of(held, valid, labels, row), held.events)["per_class"]
+        for c, label in enumerate(labels):
+            if found.get(label, {"f1": 0.0})["f1"] > best[c]:
+                best[c], threshold[c] = found.get(label, {"f1": 0.0})["f1"], row[c]
+    split = task.splits["test"]
+    events = events_of(split, test, labels, threshold)
+    scores = {"iou": match_events(events, split.events), "segment": segment_f1(events, split.events),
+              "onset": match_events(events, split.events, onset_collar=0.2, offset_collar=0.2, offset_share=0.2)}
+    return {name: {k: s[k] for k in ("f1", "precision", "recall", "macro_f1")} for name, s in scores.items()}
