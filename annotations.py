@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +20,16 @@ import cli
 from cli import UserError
 
 FORMATS = ("raven", "audacity", "csv")
-# What a column may be called, first choice first; compared in lower case without "(s)", "(Hz)" and signs.
+# What a column may be called, first choice first; compared in lower case, without units, _ as space.
 _NAMES = {
     "file": ("file", "path", "begin path", "begin file", "filename", "file name", "audiofilename", "recording"),
-    "start": ("start", "begin time", "start time", "st", "starttime", "begin", "onset"),
-    "end": ("end", "end time", "ed", "endtime", "offset"),
+    "start": ("start", "begin time", "start time", "begin", "onset", "st", "starttime"),
+    "end": ("end", "end time", "offset", "ed", "endtime"),
     "label": ("label", "species", "annotation", "common name", "species code", "code", "class", "call type", "type",
               "tag", "scientific name"),
     "score": ("score", "confidence", "probability"),
-    "low": ("low", "low freq", "low frequency", "fmin"),
-    "high": ("high", "high freq", "high frequency", "fmax"),
+    "low": ("low", "low freq", "low frequency", "min freq"),
+    "high": ("high", "high freq", "high frequency", "max freq"),
     "channel": ("channel",),
     "file offset": ("file offset",),
     "selection": ("selection",),
@@ -75,12 +76,16 @@ def read_recordings(path):
 def _read(path):
     """-> (events, {recording that the file names: its length in seconds or None})."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+        raw = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    if "\0" in text[:4096]:
+    if b"\0" in raw[:4096]:
         raise UserError(f"{path} is no text in UTF-8: annotations are a Raven table, Audacity labels, a CSV or JSON "
                         "lines")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", "replace")  # as programs on Windows write it
     if not text.strip():
         return [], {}  # a label track without labels
     first = text.lstrip().splitlines()[0]
@@ -138,7 +143,7 @@ def _read_table(path, text, delimiter):
     """A Raven table or a CSV with a header."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quotechar='"')
     header = next(reader)
-    column = _columns(header)
+    column = columns(header)
     if missing := [name for name in ("start", "end", "label") if name not in column]:
         raise UserError(f"{path} has no column for {' and '.join(missing)} (there are {', '.join(header)}): "
                         "annotations are a Raven table, Audacity labels (start, end, label by tabs), a CSV with file, "
@@ -160,9 +165,9 @@ def _read_table(path, text, delimiter):
     return events, lengths
 
 
-def _columns(header):
-    """Column names -> {ours: index}."""
-    plain = [name.lower().replace("(s)", "").replace("(hz)", "").replace("_", " ").split(":")[0].strip()
+def columns(header):
+    """Which of a table's columns are what: names -> {"start": index, "end": …, "label": …, "file": …}."""
+    plain = [re.sub(r" *\(?\b(s|sec|seconds|hz)\)?$", "", name.lower().split(":")[0].replace("_", " ").strip())
              for name in header]
     found = {}
     for ours, names in _NAMES.items():

@@ -253,15 +253,17 @@ class Trainer:
         return self._update(sums, names, scale)
 
     def _to_device(self, batch, part, augment=None):
-        """(wave, lengths or None, seeds) of a micro-batch, augmented on the device. Lengths are left
-        out when all clips are full: known here, on the CPU, so that the model need not ask the GPU, and attention runs
-        without a mask."""
+        """What the objective takes of a micro-batch (wave, lengths or None, seeds, and more where it says so), augmented
+        on the device. Lengths are left out when all clips are full: known here, on the CPU, so that the model need not
+        ask the GPU, and attention runs without a mask."""
+        takes = getattr(self.objective, "takes", ("wave", "lengths", "seed"))
         move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
-                if k in ("wave", "lengths", "seed", "partner", "partner_lengths")}
+                if k in (*takes, "partner", "partner_lengths")}
         if augment:
             move["wave"] = augment(move)
-        full = bool((batch["lengths"][part] >= batch["wave"].shape[1]).all())
-        return move["wave"], None if full else move["lengths"], move["seed"]
+        if bool((batch["lengths"][part] >= batch["wave"].shape[1]).all()):
+            move["lengths"] = None
+        return tuple(move.get(k) for k in takes)
 
     def _update(self, sums, names, lr_scale):
         """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process:

@@ -129,7 +129,7 @@ def match_events(predicted, truth, iou=0.3, onset_collar=None, offset_collar=Non
     `offset_collar` the offsets within the larger of it and `offset_share` of the annotation's length (sed_eval:
     0.2 s, 0.2 s, 0.2 or 0.5).
     """
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csr_matrix, vstack
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
     groups = {}
@@ -140,8 +140,10 @@ def match_events(predicted, truth, iou=0.3, onset_collar=None, offset_collar=Non
     for (label, _), (found, wanted) in groups.items():
         pairs = 0
         if found and wanted:
-            fits = _fits(np.array(found), np.array(wanted), iou, onset_collar, offset_collar, offset_share)
-            pairs = int((maximum_bipartite_matching(csr_matrix(fits), perm_type="column") >= 0).sum())
+            found_times, wanted_times = np.array(found), np.array(wanted)
+            fits = vstack([csr_matrix(_fits(found_times[i:i + 256], wanted_times, iou, onset_collar, offset_collar,
+                                            offset_share)) for i in range(0, len(found), 256)], format="csr")
+            pairs = int((maximum_bipartite_matching(fits, perm_type="column") >= 0).sum())
         counts[label] = counts.get(label, 0) + np.array([pairs, len(found) - pairs, len(wanted) - pairs])
     return _found(counts)
 

@@ -10,7 +10,6 @@
                   each with a table beside it (Raven, Audacity or CSV: REC.txt, REC.Table.1.selections.txt, REC.csv)
 
 A recording without calls is a JSON line without annotations, a CSV row with only the file, or a file without a table.
-Sources of the BEANS facts: github.com/earthspecies/beans (MIT), datasets.yml, datasets.py and scripts/.
 """
 import csv
 import os
@@ -22,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 import audio
-from annotations import read_recordings
+from annotations import columns, read_recordings
+from beans import BEANS, Beans
 from cli import UserError
 from manifest import Manifest, build, join, open_manifest, warn
 
@@ -76,58 +76,7 @@ class Task:
     folds: list = field(default_factory=list)  # names of the folds, where there are any
 
 
-# --------------------------------------------------------------------------------------------------------- BEANS
-
-@dataclass(frozen=True)
-class Beans:
-    """One of BEANS's sets. Lists lie below data/ with the split's name for {}."""
-    group: str
-    lists: str
-    sample_rate: int  # Hz
-    seconds: float  # of a clip, or of a window
-    hop: float | None  # seconds between windows
-    labels: str  # separated by semicolons; "": all that occur in the lists, sorted
-    unknown: str | None = None  # the label that others are counted as; None: an error
-    recording: str = ""  # a pattern whose group 1 says which files were one recording (or speaker); "": each its own
-
-
-_MINUTE = r"([^/]+)\.\d{3}\.wav$"  # recordings are cut into minutes NAME.000.wav, NAME.001.wav, …
-_WATKINS = (
-    "Clymene_Dolphin;Bottlenose_Dolphin;Spinner_Dolphin;Beluga,_White_Whale;Bearded_Seal;Minke_Whale;Humpback_Whale;"
-    "Southern_Right_Whale;White-sided_Dolphin;Narwhal;White-beaked_Dolphin;Northern_Right_Whale;Frasers_Dolphin;"
-    "Grampus,_Rissos_Dolphin;Harp_Seal;Atlantic_Spotted_Dolphin;Fin,_Finback_Whale;Ross_Seal;Rough-Toothed_Dolphin;"
-    "Killer_Whale;Pantropical_Spotted_Dolphin;Short-Finned_Pacific_Pilot_Whale;Bowhead_Whale;False_Killer_Whale;"
-    "Melon_Headed_Whale;Long-Finned_Pilot_Whale;Striped_Dolphin;Leopard_Seal;Walrus;Sperm_Whale;Common_Dolphin")
-_HUMBUGDB = (
-    "non-mosquito;an arabiensis;others;an gambiae ss;culex quinquefasciatus;culex pipiens complex;an funestus ss;"
-    "an squamosus;ma uniformis;an dirus;ae aegypti;an harrisoni;an maculatus;an funestus sl")
-_DCASE = "AMRE;BBWA;BTBW;CALL;CCMK;CHSP;COYE;GCTH;GIG;GRN;OVEN;Q;RBGR;SAVS;SNMK;SQT;SWTH;WTSP"
-_ENABIRDS = (
-    "AMCR;AMGO;AMRE;AMRO;BAWW;BCCH;BGGN;BHCO;BHVI;BLJA;BTNW;BWWA;CARW;COYE;EATO;HETH;HOWA;KEWA;LOWA;NOCA;NOFL;OVEN;"
-    "RBGR;RBWO;RCKI;REVI;SCTA;SWTH;TUTI;WBNU;WITU;WOTH;YBCU;OTHR")
-_COMMANDS = (
-    "backward;bed;bird;cat;dog;down;eight;five;follow;forward;four;go;happy;house;learn;left;marvin;nine;no;off;on;one;"
-    "right;seven;sheila;six;stop;three;tree;two;up;visual;wow;yes;zero")
-
-BEANS = {
-    "watkins": Beans("classification", "watkins/annotations.{}.csv", 44100, 3, None, _WATKINS),
-    "bats": Beans("classification", "egyptian_fruit_bats/annotations.{}.csv", 250000, 5, None,
-                  "111;210;211;215;216;220;226;228;230;231"),
-    "cbi": Beans("classification", "cbi/annotations.{}.csv", 44100, 10, None, ""),  # 264 eBird codes
-    "dogs": Beans("classification", "dogs/annotations.{}.csv", 44100, 10, None,
-                  "Farley;Freid;Keri;Louie;Luke;Mac;Roodie;Rudy;Siggy;Zoe"),
-    "humbugdb": Beans("classification", "HumBugDB/data/metadata/{}.csv", 44100, 3, None, _HUMBUGDB),
-    "dcase": Beans("detection", "dcase/{}.jsonl", 16000, 2, 1, _DCASE, recording=_MINUTE),
-    "enabirds": Beans("detection", "enabirds/{}.jsonl", 32000, 2, 1, _ENABIRDS, "OTHR", _MINUTE),
-    "hiceas": Beans("detection", "hiceas/{}.jsonl", 22050, 10, 5, "1"),
-    "rfcx": Beans("detection", "rfcx/{}.jsonl", 48000, 10, 5, ";".join(map(str, range(24)))),
-    "hainan-gibbons": Beans("detection", "hainan_gibbons/{}.jsonl", 9600, 4, 2, "1;2;3", "1", _MINUTE),
-    "esc50": Beans("auxiliary", "esc50/meta/esc50.{}.csv", 44100, 5, None, ";".join(map(str, range(50))),
-                   recording=r"(\d+-\d+)-[^/]+$"),  # fold-recording-take-class.wav
-    "speech-commands": Beans("auxiliary", "speech_commands/{}.csv", 16000, 1, None, _COMMANDS,
-                             recording=r"([^/]+)_nohash_"),  # the speaker
-}
-
+# ------------------------------------------------------------------------------------------------------- loading
 
 def _beans_home(name, root):
     """The folder data/ that holds a set of BEANS, or None: `root` itself or the one in it."""
@@ -153,8 +102,6 @@ def task_names(names, root=None):
     return list(dict.fromkeys(out))
 
 
-# ------------------------------------------------------------------------------------------------------- loading
-
 def load_task(task, root=None, low=False, fold=None, window=None, hop=None):
     """One of BEANS's twelve by name, or a folder, or the name of one in `root` -> Task.
 
@@ -171,12 +118,12 @@ def load_task(task, root=None, low=False, fold=None, window=None, hop=None):
         folder = _folder(task, root)
         name, lists, settings = folder.resolve().name, _own_lists(folder, task), None
     if low:
-        lists["train"] = _low_list(lists["train"])
+        lists["train"] = _low_list(lists.get("train", next(iter(lists.values()))))
     for split, path in lists.items():
         if not path.exists():
             raise UserError(f"{path} is missing: task {name} has a list for each of train, valid and test")
     source = _Source(name, settings, home, root)
-    if (settings and settings.hop) or (not settings and _lists_events(lists["train"])):
+    if (settings and settings.hop) or (not settings and _lists_events(next(iter(lists.values())))):
         if fold is not None:
             raise UserError(f"task {name} is a detection task: folds are for clips")
         return _detection_task(source, lists, window, hop)
@@ -209,10 +156,8 @@ class _Source:
 
     def classes(self, seen):
         """The task's labels from those that the splits have: {split: labels}."""
-        if self.settings and self.settings.labels:
-            return self.settings.labels.split(";")
         if self.settings:
-            return sorted(set().union(*seen.values()))
+            return self.settings.labels.split(";")
         labels = sorted(seen["train"])
         for split in ("valid", "test"):
             if new := sorted(set(seen[split]) - set(labels)):
@@ -258,8 +203,7 @@ def _folder(task, root):
 
 def _own_lists(folder, task):
     """{split: file or folder} of an own task."""
-    names = ("{}.csv", "annotations.{}.csv", "{}.jsonl", "{}.tsv", "{}")
-    for name in names:
+    for name in ("{}.csv", "annotations.{}.csv", "{}.jsonl", "{}.tsv", "{}.txt", "{}"):
         if (folder / name.format("train")).exists():
             return {split: folder / name.format(split) for split in SPLITS}
     if (folder / "annotations.csv").exists():
@@ -273,8 +217,9 @@ def _own_lists(folder, task):
 def _low_list(path):
     """The list of the low-data protocol beside a training list."""
     low = path.with_name(path.name.replace("train", "train-low"))
-    if not low.exists():
-        raise UserError(f"{low} is missing: this task has no low-data list")
+    if low == path or not low.exists():
+        raise UserError(f"{path.parent} holds no {path.name.replace('train', 'train-low')}: this task has no low-data "
+                        "list")
     return low
 
 
@@ -286,11 +231,8 @@ def _header(path):
 
 
 def _lists_events(path):
-    """Whether a training list is of events in recordings rather than of clips."""
-    if path.is_dir() or path.suffix == ".jsonl":
-        return True
-    names = _header(path)
-    return path.suffix == ".csv" and not names[:1] == ["path"] and "end" in names and "start" in names
+    """Whether a list is of events in recordings rather than of clips."""
+    return path.is_dir() or path.suffix == ".jsonl" or {"start", "end"} <= columns(_header(path)).keys()
 
 
 # --------------------------------------------------------------------------------------------------------- clips
@@ -509,7 +451,10 @@ def _recordings_in(folder):
 def _windows(source, path, recordings, labels, width, hop):
     """The Split of one list of recordings [(file, seconds or None, events)]."""
     if not recordings:
-        raise UserError(f"{path} lists no recordings")
+        raise UserError(f"{path} holds no recordings")
+    if any(not file for file, _, _ in recordings):
+        raise UserError(f"{path} doesn't say which recording its rows belong to: it wants a column file (Raven: Begin "
+                        "Path)")
     whole = source.place(build([file for file, _, _ in recordings], bases=(), origin=str(path)), path)
     code, files, events, codes, at, outside = source.coder(labels, path), [], [], [], [], 0
     frames = np.zeros(len(whole), np.int64)
@@ -520,7 +465,7 @@ def _windows(source, path, recordings, labels, width, hop):
             raise UserError(f"{path} says that {file} lasts {seconds:g} s, the file has {length:g} s")
         files.append((whole.path(k), length if seconds is None else seconds, rate))
         for event in some:
-            if event.start >= length or event.end > length + _PAST_END:
+            if event.end > length + _PAST_END:
                 if not source.settings:
                     raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside "
                                     f"{file}, which ends at {length:g} s")
@@ -541,7 +486,7 @@ def _windows(source, path, recordings, labels, width, hop):
     rows.frames = np.minimum(np.rint(width * rate).astype(np.int64), np.repeat(frames, count) - rows.start)
     targets = label_windows(np.array([e.start for e in events]), np.array([e.end for e in events]),
                             np.array(codes, int), np.array(at, int), count, width, hop, len(labels))
-    return Split(rows, targets, source.groups(rows), events, files,
+    return Split(rows, targets, np.repeat(source.groups(whole), count), events, files,
                  np.repeat(np.arange(len(files), dtype=np.int32), count))
 
 

@@ -1,0 +1,174 @@
+"""Labelled clips for supervised training: reading, mixing and masking, each a pure function of (seed, epoch, place).
+
+    loader: two different clips are mixed and their labels with them  ->  device: level and rotation (data.augment)
+    ->  front end of the window that is seen  ->  `mask_spectrogram` on that window  ->  `drop_patches` of its grid
+
+So a mask always hides a share of what the encoder is given, and a mixed label always belongs to mixed sound.
+"""
+import numpy as np
+import torch
+from scipy.special import betaincinv
+
+import data
+from audio import BadAudio
+from manifest import unit
+from masking import random_bits, uniform
+
+_DRAW, _MIX, _SHARE, _PARTNER = 111, 112, 113, 114  # numbers of a sample's stream; data.py has 101 to 103
+_TIME, _BAND, _LEVEL, _NOISE, _COLUMNS, _ROWS = range(41, 47)  # streams on the device; data.augment has 31 to 34
+
+
+# --------------------------------------------------------------------------------------------------------- loading
+
+class Reader:
+    """What a loader takes of a split's row: all of `split.read`, at `rate` Hz."""
+    samples = None  # a batch is as long as its longest clip
+
+    def __init__(self, split, rate):
+        self.split, self.rate = split, rate
+
+    def __call__(self, manifest, i, seed, stream):
+        return self.split.read(i, rate=self.rate)
+
+
+class LabelledLoader(data.Loader):
+    """Batches of labelled clips in data.loader's order, the same for any number of workers and processes.
+
+    split: rows, targets (int (n,) or bool (n, C)); rate: Hz; mixup: share of samples that are mixed with another clip,
+    lambda ~ Beta(alpha, alpha); balanced: each class is drawn alike, clips without any label as one more class;
+    frames: None, or a function row -> bool (T', C), the classes of each frame.
+
+    Yields wave float32 [b, S], lengths int64 [b], seed int64 [b], index int64 [b], target float32 [b, C],
+    frames float32 [b, T', C] if asked for, and bad.
+    """
+
+    def __init__(self, split, rate, n_classes, batch_size, seed, *, first=0, steps=None, rank=0, world=1, workers=0,
+                 mixup=0.0, alpha=10.0, balanced=False, frames=None):
+        super().__init__(split.rows, Reader(split, rate), batch_size, seed, first, steps, rank, world, workers, False)
+        self.targets = np.asarray(split.targets)
+        if self.targets.ndim == 1:
+            self.targets = np.eye(n_classes, dtype=np.float32)[self.targets]
+        self.mixup, self.alpha, self.frames = mixup if len(split.rows) > 1 else 0.0, alpha, frames
+        self.drawn = np.cumsum(balanced_weights(self.targets)) if balanced else None
+
+    def batches(self):
+        """Lists of (epoch, place, row): balanced draws are made afresh at each place of the endless order."""
+        for samples in super().batches():
+            yield [(epoch, place, place if self.drawn is None else
+                    int(np.searchsorted(self.drawn, unit(self.seed, epoch, place, _DRAW) * self.drawn[-1], "right")))
+                   for epoch, place in samples]
+
+    def __getitem__(self, samples):
+        """One process's batch, in a worker."""
+        out = {"seed": [], "index": [], "target": [], "frames": [], "bad": []}
+        waves = []
+        try:
+            for epoch, place, row in samples:
+                seed = data.sample_seed(self.seed, epoch, place)
+                wave, target, frames, row = self.sample(seed, row, out["bad"])
+                for key, value in (("seed", seed), ("index", row), ("target", target), ("frames", frames)):
+                    out[key].append(value)
+                waves.append(wave)
+        except data.UserError as error:  # a worker's exception would arrive as a traceback
+            return {"error": str(error)}
+        out["wave"], out["lengths"] = data.pad_batch(waves)
+        out["seed"], out["index"] = (torch.tensor(out[k], dtype=torch.int64) for k in ("seed", "index"))
+        out["target"] = torch.from_numpy(np.stack(out["target"]).astype(np.float32))
+        if self.frames:
+            out["frames"] = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(f) for f in out["frames"]], True)
+        else:
+            del out["frames"]
+        return out
+
+    def sample(self, seed, row, bad):
+        """(wave [S], target [C], frames [T', C] or None, row): a clip, or two of them mixed with their labels."""
+        wave, row = self.read(row, seed, None, bad)
+        target, frames = self.targets[row], self.frames and self.frames(row).astype(np.float32)
+        if unit(seed, _MIX) >= self.mixup:
+            return wave, target, frames, row
+        other = (row + 1 + int(unit(seed, _PARTNER) * (len(self.manifest) - 1))) % len(self.manifest)  # never `row`
+        second, other = self.read(other, seed, None, bad)
+        share = float(betaincinv(self.alpha, self.alpha, unit(seed, _SHARE)))
+        wave = blend(wave, second, share)
+        target = share * target + (1 - share) * self.targets[other]
+        if frames is not None:
+            frames = blend(frames, self.frames(other).astype(np.float32), share)
+        return wave, target, frames, row
+
+
+def blend(a, b, share):
+    """share · a + (1 - share) · b of arrays [n, …] that may differ in length; the shorter one is followed by zeros."""
+    out = np.zeros((max(len(a), len(b)), *a.shape[1:]), dtype=np.float32)
+    out[:len(a)] += share * a
+    out[:len(b)] += (1 - share) * b
+    return out
+
+
+def balanced_weights(targets):
+    """targets (n, C) 0 or 1 -> (n,): how often a row should be drawn, the sum of 1 / count over its classes; rows
+    without any label are one more class."""
+    targets = np.column_stack([targets, ~targets.astype(bool).any(1)]).astype(float)
+    return (targets / np.maximum(targets.sum(0), 1)).sum(1)
+
+
+class InOrder(data.Loader):
+    """Every row once, in order, for evaluation: this process's share in batches. What can't be read is an error."""
+
+    def __init__(self, split, rate, batch_size, *, rank=0, world=1, workers=0):
+        super().__init__(split.rows, Reader(split, rate), batch_size, 0, 0, None, rank, world, workers, False)
+
+    def batches(self):
+        mine = range(self.rank, len(self.manifest), self.world)
+        for first in range(0, len(mine), self.batch_size):
+            yield list(mine[first:first + self.batch_size])
+
+    def __getitem__(self, rows):
+        try:
+            wave, lengths = data.pad_batch([self.cropper(self.manifest, i, None, None) for i in rows])
+        except (BadAudio, data.UserError) as error:
+            return {"error": str(error)}
+        return {"wave": wave, "lengths": lengths, "index": torch.tensor(rows, dtype=torch.int64)}
+
+
+# --------------------------------------------------------------------------------------------- on the spectrogram
+
+def mask_spectrogram(spec, frames, seeds, time=0.0, band=0.0, noise=0.0):
+    """SpecAugment (Park et al. 2019) of the windows that the encoder sees: one mask of up to `time` of a window's valid
+    frames, one of up to `band` of its mel bands, both filled with the window's mean; before that SSAST's noise, U(0, 1)
+    times a level of up to `noise` in each cell.
+
+    spec (M, F, T), frames (M,) valid of T, seeds int64 (M,) -> (M, F, T).
+    """
+    valid = torch.arange(spec.shape[2], device=spec.device) < frames[:, None]  # (M, T)
+    if noise:
+        cells = uniform(seeds, spec[0].numel(), _NOISE).view_as(spec)
+        spec = torch.where(valid[:, None], spec + noise * uniform(seeds, 1, _LEVEL)[..., None] * cells, spec)
+    mean = (spec * valid[:, None]).sum((1, 2)) / (frames * spec.shape[1])
+    bands = torch.full_like(frames, spec.shape[1])
+    hidden = stretch(seeds, _TIME, time, frames, spec.shape[2])[:, None]
+    hidden = hidden | stretch(seeds, _BAND, band, bands, spec.shape[1])[:, :, None]
+    return torch.where(hidden & valid[:, None], mean[:, None, None], spec)
+
+
+def stretch(seeds, stream, share, extent, size):
+    """A run of 0 to share · extent places anywhere within `extent` (M,) -> bool (M, size)."""
+    u = uniform(seeds, 2, stream)
+    width = (u[:, 0] * (torch.floor(share * extent) + 1)).long()
+    start = (u[:, 1] * (extent - width + 1)).long()
+    place = torch.arange(size, device=seeds.device)
+    return (place >= start[:, None]) & (place < (start + width)[:, None])
+
+
+def drop_patches(seeds, grid, share, columns=None):
+    """Structured patch drop (AudioMAE, M2D): `share` of a window's valid columns and `share` of its rows are left out.
+
+    seeds (M,), grid (T', F'), columns (M,) valid or None -> bool (M, T', F'), True = left out.
+    """
+    columns = torch.full_like(seeds, grid[0]) if columns is None else columns
+    out = torch.zeros(len(seeds), *grid, dtype=torch.bool, device=seeds.device)
+    for stream, size, extent, axis in ((_COLUMNS, grid[0], columns, 2),
+                                       (_ROWS, grid[1], torch.full_like(seeds, grid[1]), 1)):
+        beyond = torch.arange(size, device=seeds.device) >= extent[:, None]
+        rank = random_bits(seeds, size, stream).masked_fill(beyond, 1 << 24).argsort(1, stable=True).argsort(1)
+        out |= (rank < (share * extent).long()[:, None]).unsqueeze(axis)
+    return out

@@ -1,0 +1,209 @@
+"""An encoder with a head: clip scores, frame scores, the supervised loss, and the file that holds both.
+
+    model = load("runs/NAME/finetune/TASK/finetuned.pt")
+    model.scores(wave, lengths)                    # wave (B, S) -> probabilities (B, C) of model.labels
+    model.frame_scores(wave, lengths)              # -> (B, T', C), one every model.frame_seconds
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import convert
+from augment import drop_patches, mask_spectrogram
+from cli import UserError
+from model import VERSION, Encoder, load_exactly, write_atomically
+
+
+class Head(nn.Module):
+    """LayerNorm (eps 1e-5, SSAST's) and a linear layer."""
+
+    def __init__(self, width, classes):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x):
+        return self.linear(self.norm(x))
+
+
+class FineTuned(nn.Module):
+    """Encoder, a head on the clip vector and, of kind "frames", one on each frame (patch tokens averaged over mel).
+
+    What is pooled is the encoder's business (config.pool); clips longer than its training length are cut into windows,
+    whose features are joined before the head. activation: softmax where classes exclude each other, else sigmoid.
+    thresholds: of frame scores, one a class, or None. window_seconds, hop_seconds: what a detector was trained on.
+    """
+
+    def __init__(self, encoder, labels, activation, kind="linear", thresholds=None, window_seconds=None,
+                 hop_seconds=None):
+        super().__init__()
+        self.encoder, self.labels, self.activation, self.kind = encoder, list(labels), activation, kind
+        self.thresholds, self.window_seconds, self.hop_seconds = thresholds, window_seconds, hop_seconds
+        self.head = Head(encoder.config.width, len(self.labels))
+        self.frame_head = Head(encoder.config.dim, len(self.labels)) if kind == "frames" else None
+
+    @property
+    def frame_seconds(self):
+        """Time from one frame score to the next."""
+        return self.encoder.config.stride[1] * self.encoder.config.hop
+
+    def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0):
+        """wave (B, S), lengths (B,) -> logits (B, C), frame logits (B, T', C), valid columns (B,).
+
+        seeds (B,) int64 with masks (arguments of `mask_spectrogram`) and patch_drop: the window that the encoder sees
+        is masked; when patches are dropped there are no frame logits (None).
+        """
+        c = self.encoder.config
+        size = wave.shape[1] if wave.shape[1] <= c.chunk_samples else c.chunk_samples
+        windows, extent, clip, place = self.encoder._windows(wave, lengths, size)
+        clip, place = clip.to(wave.device), place.to(wave.device)
+        seeds = None if seeds is None else seeds[clip] ^ place
+        vectors, frames, columns = self._features(windows, extent, seeds, masks, patch_drop)
+        weight = columns.to(vectors.dtype)[:, None]
+        pooled = vectors.new_zeros(len(wave), vectors.shape[1]).index_add_(0, clip, vectors * weight)
+        pooled = pooled / weight.new_zeros(len(wave), 1).index_add_(0, clip, weight)
+        logits = self.head(pooled).float()
+        total = columns.new_zeros(len(wave)).index_add_(0, clip, columns)
+        if frames is None:
+            return logits, None, total
+        out = frames.new_zeros(len(wave), int(place.max()) + 1, *frames.shape[1:])
+        out[clip, place] = frames
+        return logits, self._frame_logits(out.flatten(1, 2)[:, :int(total.max())], pooled).float(), total
+
+    def _features(self, wave, lengths, seeds, masks, patch_drop):
+        """One window: clip vectors (M, W), frames (M, T', D) or None when patches are dropped, valid columns (M,)."""
+        e, c = self.encoder, self.encoder.config
+        spec = e.frontend(wave, lengths)
+        valid = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
+        if seeds is not None and masks:
+            frames = valid if c.frontend == "wave" else c.n_frames(valid)
+            spec = mask_spectrogram(spec, frames.clamp(max=spec.shape[2]), seeds, **masks)
+        columns, hidden = e.valid_columns(lengths), None
+        t = (c.columns(c.n_frames(spec.shape[2])) if c.frontend == "wave" else c.columns(spec.shape[2]))
+        columns = torch.full_like(valid, t) if columns is None else columns
+        if seeds is not None and patch_drop:
+            hidden = drop_patches(seeds, (t, c.grid[1]), patch_drop, columns)
+        tokens = self._tokens(spec, lengths, hidden)
+        special, tokens = tokens[:, :c.specials], tokens[:, c.specials:]
+        keep = torch.arange(t, device=wave.device) < columns[:, None]  # (M, T')
+        frames = None
+        if hidden is None:
+            frames = tokens.unflatten(1, (t, c.grid[1])).mean(2) * keep[..., None]
+            mean = frames.sum(1) / columns[:, None]
+        else:  # tokens that are left, in order; clips that have fewer are filled up
+            count = (~hidden & keep[..., None]).sum((1, 2))[:, None]
+            mean = (tokens * (torch.arange(tokens.shape[1], device=wave.device) < count)[..., None]).sum(1) / count
+        parts = {"mean": [mean], "specials": [special.mean(1)], "both": [special.mean(1), mean]}[c.pool]
+        return torch.cat(parts, 1), frames, columns
+
+    def _tokens(self, spec, lengths, hidden):
+        arguments = dict(mask=hidden, lengths=lengths, visible_only=hidden is not None)
+        if self.encoder.config.features == "ffn":
+            return torch.stack(self.encoder.ffn_outputs(spec, **arguments)).mean(0)
+        return self.encoder.tokens(spec, **arguments)
+
+    def _frame_logits(self, frames, pooled):
+        """frames (B, T', D) -> (B, T', C); without a head of its own a frame goes through the clip's."""
+        if self.frame_head is not None:
+            return self.frame_head(frames)
+        if self.encoder.config.pool == "both":
+            special = pooled[:, None, :self.encoder.config.dim].expand(-1, frames.shape[1], -1)
+            frames = torch.cat([special, frames], 2)
+        return self.head(frames)
+
+    def probabilities(self, logits):
+        return logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
+
+    def scores(self, wave, lengths=None):
+        """wave (B, S) in [-1, 1] at encoder.config.sample_rate, lengths (B,) -> probabilities (B, C)."""
+        return self.probabilities(self(wave, lengths)[0])
+
+    def frame_scores(self, wave, lengths=None):
+        """wave (B, S), lengths (B,) -> probabilities (B, T', C), 0 beyond a clip's end; frame t covers the seconds
+        t · frame_seconds to (t + 1) · frame_seconds."""
+        _, frames, columns = self(wave, lengths)
+        keep = torch.arange(frames.shape[1], device=wave.device) < columns[:, None]
+        return self.probabilities(frames) * keep[..., None]
+
+
+# ------------------------------------------------------------------------------------------------------------ loss
+
+def focal_loss(logits, target, alpha=0.25, gamma=2.0):
+    """Sigmoid focal loss (Lin et al. 2017) for soft targets, element by element: gamma weighs by how far off a score
+    is, alpha by the class's side. animal2vec's values."""
+    weight = (target - logits.sigmoid()).abs() ** gamma * (alpha * target + (1 - alpha) * (1 - target))
+    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+def clip_loss(logits, target, kind="ce", smoothing=0.0):
+    """logits (…, C), target (…, C) in [0, 1], for ce a distribution -> (…): cross entropy over classes, or the mean over
+    classes of binary cross entropy or of focal loss."""
+    if kind == "ce":
+        target = (1 - smoothing) * target + smoothing / target.shape[-1]
+        return -(target * logits.log_softmax(-1)).sum(-1)
+    target = (1 - smoothing) * target + smoothing / 2
+    each = focal_loss(logits, target) if kind == "focal" else F.binary_cross_entropy_with_logits(
+        logits, target, reduction="none")
+    return each.mean(-1)
+
+
+class Supervised(nn.Module):
+    """The objective of fine-tuning: loss of the clip, and of kind "frames" of each valid frame, both means over clips."""
+    takes = ("wave", "lengths", "seed", "target", "frames")  # of a batch, in this order
+
+    def __init__(self, model, loss="ce", smoothing=0.0, masks=None, patch_drop=0.0):
+        super().__init__()
+        self.model, self.loss, self.smoothing, self.masks, self.patch_drop = model, loss, smoothing, masks, patch_drop
+
+    @property
+    def encoder(self):
+        return self.model.encoder
+
+    def forward(self, wave, lengths, seeds, target, frames=None):
+        """wave (B, S), lengths (B,) or None, seeds (B,), target (B, C), frames (B, T, C) -> (loss, metrics)."""
+        logits, frame_logits, columns = self.model(wave, lengths, seeds, self.masks, self.patch_drop)
+        with torch.autocast(wave.device.type, enabled=False):
+            loss = clip_loss(logits, target, self.loss, self.smoothing).mean()
+            metrics = {"clip_loss": loss}
+            if frames is not None:
+                n = frame_logits.shape[1]
+                frames = F.pad(frames, (0, 0, 0, max(0, n - frames.shape[1])))[:, :n]
+                each = clip_loss(frame_logits, frames, self.loss)
+                keep = torch.arange(n, device=wave.device) < columns[:, None]
+                metrics["frame_loss"] = ((each * keep).sum(1) / columns).mean()
+                loss = loss + metrics["frame_loss"]
+        count = torch.tensor(float(len(wave)), device=wave.device)
+        return loss, metrics | {"loss": loss, "count": count}
+
+
+# ---------------------------------------------------------------------------------------------- loading and saving
+
+def save(model, path):
+    """Write a fine-tuned model as plain types; `model.load_encoder` opens the same file for its encoder alone."""
+    state = {k: v.detach().cpu() for k, v in model.head.state_dict().items()}
+    if model.frame_head is not None:
+        state |= {f"frames.{k}": v.detach().cpu() for k, v in model.frame_head.state_dict().items()}
+    head = {"kind": model.kind, "state": state, "labels": model.labels, "thresholds": model.thresholds,
+            "activation": model.activation, "window_seconds": model.window_seconds, "hop_seconds": model.hop_seconds}
+    encoder = {k: v.detach().cpu() for k, v in model.encoder.state_dict().items()}
+    write_atomically({"version": VERSION, "config": model.encoder.config.to_dict(), "model": encoder, "head": head}, path)
+
+
+def load(path):
+    """The `FineTuned` model of a file that `save` wrote, in eval mode."""
+    content = convert.open_file(path)
+    head = content.get("head") if isinstance(content, dict) else None
+    if not isinstance(head, dict):
+        raise UserError(f"{path}: holds no head, so it can't score anything; give a finetuned.pt of python finetune.py")
+    found = convert.read(path)
+    encoder = Encoder(found.config)
+    load_exactly(encoder, found.state, path)
+    model = FineTuned(encoder, head["labels"], head["activation"], head["kind"], head["thresholds"],
+                      head["window_seconds"], head["hop_seconds"])
+    own = {k: v for k, v in head["state"].items() if not k.startswith("frames.")}
+    load_exactly(model.head, own, path)
+    if model.frame_head is not None:
+        load_exactly(model.frame_head, {k[7:]: v for k, v in head["state"].items() if k not in own}, path)
+    return model.eval()
