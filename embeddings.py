@@ -72,7 +72,7 @@ def vectors(functions, split, sample_rate, device="cpu", batch_size=32, workers=
 
 
 class MelStatistics(torch.nn.Module):
-    """The baseline of every table: mean and standard deviation over time of each of 128 log-mel bands (25 / 10 ms)."""
+    """The baseline of every table: mean and deviation over time of each of 128 log-mel bands (25 / 10 ms)."""
 
     def __init__(self, sample_rate):
         super().__init__()
@@ -97,7 +97,7 @@ class MelStatistics(torch.nn.Module):
 def describe(encoder, wave, lengths=None, depth=None, layers=False):
     """(clip vectors (B, L, D'), tokens: a list of B tensors (N_i, D), or None for an encoder without tokens).
 
-    Without `layers` L is 1: `encoder.embed` of the first `depth` blocks. With it there is one vector for each of these
+    Without `layers` L is 1: `encoder.embed` of the first `depth` blocks. With it there is a vector for each of these
     blocks: its output through the encoder's final norm, pooled in the same way. Tokens are those of the last block.
     """
     if not hasattr(encoder, "embed"):
@@ -119,7 +119,7 @@ def describe(encoder, wave, lengths=None, depth=None, layers=False):
 
 
 def _outputs_of_blocks(encoder, depth):
-    """Where all blocks' outputs but the last one's can be overheard: [(module, how to register a hook)]. Pre-norm: what
+    """Where the outputs of all blocks but the last can be overheard: [(module, how to register a hook)]. Pre-norm: what
     enters the next block's first norm; post-norm: what leaves the block's second."""
     blocks = list(encoder.blocks[:depth])
     if encoder.config.norm == "pre":
@@ -128,7 +128,7 @@ def _outputs_of_blocks(encoder, depth):
 
 
 def _pool(config, tokens, columns, clip, batch):
-    """Windows' tokens (M, K + N, D) -> clip vectors (B, D'), as `Encoder.embed` pools them (a test holds it to that)."""
+    """Windows' tokens (M, K + N, D) -> clip vectors (B, D'), pooled as `Encoder.embed` does (a test compares)."""
     k, f = config.specials, config.grid[1]
     weight, parts = columns.to(tokens.dtype)[:, None], []
     if config.pool != "mean":

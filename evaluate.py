@@ -5,8 +5,9 @@
     python evaluate.py --linear --data BEANS --task beans --checkpoint SSAST-Base-Patch-400.pth --format ssast
     python evaluate.py --knn --task FOLDER --shots 1 5 10               an own task; few clips a class
 
-Each encoder stands beside the same one untrained and beside mel statistics. Audio passes through the encoders once and
-is kept in --cache; probes are fitted on the training split, choose on validation, and look at the test split once.
+Each encoder stands beside the same one untrained and beside mel statistics. Audio passes through the encoders once;
+what comes out is kept in --cache. Probes are fitted on the training split, choose on validation, and look at the test
+split once.
 """
 import argparse
 import json
@@ -22,12 +23,12 @@ DEMO = "data/demo"
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="evaluate.py")
     g = p.add_argument_group("what is evaluated")
-    g.add_argument("--checkpoint", nargs="+", help="files, run folders or presets' names (default: the newest run below "
-                                                   "runs/)")
+    g.add_argument("--checkpoint", nargs="+", help="files, run folders or presets' names (default: the newest run "
+                                                   "below runs/)")
     g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--data", default=DEMO, help="folder that holds the tasks; for BEANS the one that holds its data/")
-    g.add_argument("--task", nargs="+", help="beans (those of the twelve that are there), names below --data, or folders "
-                                             "(default: the demo's species, individual)")
+    g.add_argument("--task", nargs="+", help="beans (those of the twelve that are there), names below --data, or "
+                                             "folders (default: the demo's species, individual)")
     g.add_argument("--low", action="store_true", help="train on BEANS's low-data lists (train-low)")
     g.add_argument("--depth", type=cli.positive_int, help="use the output of this many blocks (default: all)")
     g.add_argument("--layers", type=_layers, default="last", help="vectors of the last block, of the last N side by "
@@ -36,10 +37,12 @@ def parse_args(argv=None):
     g = p.add_argument_group("probes")
     g.add_argument("--probes", choices=("all",), help="all: every probe below")
     g.add_argument("--knn", action="store_true", help="k nearest neighbours, the default when no probe is named")
-    g.add_argument("--linear", action="store_true", help="the best on validation of ridge, logistic regression (L-BFGS) "
-                                                         "and AdamW over a grid of learning rates")
+    g.add_argument("--linear", action="store_true", help="the best on validation of ridge, logistic regression "
+                                                         "(L-BFGS) and AdamW, each over a grid")
     g.add_argument("--attentive", action="store_true", help="one learned query attends to the patch tokens")
-    g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, compared with every token")
+    g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, held to every token")
+    g.add_argument("--finetuned", nargs="+", metavar="RUN", help="also the test scores of models that finetune.py left "
+                                                                 "in these run folders")
     g.add_argument("--clusters", action="store_true", help="no probe: k-means against the labels (NMI, ARI), purity")
     g.add_argument("--shots", type=cli.positive_int, nargs="+", help="few-shot: clips a class, nearest class mean")
     g.add_argument("--draws", type=cli.positive_int, default=20, help="few-shot: random choices of these clips")
@@ -62,7 +65,8 @@ def parse_args(argv=None):
     args = p.parse_args(argv)
     for name in ("knn", "linear", "attentive", "prototype", "clusters"):
         setattr(args, name, getattr(args, name) or args.probes == "all")
-    args.knn = args.knn or not (args.linear or args.attentive or args.prototype or args.clusters or args.shots)
+    args.knn = args.knn or not any((args.linear, args.attentive, args.prototype, args.clusters, args.shots,
+                                    args.finetuned))
     return args
 
 
@@ -147,43 +151,56 @@ def clip_vectors(task, splits, args):
     """{split: vectors (n, D)} of the layers asked for."""
     import numpy as np
 
-    from probes import Vectors, layer_weights, standardiser, task_metric
+    from probes import Vectors, layer_weights, standardiser
     count = splits["train"].clips.shape[1]
     vectors = {name: e.vectors(args.layers if isinstance(args.layers, int) else None) for name, e in splits.items()}
     if args.layers != "weighted" or count == 1:
         return vectors
     shape = standardiser(vectors["train"])
     weights = layer_weights(vectors["train"], task.splits["train"].targets, vectors["valid"],
-                            task.splits["valid"].targets, len(task.labels), task_metric(task), count, shape, args.seed)
-    return {name: np.einsum("nld,l->nd", Vectors(x, *shape).batch(slice(None))[0].numpy().reshape(len(x), count, -1),
+                            task.splits["valid"].targets, len(task.labels), metric_of(task), count, shape, args.seed)
+    return {name: np.einsum("nld,l->nd", Vectors(x, *shape).batch(slice(None))[0].unflatten(1, (count, -1)).numpy(),
                             weights) for name, x in vectors.items()}
+
+
+def metric_of(task):
+    """What choices maximise: a function of (scores (n, C), targets)."""
+    from functools import partial
+
+    import scoring
+    return partial(scoring.metric_of, task.metric)
 
 
 # --------------------------------------------------------------------------------------------------------- probes
 
 def probe(task, sets, device, args):
-    """(result rows, {(probe, encoder): test scores (seeds, n, C) or, few-shot, correctness}) of one task."""
+    """(result rows, {(probe, encoder): test scores (n, C), one a seed or draw}) of one task."""
     rows, kept = [], {}
+
+    def add(kind, name, scores, more):
+        kept[kind, name] = scores
+        rows.append(row(task, kind, name, scores, args) | more)
+
     for name, splits in sets.items():
         vectors = clip_vectors(task, splits, args)
         for kind, fits in probes(task, splits, vectors, device, args):
             began = time.perf_counter()
             fits = list(fits)
-            kept[kind, name] = [masked(task, fit.test) for fit in fits]
-            rows.append(row(task, kind, name, kept[kind, name], args) | {
-                "choice": fits[0].choice, "seconds": round(time.perf_counter() - began, 2)})
+            valid = [metric_of(task)(fit.valid, task.splits["valid"].targets) for fit in fits]
+            add(kind, name, [masked(task, fit.test) for fit in fits], {
+                "choice": fits[0].choice, "valid": sum(valid) / len(valid),
+                "seconds": round(time.perf_counter() - began, 2)})
             if task.kind == "detection":
                 rows[-1] |= detection_scores(task, fits[0])
-            if kind.startswith("linear-"):
-                rows[-1]["valid"] = best_on(task, fits)
         if args.linear:
-            best = max((r for r in rows if r["encoder"] == name and r["probe"].startswith("linear-")),
-                       key=lambda r: r["valid"])
+            parts = [r for r in rows if r["encoder"] == name and r["probe"].startswith("linear-")]
+            best = max(parts, key=lambda r: r["valid"])
             kept["linear", name] = kept[best["probe"], name]
             rows.append(best | {"probe": "linear", "choice": {"by": best["probe"][7:]} | best["choice"]})
         for shots in (args.shots or []) if task.kind == "classification" else []:
-            kept[f"{shots}-shot", name] = few = few_shot_scores(task, vectors, shots, args)
-            rows.append(row(task, f"{shots}-shot", name, few, args) | {"choice": {"draws": args.draws}})
+            add(f"{shots}-shot", name, few_shot_scores(task, vectors, shots, args), {"choice": {"draws": args.draws}})
+    for name in args.finetuned or []:
+        add("finetune", name, [finetuned_scores(task, name, device, args)], {"choice": {}})
     return rows, kept
 
 
@@ -191,27 +208,27 @@ def probes(task, splits, vectors, device, args):
     """(name, one `Scored` a seed) of every probe that was asked for."""
     import probes as p
     y = {name: split.targets for name, split in task.splits.items()}
-    metric, classes, seeds = p.task_metric(task), len(task.labels), range(args.seed, args.seed + args.seeds)
+    metric, classes, seeds = metric_of(task), len(task.labels), range(args.seed, args.seed + args.seeds)
     data = vectors["train"], y["train"], vectors["valid"], y["valid"], vectors["test"], classes, metric
     if args.knn:
         for name, standardise in (("knn", True), ("knn-raw", False))[0 if args.standardise else 1:]:
-            yield name, [p.knn_probe(*data, args.k, args.temperature, standardise)]
+            yield name, (p.knn_probe(*data, args.k, args.temperature, standardise) for _ in range(1))
     if args.linear:
         yield "linear-ridge", (p.ridge(*data) for _ in range(1))
         yield "linear-logistic", (p.logistic(*data, device=device) for _ in range(1))
         shape = [part.to(device) for part in p.standardiser(vectors["train"])]
-        x = {name: p.Vectors(v, *shape) for name, v in vectors.items()}
-        yield "linear-adam", (p.train_heads(p.LinearHeads, x["train"], y["train"], x["valid"], y["valid"], x["test"],
-                                            classes, metric, seed=seed) for seed in seeds)
+        x = [p.Vectors(vectors[name], *shape) for name in ("train", "valid", "test")]
+        yield "linear-adam", (p.train_heads(p.LinearHeads, x[0], y["train"], x[1], y["valid"], x[2], classes, metric,
+                                            seed=seed) for seed in seeds)
     if splits["train"].tokens is None:  # mel statistics have none
         return
     shape = [part.to(device) for part in p.standardiser(splits["train"].tokens)]
     x = {name: p.Tokens(e.tokens, e.offsets, *shape) for name, e in splits.items()}
+    data = x["train"], y["train"], x["valid"], y["valid"], x["test"], classes, metric
     for name, kind, rates, decay in (("attentive", p.AttentiveHeads, (3e-4, 1.3e-3, 5e-3), 7e-3),
                                      ("prototype", p.PrototypeHeads, (1e-2, 3e-2), 0.0)):
         if getattr(args, name):
-            yield name, (p.train_heads(kind, x["train"], y["train"], x["valid"], y["valid"], x["test"], classes, metric,
-                                       rates=rates, decay=decay, seed=seed) for seed in seeds)
+            yield name, (p.train_heads(kind, *data, rates=rates, decay=decay, seed=seed) for seed in seeds)
 
 
 def masked(task, scores):
@@ -223,10 +240,24 @@ def masked(task, scores):
     return scores
 
 
-def best_on(task, fits):
-    """Mean validation value of some seeds."""
-    from probes import task_metric
-    return sum(task_metric(task)(fit.valid, task.splits["valid"].targets) for fit in fits) / len(fits)
+def finetuned_scores(task, run, device, args):
+    """Test scores (n, C) of a fine-tuned model, in the order of the task's labels."""
+    import heads
+    from embeddings import vectors
+    places = [Path(run), Path(run) / "finetuned.pt", Path(run) / "finetune" / task.name / "finetuned.pt",
+              Path(run) / task.name / "finetuned.pt"]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise UserError(f"--finetuned {run}: no finetuned.pt there for {task.name}; run python finetune.py "
+                        f"--checkpoint {run} --task {task.name}, or name the file")
+    model = heads.load(path).to(device)
+    if set(model.labels) != set(task.labels):
+        odd = ", ".join(sorted(set(model.labels) ^ set(task.labels))[:3])
+        raise UserError(f"--finetuned {run}: {path} knows other classes than {task.name} has ({odd} …): name the "
+                        "model of this task")
+    scores, = vectors([model.scores], task.splits["test"], model.encoder.config.sample_rate, device, args.batch_size,
+                      args.workers)
+    return scores[:, [model.labels.index(label) for label in task.labels]]
 
 
 def few_shot_scores(task, vectors, shots, args):
@@ -260,7 +291,7 @@ def statistic(task, *sides):
 
 
 def judge(task, args, *sides):
-    """(value, [lo, hi]) of one side, or of the difference of two on the same test clips. Recordings are resampled."""
+    """(value, [lo, hi]) of one side, or of the difference of two on the same clips. Recordings are resampled."""
     from metrics import bootstrap, bootstrap_metric
     split = task.splits["test"]
     function, items = statistic(task, *sides)
@@ -271,17 +302,15 @@ def judge(task, args, *sides):
 
 def row(task, kind, name, scores, args):
     """One result."""
+    import scoring
     split = task.splits["test"]
-    value, interval = judge(task, args, scores)
-    chance = 1 / len(task.labels) if task.metric == "accuracy" else float(split.targets.mean())
-    return {"task": task.name, "group": task.group, "probe": kind, "encoder": name, "metric": task.metric,
-            "value": value, "ci95": interval, "chance": chance, "n_test": len(split), "seed": args.seed,
-            "values": [judge_value(task, one) for one in scores]}
-
-
-def judge_value(task, scores):
-    from probes import task_metric
-    return task_metric(task)(scores, task.splits["test"].targets)
+    judged = scoring.clip_results(task, scores[0], split, args.seed)
+    judged.pop("confusion", None)
+    if len(scores) > 1:  # several seeds or draws: their mean
+        judged["value"], judged["ci95"] = judge(task, args, scores)
+        judged.pop("per_class")
+    return {"task": task.name, "group": task.group, "probe": kind, "encoder": name, "metric": task.metric, **judged,
+            "seed": args.seed, "values": [scoring.metric_of(task.metric, one, split.targets) for one in scores]}
 
 
 def compare(task, kept, args):
@@ -302,12 +331,24 @@ def compare(task, kept, args):
 
 
 def detection_scores(task, fit):
-    """cmAP and AUROC over windows, and how many annotated events were found; thresholds are chosen on validation."""
-    from metrics import auroc, cmap
-    from probes import event_scores
-    truth = task.splits["test"].targets
-    return {"cmap": cmap(fit.test, truth), "auroc": auroc(fit.test, truth),
-            "events": event_scores(task, fit.valid, fit.test)}
+    """How many annotated events are found in window scores; each class's threshold is chosen on validation. A window
+    speaks for its middle, as long as the hop: overlapping windows would make every event longer than it is."""
+    import numpy as np
+
+    import scoring
+    from metrics import segment_f1
+
+    def parts(split, scores):
+        start, end = split.times()
+        middle, half = (start + end) / 2, task.hop_seconds / 2
+        rows = [np.flatnonzero(split.file_index == i) for i in range(len(split.files))]
+        return [(f[0], scores[r], middle[r] - half, middle[r] + half) for f, r in zip(split.files, rows) if len(r)]
+    held, split = task.splits["valid"], task.splits["test"]
+    thresholds = scoring.event_thresholds(parts(held, fit.valid), task.labels, held.events)
+    found = parts(split, fit.test)
+    segments = segment_f1(scoring.detect(found, task.labels, np.array(thresholds)), split.events)
+    return scoring.event_results(found, task.labels, thresholds, split.events) | {
+        "segment_f1": segments["f1"], "thresholds": dict(zip(task.labels, thresholds))}
 
 
 def describe(task, sets, args):

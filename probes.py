@@ -1,7 +1,8 @@
-"""What can be read off frozen embeddings: probes as functions on arrays, from a few training clips to a learned query.
+"""What can be read off frozen embeddings: probes as functions on arrays, from neighbours to a learned query.
 
 Each probe is fitted on the training split, makes its choices (penalty, learning rate, epoch, k) on the validation
-split, and only then looks at the test split, once. Targets are int (n,), one label a clip, or bool (n, C), any number.
+split, and only then looks at the test split, once. Targets are int (n,), one label a clip, or bool (n, C), any number
+of them.
 `metric(scores (n, C), targets)` is what a choice maximises. Arrays may be memory-mapped: what grows with their number
 of rows is read in chunks.
 """
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from embeddings import MelStatistics, vectors  # noqa: F401  (MelStatistics: a name that stays here)
-from metrics import decode_events, match_events, mean_average_precision, segment_f1
+from scoring import metric_of
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of ridge, times the number of clips
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of logistic regression, beside the mean loss, strongest first
@@ -75,16 +76,10 @@ class Tokens:
         x = np.zeros((len(rows), sizes.max(), self.x.shape[1]), np.float32)
         for out, row, size in zip(x, rows, sizes):
             out[:size] = self.x[self.offsets[row]:self.offsets[row] + size]
-        keep = torch.arange(x.shape[1], device=self.mean.device) < torch.as_tensor(sizes, device=self.mean.device)[:, None]
+        device = self.mean.device
+        keep = torch.arange(x.shape[1], device=device) < torch.as_tensor(sizes, device=device)[:, None]
         x = (torch.as_tensor(x).to(self.mean.device) - self.mean) / self.deviation
         return x * keep[..., None], keep
-
-
-def task_metric(task):
-    """What a task's scores (n, C) are judged by: function of (scores, targets)."""
-    if task.metric == "accuracy":
-        return lambda scores, truth: float((np.asarray(scores).argmax(1) == truth).mean())
-    return mean_average_precision
 
 
 def one_hot(targets, classes):
@@ -93,11 +88,22 @@ def one_hot(targets, classes):
     return targets.float() if targets.ndim == 2 else F.one_hot(targets.long(), classes).float()
 
 
+def several(targets):
+    """Whether a clip may have any number of labels."""
+    return np.ndim(targets) == 2
+
+
+def outputs(logits, targets):
+    """Logits as scores: probabilities in float64 where a clip may have several labels, so that there are thresholds."""
+    return (logits.double().sigmoid() if several(targets) else logits).cpu().numpy()
+
+
 def loss(logits, targets):
-    """Mean loss of each head: logits (B, G, C), targets (B, C) one-hot or (with `several`) any -> (G,)."""
-    y, several = targets
-    if several:
-        return F.binary_cross_entropy_with_logits(logits, y[:, None].expand_as(logits), reduction="none").sum(2).mean(0)
+    """Mean loss of each head: logits (B, G, C), targets ((B, C) one-hot, False) or ((B, C) any, True) -> (G,)."""
+    y, any_number = targets
+    if any_number:
+        y = y[:, None].expand_as(logits)
+        return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(2).mean(0)
     return -(logits.log_softmax(2) * y[:, None]).sum(2).mean(0)
 
 
@@ -154,7 +160,8 @@ def knn(train, labels, test, k=10, temperature=0.07, standardise=True, chunk=819
     return scores.argmax(1).numpy()
 
 
-def knn_probe(train, targets, valid, truth, test, classes, metric, neighbours=(10,), temperature=0.07, standardise=True):
+def knn_probe(train, targets, valid, truth, test, classes, metric, neighbours=(10,), temperature=0.07,
+              standardise=True):
     """The number of neighbours among `neighbours` that is best on validation."""
     similarity, row = nearest(train, valid, max(neighbours), standardise)
     held = {k: votes(similarity[:, :k], row[:, :k], targets, classes, temperature).numpy() for k in neighbours}
@@ -168,13 +175,14 @@ def online_knn(encoder, task, device="cpu", k=10, temperature=0.07, batch_size=3
     was_training = encoder.training
     encoder.eval()
     try:
-        train, valid = (vectors([encoder], task.splits[name], encoder.config.sample_rate, device, batch_size, workers)[0]
+        rate = encoder.config.sample_rate
+        train, valid = (vectors([encoder], task.splits[name], rate, device, batch_size, workers)[0]
                         for name in ("train", "valid"))
     finally:
         encoder.train(was_training)
     fit, truth = (task.splits[name].targets for name in ("train", "valid"))
     scores = votes(*nearest(train, valid, k), fit, len(task.labels), temperature).numpy()
-    return task_metric(task)(scores, truth)
+    return metric_of(task.metric, scores, truth)
 
 
 # --------------------------------------------------------------------------------------------------------- linear
@@ -191,7 +199,7 @@ def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTI
     middle = y.mean(0)
     y -= middle
     if n >= width:
-        gram, product = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, classes, dtype=torch.float64)
+        gram, product = (torch.zeros(width, size, dtype=torch.float64) for size in (width, classes))
         for start in range(0, n, chunk):  # float32 within a chunk, float64 over chunks
             x, _ = rows.batch(slice(start, start + chunk))
             gram += (x.T @ x).double()
@@ -222,7 +230,7 @@ def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS,
     """
     shape = [part.to(device) for part in standardiser(train)]
     x, _ = Vectors(train, *shape).batch(slice(None))
-    y = one_hot(targets, classes).to(device), np.ndim(targets) == 2
+    y = one_hot(targets, classes).to(device), several(targets)
     weight = torch.zeros(x.shape[1], classes, device=device, requires_grad=True)
     bias = torch.zeros(classes, device=device, requires_grad=True)
     best = None
@@ -237,17 +245,17 @@ def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS,
             return value
         optimizer.step(closure)
         solution = weight.detach().clone(), bias.detach().clone()
-        held = _linear(valid, shape, *solution)
+        held = outputs(_linear(valid, shape, *solution), targets)
         value = metric(held, truth)
         if best is None or value > best[0]:
             best = value, held, decay, solution
     _, held, decay, solution = best
-    return Scored(held, _linear(test, shape, *solution), {"decay": decay})
+    return Scored(held, outputs(_linear(test, shape, *solution), targets), {"decay": decay})
 
 
 def _linear(x, shape, weight, bias, chunk=1 << 14):
     rows = Vectors(x, *shape)
-    return torch.cat([rows.batch(slice(i, i + chunk))[0] @ weight + bias for i in range(0, len(x), chunk)]).cpu().numpy()
+    return torch.cat([rows.batch(slice(i, i + chunk))[0] @ weight + bias for i in range(0, len(x), chunk)])
 
 
 # ------------------------------------------------------------------------------- probes trained by gradient descent
@@ -265,7 +273,7 @@ class LinearHeads(nn.Module):
 
 
 class LayerHeads(nn.Module):
-    """A linear head on a learned weighted mean of L layers: x (B, L · D), `layers` side by side -> logits (B, G, C)."""
+    """A linear head on a learned weighted mean of L layers: x (B, L · D), layers side by side -> logits (B, G, C)."""
     layers = 1
 
     def __init__(self, heads, width, classes, generator):
@@ -282,7 +290,7 @@ class LayerHeads(nn.Module):
 
 
 def layer_weights(train, targets, valid, truth, classes, metric, layers, shape, seed=0):
-    """Weights (L,) of L layers side by side in train (n, L · D), learned with a linear head. shape: `standardiser`'s."""
+    """Weights (L,) of layers side by side in train (n, L · D), learned with a linear head. shape: `standardiser`'s."""
     kind = type("LayerHeads", (LayerHeads,), {"layers": layers})
     train, valid = Vectors(train, *shape), Vectors(valid, *shape)
     found = train_heads(kind, train, targets, valid, truth, valid, classes, metric, rates=(1e-3, 1e-2), seed=seed)
@@ -326,20 +334,20 @@ class PrototypeHeads(nn.Module):
         super().__init__()
         self.prototype = nn.Parameter(torch.randn(heads, classes, prototypes, width, generator=generator))
         self.weight = nn.Parameter(torch.ones(heads, classes, prototypes))
-        self.bias = nn.Parameter(torch.zeros(heads, classes))
+        # what random prototypes reach is about 0.25 each: sigmoids of rare classes start low
+        self.bias = nn.Parameter(torch.full((heads, classes), -0.25 * prototypes))
 
     def forward(self, x, keep):
         x, p = F.normalize(x, dim=2), F.normalize(self.prototype, dim=3).flatten(0, 2)  # (B, N, D), (P, D)
-        with torch.no_grad():  # where the maximum lies; only there is a gradient needed
-            cosine = torch.einsum("bnd,pd->bpn", x, p)
-            where = cosine.masked_fill_(~keep[:, None], -2).argmax(2)  # (B, P)
-        found = x.gather(1, where[..., None].expand(-1, -1, x.shape[2]))  # (B, P, D)
-        cosine = torch.einsum("bpd,pd->bp", found, p).clamp(min=0).unflatten(1, self.weight.shape)
-        return (cosine * self.weight.clamp(min=0)).sum(3) + self.bias
+        with torch.no_grad():
+            best, where = (x @ p.T).masked_fill_(~keep[..., None], -2).max(1)  # (B, P)
+        if torch.is_grad_enabled():  # only where the maximum lies there is a gradient
+            best = torch.einsum("bpd,pd->bp", x[torch.arange(len(x), device=x.device)[:, None], where], p)
+        return (best.clamp(min=0).unflatten(1, self.weight.shape) * self.weight.clamp(min=0)).sum(3) + self.bias
 
 
-def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, rates=LEARNING_RATES, decay=0.0, epochs=50,
-                batch_size=32, patience=5, seed=0):
+def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, rates=LEARNING_RATES, decay=0.0,
+                epochs=50, batch_size=32, patience=5, seed=0):
     """Train a head for each learning rate, all in one pass over the data, by AdamW.
 
     kind: LinearHeads on `Vectors`, or AttentiveHeads or PrototypeHeads on `Tokens`. The rate and the epoch are those
@@ -349,14 +357,14 @@ def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, ra
     module = kind(len(rates), train.x.shape[1], classes, generator).to(device)
     parameters = list(module.parameters())
     optimizer = _Adam(parameters, torch.tensor(rates, device=device), decay)
-    y, several = one_hot(targets, classes).to(device), np.ndim(targets) == 2
+    y = one_hot(targets, classes).to(device)
     best, values, when, waited = [p.detach().clone() for p in parameters], [-np.inf] * len(rates), [0] * len(rates), 0
     for epoch in range(1, epochs + 1):
         order = torch.randperm(len(train), generator=generator)
         for rows in order.split(batch_size):
-            total = loss(module(*train.batch(rows.numpy())), (y[rows.to(device)], several)).sum()
+            total = loss(module(*train.batch(rows.numpy())), (y[rows.to(device)], several(targets))).sum()
             optimizer.step(torch.autograd.grad(total, parameters))
-        scores, waited = _scores(module, valid, batch_size), waited + 1
+        scores, waited = outputs(_logits(module, valid, batch_size), targets), waited + 1
         for g in range(len(rates)):
             if (value := metric(scores[:, g], truth)) > values[g]:
                 values[g], when[g], waited = value, epoch, 0
@@ -367,15 +375,14 @@ def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, ra
     pick = int(np.argmax(values))
     for kept, p in zip(best, parameters):
         p.data = kept[pick:pick + 1]
-    held, scores = (_scores(module, data, batch_size)[:, 0] for data in (valid, test))
+    held, scores = (outputs(_logits(module, data, batch_size), targets)[:, 0] for data in (valid, test))
     return Scored(held, scores, {"lr": rates[pick], "epoch": when[pick]} | getattr(module, "learned", dict)())
 
 
 @torch.inference_mode()
-def _scores(module, data, batch_size):
+def _logits(module, data, batch_size):
     """Logits (n, G, C) of all rows."""
-    return torch.cat([module(*data.batch(slice(i, i + batch_size))).cpu()
-                      for i in range(0, len(data), batch_size)]).numpy()
+    return torch.cat([module(*data.batch(slice(i, i + batch_size))) for i in range(0, len(data), batch_size)])
 
 
 class _Adam:
@@ -455,34 +462,3 @@ def duplicates(x):
             out.append((i, first))
     return out
 
-
-# --------------------------------------------------------------------------------------------------------- events
-
-def events_of(split, scores, labels, threshold):
-    """Window scores (n, C) of a detection split -> events of all its recordings. threshold: (C,)."""
-    start, end = split.times()
-    out = []
-    for i, (file, _, _) in enumerate(split.files):
-        rows = split.file_index == i
-        out += decode_events(scores[rows], start[rows], end[rows], labels, threshold, file=file)
-    return out
-
-
-def event_scores(task, valid, test, candidates=20):
-    """Events decoded from window scores against the annotations -> {"iou", "onset", "segment"}, each a dict with f1,
-    precision, recall. iou: at least 0.3 (DCASE few-shot); onset: 0.2 s collars and 20 % of the length for the offset
-    (sed_eval); segment: 1 s. Each class's threshold is the one of some quantiles of its validation scores that has the
-    best F1 by IoU there."""
-    held, labels = task.splits["valid"], list(task.labels)
-    grid = np.quantile(valid, np.linspace(0.5, 0.995, candidates), axis=0)  # (candidates, C)
-    best, threshold = np.full(len(labels), -1.0), grid[-1].copy()
-    for row in grid:
-        found = match_events(events_of(held, valid, labels, row), held.events)["per_class"]
-        for c, label in enumerate(labels):
-            if found.get(label, {"f1": 0.0})["f1"] > best[c]:
-                best[c], threshold[c] = found.get(label, {"f1": 0.0})["f1"], row[c]
-    split = task.splits["test"]
-    events = events_of(split, test, labels, threshold)
-    scores = {"iou": match_events(events, split.events), "segment": segment_f1(events, split.events),
-              "onset": match_events(events, split.events, onset_collar=0.2, offset_collar=0.2, offset_share=0.2)}
-    return {name: {k: s[k] for k in ("f1", "precision", "recall", "macro_f1")} for name, s in scores.items()}

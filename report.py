@@ -1,9 +1,12 @@
 """Tables of results that fit a terminal, or Markdown."""
+import json
 import shutil
 from pathlib import Path
 
-PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive", "prototype": "prototype"}
-GROUPS = ("classification", "detection", "auxiliary")
+import scoring
+
+PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive", "prototype": "prototype",
+          "finetune": "fine-tuned"}  # in the order of tables; few-shot rows follow
 
 
 def short(name, names=()):
@@ -35,17 +38,14 @@ def task_table(task, rows, differences, geometry, markdown=False):
     names = list(dict.fromkeys(r["encoder"] for r in rows + geometry))
     raw = {r["encoder"]: r["value"] for r in rows if r["probe"] == "knn-raw"}
     shown = main_rows(rows)
-    order = list(dict.fromkeys(r["probe"] for r in shown))
+    order = [*PROBES, *(r["probe"] for r in shown)]
     lines, last = [], None
     for r in sorted(shown, key=lambda r: (order.index(r["probe"]), names.index(r["encoder"]))):
         note = ", ".join(f"{k} {_plain(v)}" for k, v in r["choice"].items())
         if r["probe"] == "knn":
             note += f"; not standardised {raw[r['encoder']]:.3f}"
         if len(r["values"]) > 1:
-            spread = max(r["values"]) - min(r["values"])
-            note += f"; range {spread:.3f} over {len(r['values'])}"
-        if "events" in r:
-            note = f"cmAP {r['cmap']:.3f}, AUROC {r['auroc']:.3f}, event F1 {r['events']['iou']['f1']:.3f}; " + note
+            note += f"; {min(r['values']):.3f} to {max(r['values']):.3f}"
         lines.append([PROBES.get(r["probe"], r["probe"]) if r["probe"] != last or markdown else "",
                       short(r["encoder"], names), f"{r['value']:.3f}", _interval(r["ci95"]), note])
         last = r["probe"]
@@ -53,12 +53,14 @@ def task_table(task, rows, differences, geometry, markdown=False):
     if shown:
         r = shown[0]
         metric = {"map": "mAP"}.get(r["metric"], r["metric"])
-        out = [f"\n{task.name}: {metric}, {len(task.labels)} classes, {r['n_test']} test "
-               f"{'windows' if task.kind == 'detection' else 'clips'} of {len(set(task.splits['test'].groups.tolist()))} "
-               f"recordings, chance {r['chance']:.3f}",
+        unit, groups = "windows" if task.kind == "detection" else "clips", len(set(task.splits["test"].groups.tolist()))
+        out = [f"\n{task.name}: {metric}, {len(task.labels)} classes, {r['n_test']} test {unit} of {groups} recordings, "
+               f"chance {r['chance']:.3f}",
                table(["probe", "encoder", "value", "95 % interval", "chosen on validation"], lines, markdown), ""]
-    out += [f"{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} = {d['value']:.3f} "
-            f"{_interval(d['ci95'])}" for d in differences if d["task"] == task.name]
+    if shown and shown[0]["metric"] == "map":
+        out += [_ranking_table(task, shown, names, markdown), ""]
+    out += [f"{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} = "
+            f"{d['value']:.3f} {_interval(d['ci95'])}" for d in differences if d["task"] == task.name]
     some = [g for g in geometry if g["task"] == task.name and "spread" in g]
     if some:
         columns = [c for c in ("nmi", "ari", "purity", "spread", "effective_rank", "duplicates") if c in some[0]]
@@ -68,26 +70,52 @@ def task_table(task, rows, differences, geometry, markdown=False):
     return "\n".join(out)
 
 
+def _ranking_table(task, rows, names, markdown):
+    """What mAP alone does not say: the tie-aware mean without empty classes, AUROC, and annotated events found."""
+    columns = {"cmap": "cmAP", "auroc": "AUROC", "event_f1": "event F1 (IoU 0.3)", "onset_f1": "onset F1 (0.2 s)",
+               "segment_f1": "segment F1 (1 s)"}
+    columns = {key: title for key, title in columns.items() if any(key in r for r in rows)}
+    return table(["probe", "encoder", *columns.values()],
+                 [[PROBES.get(r["probe"], r["probe"]), short(r["encoder"], names),
+                   *(f"{r[key]:.3f}" if key in r else "–" for key in columns)] for r in rows], markdown)
+
+
 def summary(results, markdown=False):
-    """Means over tasks by group: a line a probe and encoder. A group column appears when a task is in it."""
+    """Means over tasks, a line a probe and encoder: plain, or for BEANS's sets by group, beside published rows."""
     shown = main_rows(results)
     names = list(dict.fromkeys(r["encoder"] for r in shown))
-    groups = [g for g in GROUPS if any(r["group"] == g for r in shown)]
     count = len(dict.fromkeys(r["task"] for r in shown))
+    beans = all(r["group"] for r in shown)
+    groups = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())} if beans else {"all": count}
     lines = []
-    for kind in dict.fromkeys(r["probe"] for r in shown):
+    kinds = dict.fromkeys(r["probe"] for r in shown)
+    for kind in sorted(kinds, key=[*PROBES, *kinds].index):
         for name in names:
             mine = [r for r in shown if r["probe"] == kind and r["encoder"] == name]
-            if len(mine) == count:  # a mean over fewer tasks would stand beside others as if it were the same
-                lines.append([PROBES.get(kind, kind), short(name, names),
-                              *(_mean(r["value"] for r in mine if r["group"] == g) for g in groups),
-                              _mean(r["value"] for r in mine)])
-    return f"\nmeans over {count} tasks\n" + table(["probe", "encoder", *groups, "all"], lines, markdown)
+            if len(mine) < count:  # a mean over fewer tasks would stand beside others as if it were the same
+                continue
+            means = scoring.group_means(mine) if beans else {"all": (sum(r["value"] for r in mine) / count, count)}
+            cells = (_cell(means.get(g), n) for g, n in groups.items())
+            lines.append([PROBES.get(kind, kind), short(name, names), *cells])
+    out = f"\nmeans over {count} tasks\n" + table(["probe", "encoder", *groups], lines, markdown)
+    return out + (ladder(markdown) if beans else "")
 
 
-def _mean(values):
-    values = list(values)
-    return f"{sum(values) / len(values):.3f}" if values else "–"
+def ladder(markdown=False):
+    """Published BEANS averages, a table for each protocol: numbers of two protocols are not comparable."""
+    rows = json.loads((Path(__file__).parent / "published.json").read_text())["rows"]
+    out = "\n\npublished, each protocol apart; compare inside one only"
+    for protocol in dict.fromkeys(r["protocol"] for r in rows):
+        header = [f"protocol {protocol}", "classification", "detection", "auxiliary", "all", "source"]
+        lines = [[r["name"], *("–" if r[g] is None else f"{r[g]:.3f}" for g in ("cls", "det", "aux", "all")),
+                  r["source"]] for r in rows if r["protocol"] == protocol]
+        out += "\n\n" + table(header, lines, markdown)
+    return out
+
+
+def _cell(mean, of):
+    """A group's mean, and over how many of its tasks if not all are there."""
+    return "–" if mean is None else f"{mean[0]:.3f}" + (f" ({mean[1]} of {of})" if mean[1] < of else "")
 
 
 def _interval(pair):
