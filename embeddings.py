@@ -119,8 +119,8 @@ def describe(encoder, wave, lengths=None, depth=None, layers=False):
 
 
 def _outputs_of_blocks(encoder, depth):
-    """Where the outputs of all blocks but the last can be overheard: [(module, how to register a hook)]. Pre-norm: what
-    enters the next block's first norm; post-norm: what leaves the block's second."""
+    """Where the outputs of all blocks but the last can be overheard: [(module, how to register a hook)]. Pre-norm:
+    what enters the next block's first norm; post-norm: what leaves the block's second."""
     blocks = list(encoder.blocks[:depth])
     if encoder.config.norm == "pre":
         return [(b.norm1, torch.nn.Module.register_forward_pre_hook) for b in blocks[1:]]

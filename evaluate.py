@@ -38,15 +38,15 @@ def parse_args(argv=None):
     g.add_argument("--probes", choices=("all",), help="all: every probe below")
     g.add_argument("--knn", action="store_true", help="k nearest neighbours, the default when no probe is named")
     g.add_argument("--linear", action="store_true", help="the best on validation of ridge, logistic regression "
-                                                         "(L-BFGS) and AdamW, each over a grid")
+                   "(L-BFGS) and AdamW, each over a grid")
     g.add_argument("--attentive", action="store_true", help="one learned query attends to the patch tokens")
     g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, held to every token")
-    g.add_argument("--finetuned", nargs="+", metavar="RUN", help="also the test scores of models that finetune.py left "
-                                                                 "in these run folders")
+    g.add_argument("--finetuned", nargs="+", metavar="RUN", help="also the test scores of models that finetune.py "
+                   "left in these run folders")
     g.add_argument("--clusters", action="store_true", help="no probe: k-means against the labels (NMI, ARI), purity")
     g.add_argument("--shots", type=cli.positive_int, nargs="+", help="few-shot: clips a class, nearest class mean")
     g.add_argument("--draws", type=cli.positive_int, default=20, help="few-shot: random choices of these clips")
-    g.add_argument("--k", type=cli.positive_int, nargs="+", default=[10], help="neighbours; of several the one best on "
+    g.add_argument("--k", type=cli.positive_int, nargs="+", default=[10], help="neighbours; of several the best on "
                    "validation (DINO: 10 20 100 200; XARES: 10)")
     g.add_argument("--temperature", type=cli.positive, default=0.07, help="a neighbour of cosine s votes exp(s / T)")
     g.add_argument("--standardise", action=argparse.BooleanOptionalAction, default=True,
@@ -95,7 +95,7 @@ def main(argv=None):
         sets = embed(task, encoders, device, args)
         rows, scores = probe(task, sets, device, args)
         results += rows
-        differences += compare(task, scores, args)
+        differences += compare(task, scores, encoders, args)
         geometry += describe(task, sets, args)
         print(report.task_table(task, rows, differences, geometry, args.markdown), flush=True)
     if len(tasks) > 1:
@@ -120,8 +120,8 @@ def contestants(args):
         torch.manual_seed(args.seed)  # for a preset's name, which is an untrained encoder
         found[name] = encoder = load_encoder(source, args.format)
         depth = encoder.config.depth
-        for flag, wanted in (("depth", args.depth), ("layers", args.layers if isinstance(args.layers, int) else None)):
-            if wanted and wanted > depth:
+        for flag, wanted in (("depth", args.depth), ("layers", args.layers)):
+            if isinstance(wanted, int) and wanted > depth:
                 raise UserError(f"--{flag} {wanted}: this encoder has {depth} blocks")
         print(f"{name}: {encoder.config.name}, {encoder.config.sample_rate} Hz, "
               f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters")
@@ -232,7 +232,7 @@ def probes(task, splits, vectors, device, args):
 
 
 def masked(task, scores):
-    """Scores in which a class that the training split lacks is never chosen: a clip of such a class counts as wrong."""
+    """Scores in which a class that the training split lacks is never chosen: its test clips count as wrong."""
     import numpy as np
     if task.kind == "classification":
         scores = scores.copy()
@@ -297,7 +297,8 @@ def judge(task, args, *sides):
     function, items = statistic(task, *sides)
     if function is None:
         return float(items.mean()), bootstrap(items, split.groups, seed=args.seed)
-    return function(items, split.targets), bootstrap_metric(function, items, split.targets, split.groups, 200, args.seed)
+    interval = bootstrap_metric(function, items, split.targets, split.groups, 200, args.seed)
+    return function(items, split.targets), interval
 
 
 def row(task, kind, name, scores, args):
@@ -313,19 +314,21 @@ def row(task, kind, name, scores, args):
             "seed": args.seed, "values": [scoring.metric_of(task.metric, one, split.targets) for one in scores]}
 
 
-def compare(task, kept, args):
-    """Paired differences of each checkpoint and everything after it in the table, for the probes that are shown."""
-    encoders = list(dict.fromkeys(name for _, name in kept))
-    ours = [name for name in encoders if not name.startswith("untrained") and name != "mel statistics"]
+def compare(task, kept, encoders, args):
+    """Paired differences of each checkpoint and what follows it in the table, for the probes that are shown; of
+    untrained encoders only its own architecture's."""
+    import report
+
+    def fair(a, b):
+        return not b.startswith("untrained") or encoders[a].config.name == encoders[b].config.name
     rows = []
-    for kind in dict.fromkeys(kind for kind, _ in kept):
-        if kind == "knn-raw" and args.standardise or kind.startswith("linear-"):
-            continue
-        for i, a in enumerate(encoders):
-            for b in encoders[i + 1:] if a in ours else []:
-                if (kind, b) in kept and (kind, a) in kept:
-                    value, interval = judge(task, args, kept[kind, a], kept[kind, b])
-                    rows.append({"task": task.name, "probe": kind, "a": a, "b": b, "metric": task.metric,
+    for kind in report.main_rows([{"probe": kind} for kind in dict.fromkeys(kind for kind, _ in kept)]):
+        names = [name for probe, name in kept if probe == kind["probe"]]
+        for i, a in enumerate(names):
+            if not a.startswith("untrained") and a != "mel statistics":
+                for b in (b for b in names[i + 1:] if fair(a, b)):
+                    value, interval = judge(task, args, kept[kind["probe"], a], kept[kind["probe"], b])
+                    rows.append({"task": task.name, "probe": kind["probe"], "a": a, "b": b, "metric": task.metric,
                                  "value": value, "ci95": interval})
     return rows
 

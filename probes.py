@@ -94,7 +94,7 @@ def several(targets):
 
 
 def outputs(logits, targets):
-    """Logits as scores: probabilities in float64 where a clip may have several labels, so that there are thresholds."""
+    """Logits as scores: where a clip may have several labels probabilities (float64), which thresholds can cut."""
     return (logits.double().sigmoid() if several(targets) else logits).cpu().numpy()
 
 
@@ -230,9 +230,9 @@ def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS,
     """
     shape = [part.to(device) for part in standardiser(train)]
     x, _ = Vectors(train, *shape).batch(slice(None))
-    y = one_hot(targets, classes).to(device), several(targets)
-    weight = torch.zeros(x.shape[1], classes, device=device, requires_grad=True)
-    bias = torch.zeros(classes, device=device, requires_grad=True)
+    y = one_hot(targets, classes).to(device).double(), several(targets)
+    weight, bias = (torch.zeros(*size, classes, dtype=torch.float64, device=device, requires_grad=True)
+                    for size in ((x.shape[1],), ()))
     best = None
     for decay in decays:
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, max_eval=2 * steps, history_size=10,
@@ -240,11 +240,12 @@ def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS,
 
         def closure():
             optimizer.zero_grad()
-            value = loss((x @ weight + bias)[:, None], y).sum() + decay / 2 * weight.square().sum()
+            logits = x @ weight.float() + bias.float()  # products in float32, what the line search compares in float64
+            value = loss(logits.double()[:, None], y).sum() + decay / 2 * weight.square().sum()
             value.backward()
             return value
         optimizer.step(closure)
-        solution = weight.detach().clone(), bias.detach().clone()
+        solution = weight.detach().float(), bias.detach().float()
         held = outputs(_linear(valid, shape, *solution), targets)
         value = metric(held, truth)
         if best is None or value > best[0]:
@@ -290,7 +291,7 @@ class LayerHeads(nn.Module):
 
 
 def layer_weights(train, targets, valid, truth, classes, metric, layers, shape, seed=0):
-    """Weights (L,) of layers side by side in train (n, L · D), learned with a linear head. shape: `standardiser`'s."""
+    """Weights (L,) of layers side by side in train (n, L · D), learned with a linear head; shape: mean, deviation."""
     kind = type("LayerHeads", (LayerHeads,), {"layers": layers})
     train, valid = Vectors(train, *shape), Vectors(valid, *shape)
     found = train_heads(kind, train, targets, valid, truth, valid, classes, metric, rates=(1e-3, 1e-2), seed=seed)

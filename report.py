@@ -53,14 +53,15 @@ def task_table(task, rows, differences, geometry, markdown=False):
     if shown:
         r = shown[0]
         metric = {"map": "mAP"}.get(r["metric"], r["metric"])
-        unit, groups = "windows" if task.kind == "detection" else "clips", len(set(task.splits["test"].groups.tolist()))
-        out = [f"\n{task.name}: {metric}, {len(task.labels)} classes, {r['n_test']} test {unit} of {groups} recordings, "
-               f"chance {r['chance']:.3f}",
+        groups = len(set(task.splits["test"].groups.tolist()))
+        unit = "windows" if task.kind == "detection" else "clips"
+        out = [f"\n{task.name}: {metric}, {len(task.labels)} classes, {r['n_test']} test {unit} of {groups} "
+               f"recordings, chance {r['chance']:.3f}",
                table(["probe", "encoder", "value", "95 % interval", "chosen on validation"], lines, markdown), ""]
     if shown and shown[0]["metric"] == "map":
         out += [_ranking_table(task, shown, names, markdown), ""]
-    out += [f"{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} = "
-            f"{d['value']:.3f} {_interval(d['ci95'])}" for d in differences if d["task"] == task.name]
+    out += [f"{'- ' * markdown}{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} "
+            f"= {d['value']:.3f} {_interval(d['ci95'])}" for d in differences if d["task"] == task.name]
     some = [g for g in geometry if g["task"] == task.name and "spread" in g]
     if some:
         columns = [c for c in ("nmi", "ari", "purity", "spread", "effective_rank", "duplicates") if c in some[0]]
