@@ -108,8 +108,8 @@ def _read_jsonl(path, text):
             lengths[file] = None if length is None else float(length)
             some = [Event(file, float(a["st"]), float(a["ed"]), label_text(a["label"])) for a in row["annotations"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path}, line {number} is not {{"path": …, "length": …, "annotations": [{{"st": …, "ed": '
-                            f'…, "label": …}}]}} ({type(error).__name__}: {error})') from None
+            raise UserError(f'{path}, line {number} is not {{"path": …, "length": …, "annotations": [{{"st": …, '
+                            f'"ed": …, "label": …}}]}} ({type(error).__name__}: {error})') from None
         for event in some:
             _check_times(event, path, number)
         events += some
@@ -146,8 +146,8 @@ def _read_table(path, text, delimiter):
     column = columns(header)
     if missing := [name for name in ("start", "end", "label") if name not in column]:
         raise UserError(f"{path} has no column for {' and '.join(missing)} (there are {', '.join(header)}): "
-                        "annotations are a Raven table, Audacity labels (start, end, label by tabs), a CSV with file, "
-                        "start, end, label, or BEANS's JSON lines")
+                        "annotations are a Raven table, Audacity labels (start, end, label by tabs), a CSV with "
+                        "file, start, end, label, or BEANS's JSON lines")
     rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
     if "selection" in column and "view" in column:
         rows = _one_view(rows, column["selection"], column["view"])
@@ -160,8 +160,8 @@ def _read_table(path, text, delimiter):
         if fields["start"] or fields["end"] or fields["label"]:  # else: a recording without annotations
             events.append(_event(path, number, fields))
     if "file offset" not in column and "selection" in column and len({event.file for event in events}) > 1:
-        raise UserError(f"{path} covers several files but has no column File Offset (s), without which a call's place "
-                        "in its file is unknown: in Raven choose that column and save the table again")
+        raise UserError(f"{path} covers several files but has no column File Offset (s), without which a call's "
+                        "place in its file is unknown: in Raven choose that column and save the table again")
     return events, lengths
 
 
@@ -209,8 +209,8 @@ def _event(path, number, row):
 
 def _check_times(event, path, number):
     if not (math.isfinite(event.start) and math.isfinite(event.end) and 0 <= event.start <= event.end):
-        raise UserError(f"{path}, line {number}: {event.label!r} from {event.start:g} to {event.end:g} s is no stretch "
-                        "of a recording")
+        raise UserError(f"{path}, line {number}: {event.label!r} from {event.start:g} to {event.end:g} s is no "
+                        "stretch of a recording")
 
 
 def _is_number(text):
@@ -266,22 +266,24 @@ def _raven(path, events, files):
     for number, event in enumerate(events, 1):
         before, nyquist = place[event.file]
         start, end = round(event.start, 6), round(event.end, 6)
-        low, high = (min(value, nyquist) for value in (event.low or 0.0, nyquist if event.high is None else event.high))
+        low, high = event.low or 0.0, nyquist if event.high is None else event.high
         rows.append((number, "Spectrogram 1", event.channel or 1, _time(before + start), _time(before + end),
-                     _number(low), _number(high), event.file, _time(start), event.label, _number(event.score)))
+                     _number(min(low, nyquist)), _number(min(high, nyquist)), event.file, _time(start), event.label,
+                     _number(event.score)))
     return _text(_RAVEN, rows, "\t")
 
 
 def _audacity(path, events, files):
     """A label track has no column for the file: one track a recording."""
     if len(_distinct(events)) > 1:
-        raise UserError(f"{path}: Audacity's labels belong to one recording, these events to {len(_distinct(events))}: "
-                        "write one file for each, or a Raven table or CSV for all")
+        raise UserError(f"{path}: Audacity's labels belong to one recording, these events to "
+                        f"{len(_distinct(events))}: write one file for each, or a Raven table or CSV for all")
     lines = []
     for event in events:
         lines.append(f"{event.start:.6f}\t{event.end:.6f}\t{' '.join(event.label.split())}\n")
         if event.low is not None or event.high is not None:
-            lines.append("\\\t" + "\t".join("-1" if f is None else _number(f) for f in (event.low, event.high)) + "\n")
+            low, high = ("-1" if value is None else _number(value) for value in (event.low, event.high))
+            lines.append(f"\\\t{low}\t{high}\n")
     return "".join(lines)
 
 

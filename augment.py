@@ -169,6 +169,6 @@ def drop_patches(seeds, grid, share, columns=None):
     for stream, size, extent, axis in ((_COLUMNS, grid[0], columns, 2),
                                        (_ROWS, grid[1], torch.full_like(seeds, grid[1]), 1)):
         beyond = torch.arange(size, device=seeds.device) >= extent[:, None]
-        rank = random_bits(seeds, size, stream).masked_fill(beyond, 1 << 24).argsort(1, stable=True).argsort(1)
+        rank = random_bits(seeds, size, stream).masked_fill(beyond, 1 << 24).argsort(dim=1, stable=True).argsort(dim=1)
         out |= (rank < (share * extent).long()[:, None]).unsqueeze(axis)
     return out

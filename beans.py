@@ -53,8 +53,8 @@ _ENABIRDS = (
     "AMCR;AMGO;AMRE;AMRO;BAWW;BCCH;BGGN;BHCO;BHVI;BLJA;BTNW;BWWA;CARW;COYE;EATO;HETH;HOWA;KEWA;LOWA;NOCA;NOFL;OVEN;"
     "RBGR;RBWO;RCKI;REVI;SCTA;SWTH;TUTI;WBNU;WITU;WOTH;YBCU;OTHR")
 _COMMANDS = (
-    "backward;bed;bird;cat;dog;down;eight;five;follow;forward;four;go;happy;house;learn;left;marvin;nine;no;off;on;one;"
-    "right;seven;sheila;six;stop;three;tree;two;up;visual;wow;yes;zero")
+    "backward;bed;bird;cat;dog;down;eight;five;follow;forward;four;go;happy;house;learn;left;marvin;nine;no;off;on;"
+    "one;right;seven;sheila;six;stop;three;tree;two;up;visual;wow;yes;zero")
 
 BEANS = {
     "watkins": Beans("classification", "watkins/annotations.{}.csv", 44100, 3, None, _WATKINS),

@@ -218,7 +218,7 @@ def check(source, root, tasks, jobs, segment, out, clean):
             + (", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or "no problems") + ".")
     for task in tasks:
         hits = [row for row in overlaps if row[3].endswith(f"test clip of {task.name}")]
-        text += f" {len(hits)} of the {len(task.splits['test'])} test clips of {task.name} overlap with it."
+        text += f" {len(hits)} of the {len(test_clips(task))} test clips of {task.name} overlap with it."
     if found or overlaps:
         write_table(out, ("path", "start", "problem", "detail"), found + [row[:4] for row in overlaps])
         text += f" Listed in {out}."
@@ -241,12 +241,16 @@ def xeno_canto(path):
     return match and int(match[1])
 
 
+def test_clips(task):
+    """What a task is tested on, each sound once: clips, or the recordings of which windows are scored."""
+    split = task.splits["test"]
+    return build([path for path, _, _ in split.files], bases=split.rows.bases) if split.files else split.rows
+
+
 def overlap(rows, whole, heads, task, jobs):
     """Test clips of a task that the manifest holds too: by decoded content (whole, or the recording's first second)
     or Xeno-canto number. whole, heads: hash -> row. -> [(path, 0, "overlap", detail, row of the manifest)]."""
-    split, found = task.splits["test"], []
-    # windows overlap: of a detection task the recordings are compared
-    test = build([path for path, _, _ in split.files], bases=split.rows.bases) if split.files else split.rows
+    test, found = test_clips(task), []
     numbers = {xeno_canto(rows.path(i)): i for i in range(len(rows) - 1, -1, -1)}
     for i, (_, content_hash, head) in enumerate(examine_all(test, jobs, f"test split of {task.name}")):
         for why, table, key in (("same content", whole, content_hash), ("same first second", heads, head),

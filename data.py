@@ -1,4 +1,4 @@
-"""Sound for training: clips in a reproducible order, tasks, augmentation; and commands that prepare corpora.
+"""Sound for training: clips in a reproducible order, augmentation; and commands that prepare corpora.
 
     python data.py index FOLDER… --out data/pretrain.csv      a manifest of everything below some folders
     python data.py subset data/pretrain.csv --subset 0.12M --out small.csv
@@ -6,7 +6,8 @@
     python data.py check data/pretrain.csv --task FOLDER      unusable, silent, clipped or duplicated audio, overlap
     python data.py demo                                       the synthetic demo corpus
 
-Manifests themselves are in manifest.py, decoding in audio.py, shards in shards.py, the commands' work in corpus.py.
+Manifests themselves are in manifest.py, decoding in audio.py, shards in shards.py, labelled data in tasks.py, the
+commands' work in corpus.py.
 """
 import json
 import os
@@ -21,7 +22,7 @@ import audio
 import cli
 from cli import UserError
 from manifest import Manifest, holdout, mix, open_manifest, permutation, subset, unit  # noqa: F401
-from tasks import Task, load_task  # noqa: F401
+from tasks import Task, load_task, task_names  # noqa: F401
 
 # Which number of a sample's stream is for what; masks and augmentation on the device have streams of their own.
 _CROP, _PARTNER, _PARTNER_CROP = 101, 102, 103
@@ -350,7 +351,7 @@ def run(args):
         print(corpus.pack(args.manifest, args.out, args.data, args.rate, args.format, args.clips, args.jobs,
                           args.segment))
     else:
-        tasks = [load_task(task, args.data) for task in args.task]
+        tasks = [load_task(task, args.data) for task in task_names(args.task, args.data)]
         print(corpus.check(args.manifest, args.data, tasks, args.jobs, args.segment, args.out, args.clean))
 
 

@@ -12,7 +12,7 @@ Results, curves and finetuned.pt are in runs/NAME/finetune/TASK.
 """
 import argparse
 import json
-from math import ceil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,6 +194,10 @@ def overrides(s, config, task):
     seconds = task.window_seconds or task.clip_seconds
     if config.attends_padding and seconds:  # the published codes pad to the data set's length, not to the training's
         out["frames"] = max(config.patch[1], min(config.frames, round(seconds / config.hop)))
+    try:
+        replace(config, **out)
+    except ValueError as error:
+        raise UserError(f"{task.name}: {error}") from None
     return out
 
 
@@ -278,9 +282,11 @@ def test(args, task, job, trial, chosen, curves, earlier):
     valid, split = task.splits["valid"], task.splits["test"]
     if task.metric != "accuracy":
         scores, frames = scoring.predict(model, valid, procs, autocast, job.workers, frames=events)
-        model.thresholds = scoring.event_thresholds(
-            scoring.recordings(valid, frames, model.frame_seconds), task.labels, valid.events) if events else \
-            scoring.clip_thresholds(scores, valid.targets)
+        model.thresholds = scoring.clip_thresholds(scores, valid.targets)
+    if events:
+        model.minimum_seconds = scoring.shortest_event(task.splits["train"].events)
+        parts = scoring.recordings(valid, frames, model.frame_seconds)
+        model.thresholds = scoring.event_thresholds(parts, task.labels, valid.events, model.minimum_seconds)
     if procs.main and chosen["value"] > max((row["valid"] for row in earlier), default=-1.0):
         heads.save(model, job.folder / "finetuned.pt")
     scores, frames = scoring.predict(model, split, procs, autocast, job.workers, frames=events)
@@ -292,7 +298,7 @@ def test(args, task, job, trial, chosen, curves, earlier):
         row["thresholds"] = dict(zip(task.labels, model.thresholds))
     if events:
         parts = scoring.recordings(split, frames, model.frame_seconds)
-        row |= scoring.event_results(parts, task.labels, model.thresholds, split.events)
+        row |= scoring.event_results(parts, task.labels, model.thresholds, split.events, model.minimum_seconds)
     return row | {"curves": {f"{c['lr']:g}": c["curve"] for c in curves}}
 
 
@@ -374,6 +380,7 @@ def main(argv=None):
     config = load_encoder(source, args.format).config
     for task in tasks:
         settings = settings_for(args, config, task)  # mistakes show before the first task is trained
+        overrides(settings, config, task)
         if settings.batch_size % procs.world:
             raise UserError(f"--batch-size {settings.batch_size} does not divide by {procs.world} processes")
     folder = Path(source).parent

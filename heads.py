@@ -33,16 +33,27 @@ class FineTuned(nn.Module):
 
     What is pooled is the encoder's business (config.pool); clips longer than its training length are cut into windows,
     whose features are joined before the head. activation: softmax where classes exclude each other, else sigmoid.
-    thresholds: of frame scores, one a class, or None. window_seconds, hop_seconds: what a detector was trained on.
+    thresholds: one a class, or None; of a detector they are those of its frame scores, above which an event lasts at
+    least minimum_seconds. window_seconds, hop_seconds: what it was trained on.
     """
 
     def __init__(self, encoder, labels, activation, kind="linear", thresholds=None, window_seconds=None,
-                 hop_seconds=None):
+                 hop_seconds=None, minimum_seconds=0.0):
         super().__init__()
         self.encoder, self.labels, self.activation, self.kind = encoder, list(labels), activation, kind
         self.thresholds, self.window_seconds, self.hop_seconds = thresholds, window_seconds, hop_seconds
+        self.minimum_seconds = minimum_seconds
         self.head = Head(encoder.config.width, len(self.labels))
         self.frame_head = Head(encoder.config.dim, len(self.labels)) if kind == "frames" else None
+
+    def train(self, mode=True):
+        """What is frozen stays in eval mode: no running statistics, no drop path."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+        return self
 
     @property
     def frame_seconds(self):
@@ -186,7 +197,8 @@ def save(model, path):
     if model.frame_head is not None:
         state |= {f"frames.{k}": v.detach().cpu() for k, v in model.frame_head.state_dict().items()}
     head = {"kind": model.kind, "state": state, "labels": model.labels, "thresholds": model.thresholds,
-            "activation": model.activation, "window_seconds": model.window_seconds, "hop_seconds": model.hop_seconds}
+            "activation": model.activation, "window_seconds": model.window_seconds, "hop_seconds": model.hop_seconds,
+            "minimum_seconds": model.minimum_seconds}
     encoder = {k: v.detach().cpu() for k, v in model.encoder.state_dict().items()}
     write_atomically({"version": VERSION, "config": model.encoder.config.to_dict(), "model": encoder, "head": head}, path)
 
@@ -201,7 +213,7 @@ def load(path):
     encoder = Encoder(found.config)
     load_exactly(encoder, found.state, path)
     model = FineTuned(encoder, head["labels"], head["activation"], head["kind"], head["thresholds"],
-                      head["window_seconds"], head["hop_seconds"])
+                      head["window_seconds"], head["hop_seconds"], head["minimum_seconds"])
     own = {k: v for k, v in head["state"].items() if not k.startswith("frames.")}
     load_exactly(model.head, own, path)
     if model.frame_head is not None:

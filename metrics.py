@@ -25,17 +25,24 @@ def average_precision(scores, truth, ties=False):
     """
     scores, truth = _checked(scores, truth)
     out = np.zeros(scores.shape[1])
-    ranks = np.arange(1, len(scores) + 1)
     for k in range(scores.shape[1]):
-        order = np.argsort(-scores[:, k], kind="stable")
-        hits = truth[order, k]
-        precision = np.cumsum(hits) / ranks
-        if ties and len(scores):
-            ordered = scores[order, k]
-            last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-            precision = precision[last[np.searchsorted(last, np.arange(len(ordered)))]]
-        out[k] = precision[hits].sum() / max(hits.sum(), 1)
+        place, _, last = _places(scores[:, k], truth[:, k])
+        if ties:
+            precision = np.searchsorted(place, last, side="right") / (last + 1)
+        else:
+            precision = np.arange(1, len(place) + 1) / (place + 1)
+        out[k] = precision.sum() / max(len(place), 1)
     return out
+
+
+def _places(scores, truth):
+    """Where the positives stand when scores (n,) fall: their places, and the first and last place of the scores that
+    equal theirs -> three int arrays (P,)."""
+    order = np.argsort(-scores, kind="stable")
+    place, ordered = np.flatnonzero(truth[order]), scores[order]
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # of each group of equal scores
+    group = np.searchsorted(last, place)
+    return place, np.append(0, last + 1)[group], last[group]
 
 
 def mean_average_precision(scores, truth):
@@ -54,21 +61,21 @@ def auroc(scores, truth):
 
     It is the probability that a positive outranks a negative, a tie counting half (Mann and Whitney's U).
     """
-    from scipy.stats import rankdata
     scores, truth = _checked(scores, truth)
-    positives = truth.sum(axis=0)
-    negatives = len(truth) - positives
-    both = (positives > 0) & (negatives > 0)
-    if not both.any():
-        return float("nan")
-    sums = np.array([rankdata(scores[:, k])[truth[:, k]].sum() for k in np.flatnonzero(both)])
-    areas = (sums - positives[both] * (positives[both] + 1) / 2) / (positives[both] * negatives[both])
-    return float(areas.mean())
+    areas = []
+    for k in range(scores.shape[1]):
+        _, first, last = _places(scores[:, k], truth[:, k])
+        positives, negatives = len(first), len(truth) - len(first)
+        if positives and negatives:
+            above = ((first + last) / 2).sum() - positives * (positives - 1) / 2  # negatives above positives, pairs
+            areas.append(1 - above / (positives * negatives))
+    return float(np.mean(areas)) if areas else float("nan")
 
 
 def _checked(scores, truth):
     """Scores and truth as arrays (n, C) that fit together."""
     scores, truth = np.asarray(scores), np.asarray(truth).astype(bool)
+    scores = scores if scores.dtype.kind in "fi" else scores.astype(float)  # unsigned ones can't be negated
     if scores.ndim != 2 or scores.shape != truth.shape:
         raise ValueError(f"scores {scores.shape} and truth {truth.shape} should both be (items, classes)")
     if np.isnan(scores).any():
@@ -93,12 +100,13 @@ def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minim
         raise ValueError(f"score {score!r} is peak or mean, smoothing {smoothing!r} is mean or max")
     if len(scores) > 1 and smooth > 0:
         scores = _smoothed(scores, smooth / float(np.median(np.diff(starts))), smoothing)
+    slack = 0.01 * float(np.median(ends - starts)) if len(scores) else 0.0  # frames begin and end at whole samples
     events = []
     for k, limit in enumerate(np.broadcast_to(threshold, (len(labels),))):
         frames = np.flatnonzero(scores[:, k] >= limit)
         if not len(frames):
             continue
-        apart = starts[frames[1:]] - ends[frames[:-1]] > gap + 1e-6  # a microsecond: times are sums of decimals
+        apart = starts[frames[1:]] - ends[frames[:-1]] > gap + slack
         first = np.flatnonzero(np.append(True, apart))
         last = np.append(first[1:], len(frames)) - 1
         value = scores[frames, k]
@@ -106,7 +114,7 @@ def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minim
                  else np.add.reduceat(value, first) / (last - first + 1))
         onset, offset = starts[frames[first]], ends[frames[last]]
         events += [Event(file, float(a), float(b), labels[k], float(v)) for a, b, v in zip(onset, offset, value)
-                   if b - a >= minimum - 1e-6]
+                   if b - a >= minimum - slack]
     return sorted(events, key=lambda event: (event.start, event.end))
 
 
@@ -212,7 +220,17 @@ def bootstrap_metric(function, scores, truth, groups=None, draws=1000, seed=0):
     scores, truth: arrays whose first axis are the n items; groups (n,) as above. Draws in which the metric is NaN
     (no positives) are left out; [NaN, NaN] if all are.
     """
+    values = metric_draws(function, scores, truth, groups, draws, seed)
+    values = values[~np.isnan(values)]
+    return [float(v) for v in np.percentile(values, (2.5, 97.5))] if len(values) else [float("nan")] * 2
+
+
+def metric_draws(function, scores, truth, groups=None, draws=1000, seed=0):
+    """The metric in each bootstrap draw -> float64 (draws,). Draw i takes the same items whatever the scores, so that
+    the draws of two models can be subtracted: percentiles of that are the interval of their paired difference."""
     scores, truth = np.asarray(scores), np.asarray(truth)
+    if function in (mean_average_precision, cmap, auroc):
+        scores = _ranked(scores)
     names = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
     members = np.split(np.argsort(names, kind="stable"), np.cumsum(np.bincount(names))[:-1])
     rng = np.random.default_rng(seed)
@@ -220,5 +238,10 @@ def bootstrap_metric(function, scores, truth, groups=None, draws=1000, seed=0):
     for i in range(draws):
         rows = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
         values[i] = function(scores[rows], truth[rows])
-    values = values[~np.isnan(values)]
-    return [float(v) for v in np.percentile(values, (2.5, 97.5))] if len(values) else [float("nan")] * 2
+    return values
+
+
+def _ranked(scores):
+    """Scores (n, C) -> their order alone, as 16-bit integers where they suffice: sorted nine times as fast."""
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in scores.T], axis=1)
+    return (ranks - 32767).astype(np.int16) if len(scores) <= 65535 else ranks.astype(np.int32)

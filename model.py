@@ -272,28 +272,47 @@ class Encoder(nn.Module):
 
         mask (B, T', F') bool: hidden tokens are replaced by the mask token before positions are added (SSAST), or,
         with `visible_only`, left out (MAE); then N is the largest number of visible tokens of a clip, in order, and
-        clips with fewer are filled up with tokens that nobody attends. lengths (B,) samples: columns beyond them are
-        never attended. depth: run only the first blocks.
+        clips with fewer are filled up with tokens that nobody attends. A mask of B·C rows encodes each clip C times,
+        rows b·C … b·C + C - 1, and embeds its patches once (data2vec 2.0's clones). lengths (B,) samples: columns
+        beyond them are never attended. depth: run only the first blocks.
         """
-        return self._run(*self._embedded(spec, mask, self._extent(lengths), visible_only), depth)[0]
+        return self.contextual(self.patch_tokens(spec, lengths), mask, lengths, visible_only, depth)
 
-    def ffn_outputs(self, spec, mask=None, lengths=None, visible_only=False, depth=None):
-        """Feed-forward output of each block after the prenet, a list of (B, K + N, D): what EAT's and animal2vec's
-        teachers are asked for. Arguments as `tokens`."""
-        return self._run(*self._embedded(spec, mask, self._extent(lengths), visible_only), depth, collect=True)[1]
+    def patch_tokens(self, spec, lengths=None):
+        """spec (B, F, T) -> what a token is before position and context: (B, T', F', D)."""
+        return self._patch_tokens(spec, self._extent(lengths))
 
-    def _embedded(self, spec, mask, extent, visible_only):
-        """What enters the blocks: tokens (B, K + N, D), and what may be attended (see Attention) or None."""
+    def contextual(self, x, mask=None, lengths=None, visible_only=False, depth=None):
+        """patch_tokens (B, T', F', D) -> tokens (B, K + N, D); see `tokens`."""
+        return self._run(*self._embedded(x, mask, self._extent(lengths), visible_only), depth)[0]
+
+    def ffn_outputs(self, x, lengths=None):
+        """patch_tokens (B, T', F', D) -> the feed-forward output of each block after the prenet, a list of
+        (B, K + N, D): what EAT's and animal2vec's teachers are asked for."""
+        return self._run(*self._embedded(x, None, self._extent(lengths), False), collect=True)[1]
+
+    def _patch_tokens(self, spec, extent):
         c = self.config
         if c.frontend == "wave":
             x = self.patch(spec, extent)[:, :, None]  # (B, T', 1, D)
         else:
             x = self.patch(self.patches(self._normed_input(spec, extent)))  # (B, T', F', D)
-        batch, t, f, _ = x.shape
+        t, f = x.shape[1:3]
         most = max(c.grid[0], c.columns(c.chunk_frames))
         if t > most or f != c.grid[1]:
             raise ValueError(f"spectrogram of {tuple(spec.shape[1:])} gives {t} × {f} tokens, the encoder's training "
                              f"length {most} × {c.grid[1]}: cut it into windows, or load with frames=…")
+        return x
+
+    def _embedded(self, x, mask, extent, visible_only):
+        """patch_tokens x (B, T', F', D) -> what enters the blocks: tokens (B, K + N, D), and what may be attended (see
+        Attention) or None."""
+        c = self.config
+        clones = 1 if mask is None else len(mask) // len(x)
+        if clones > 1:
+            x = x.repeat_interleave(clones, dim=0)
+            extent = None if extent is None else extent.repeat_interleave(clones)
+        batch, t, f, _ = x.shape
         columns = self._columns(extent)
         valid = None if columns is None else torch.arange(t, device=x.device) < columns[:, None]  # (B, T')
         if mask is not None and not visible_only:
@@ -397,7 +416,8 @@ class Encoder(nn.Module):
         else:
             windows, lengths, clip, place = self._windows(wave, lengths, c.chunk_samples)
             spec, extent = self.frontend(windows, lengths), self._extent(lengths)
-        x, outputs = self._run(*self._embedded(spec, None, extent, False), depth, collect=c.features == "ffn")
+        x = self._patch_tokens(spec, extent)
+        x, outputs = self._run(*self._embedded(x, None, extent, False), depth, collect=c.features == "ffn")
         if outputs:
             x = torch.stack(outputs).mean(0)
         columns = self._columns(extent)

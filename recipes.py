@@ -162,20 +162,32 @@ class EncoderConfig:
     def n_tokens(self):
         return self.grid[0] * self.grid[1]
 
-    def forward_flops(self, tokens=None):
-        """Floating-point operations of the encoder for one clip: 24 d² + 4 N d a token and layer, and the patches."""
-        n = self.n_tokens if tokens is None else tokens
-        patches = 2 * n * self.patch[0] * self.patch[1] * self.dim
-        if self.frontend == "wave":
-            inputs = (1, *(c for c, _, _ in self.convs))
-            lengths = self.conv_lengths(self.clip_samples)
-            patches = sum(2 * t * i * c * k for t, i, (c, k, _) in zip(lengths, inputs, self.convs))
-            patches += 2 * n * inputs[-1] * self.dim
-        if self.positions == "conv":
-            patches += CONV_POSITIONS[0] * 2 * n * self.dim * self.dim // CONV_POSITIONS[2] * CONV_POSITIONS[1]
-        n += self.specials
-        block = 2 * self.dim ** 2 * (4 + 2 * self.mlp_ratio) + 4 * n * self.dim
-        return n * self.depth * block + patches
+    def patch_flops(self):
+        """Floating-point operations that embed one clip's patches, or convolve its wave."""
+        n = self.n_tokens
+        if self.frontend != "wave":
+            return 2 * n * self.patch[0] * self.patch[1] * self.dim
+        inputs = (1, *(c for c, _, _ in self.convs))
+        lengths = self.conv_lengths(self.clip_samples)
+        return (sum(2 * t * i * c * k for t, i, (c, k, _) in zip(lengths, inputs, self.convs))
+                + 2 * n * inputs[-1] * self.dim)
+
+    def position_flops(self):
+        if self.positions != "conv":
+            return 0
+        layers, kernel, groups = CONV_POSITIONS
+        return layers * kernel * 2 * self.n_tokens * self.dim * self.dim // groups
+
+    def embed_flops(self):
+        return self.patch_flops() + self.position_flops()
+
+    def block_flops(self, tokens):
+        """Of all blocks for one clip of so many tokens: 24 d² + 4 N d a token and block (feed-forward 4 d wide)."""
+        return tokens * self.depth * (2 * self.dim ** 2 * (4 + 2 * self.mlp_ratio) + 4 * tokens * self.dim)
+
+    def forward_flops(self):
+        """Of the encoder for one clip."""
+        return self.embed_flops() + self.block_flops(self.n_tokens + self.specials)
 
     def to_dict(self):
         return json.loads(json.dumps(asdict(self)))  # tuples become lists

@@ -75,7 +75,9 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
 
 
 def metric_of(name, scores, targets):
-    """The task's main metric: accuracy, or BEANS's mAP."""
+    """The task's main metric: accuracy, or BEANS's mAP; 0 for a model that has diverged."""
+    if not np.isfinite(scores).all():
+        return 0.0
     if name == "accuracy":
         return metrics.accuracy(scores.argmax(1), targets)
     return metrics.mean_average_precision(scores, targets)
@@ -112,17 +114,23 @@ def recordings(split, frame_scores, frame_seconds):
     return out
 
 
-def detect(parts, labels, threshold):
-    """Events of all recordings, as `recordings` gives them."""
-    return [event for path, scores, starts, ends in parts
-            for event in metrics.decode_events(scores, starts, ends, labels, threshold, gap=GAP, file=path)]
+def shortest_event(events):
+    """What is too short to be a call: half of the length that 95 % of the annotations exceed, seconds."""
+    return float(0.5 * np.percentile([event.end - event.start for event in events], 5)) if events else 0.0
 
 
-def event_thresholds(parts, labels, events, iou=0.3):
+def detect(parts, labels, threshold, minimum=0.0):
+    """Events of all recordings, as `recordings` gives them, that last `minimum` seconds."""
+    return [event for path, scores, starts, ends in parts for event in metrics.decode_events(
+        scores, starts, ends, labels, threshold, minimum=minimum, gap=GAP, file=path)]
+
+
+def event_thresholds(parts, labels, events, minimum=0.0, iou=0.3):
     """The threshold of each class with the best event F1 -> list of C; 0.5 for a class without events."""
     best = {label: (0.0, 0.5) for label in labels}
     for threshold in THRESHOLDS:
-        for label, row in metrics.match_events(detect(parts, labels, threshold), events, iou)["per_class"].items():
+        found = detect(parts, labels, threshold, minimum)
+        for label, row in metrics.match_events(found, events, iou)["per_class"].items():
             best[label] = max(best[label], (row["f1"], float(threshold)), key=lambda pair: pair[0])
     return [best[label][1] for label in labels]
 
@@ -160,9 +168,9 @@ def clip_results(task, scores, split, seed, draws=1000):
                           for k, label in enumerate(task.labels)}}
 
 
-def event_results(parts, labels, thresholds, events, iou=0.3):
+def event_results(parts, labels, thresholds, events, minimum=0.0, iou=0.3):
     """Event precision, recall and F1 at the thresholds, matched by IoU and by onsets within 0.2 s."""
-    found = detect(parts, labels, np.array(thresholds))
+    found = detect(parts, labels, np.array(thresholds), minimum)
     by_overlap = metrics.match_events(found, events, iou)
     by_onset = metrics.match_events(found, events, onset_collar=0.2)
     return {"event_f1": by_overlap["f1"], "events": by_overlap | {"iou": iou}, "onset_f1": by_onset["f1"]}

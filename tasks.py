@@ -1,15 +1,17 @@
 """Labelled data sets to train and be judged on: BEANS's twelve by name, and own ones as folders.
 
-    load_task("watkins", root=BEANS)         one of `BEANS`; root holds the folder data/ that the BEANS scripts make
-    load_task("FOLDER")                      an own task, in one of these layouts:
+    load_task("watkins", root=BEANS)    one of `BEANS`; root holds the folder data/ that the BEANS scripts make
+    load_task("FOLDER")                 an own task, in one of these layouts, each for train, valid and test:
 
-    clips         train.csv, valid.csv, test.csv with path and label; several labels by semicolons
-                  the same as annotations.train.csv …; or train.tsv + train.lbl … (EAT); or AudioSet's segment lists
-    folds         one annotations.csv with path, label, fold, or a column fold in the lists
-    recordings    train.jsonl … (BEANS), or train.csv … with file, start, end, label, or folders train/ … of recordings,
-                  each with a table beside it (Raven, Audacity or CSV: REC.txt, REC.Table.1.selections.txt, REC.csv)
+    clips         train.csv (or annotations.train.csv) with path and label, several labels by semicolons;
+                  train.tsv with train.lbl (EAT's); AudioSet's segment list as train.csv
+    folds         one annotations.csv with path, label, fold; or a column fold in the three lists
+    recordings    train.jsonl (BEANS's); train.csv with file, start, end, label; train.txt, a Raven table with Begin
+                  Path and File Offset; or a folder train/ of recordings, each with a table of its own beside it:
+                  REC.txt, REC.Table.1.selections.txt, REC.csv … (Raven, Audacity or CSV)
 
 A recording without calls is a JSON line without annotations, a CSV row with only the file, or a file without a table.
+A column `recording` in a list of clips says which of them belong together: intervals are drawn by recording.
 """
 import csv
 import os
@@ -53,6 +55,12 @@ class Split:
                 frames = min(frames, ceil(self.clip_seconds * clip.rate))
             wave = audio.resample(clip.read(0, frames), clip.rate, rate or clip.rate)
         return wave if self.clip_seconds is None else wave[:round(self.clip_seconds * (rate or clip.rate))]
+
+    def select(self, rows):
+        """Some rows (indices or a mask), with all events and files."""
+        index = None if self.file_index is None else self.file_index[rows]
+        return replace(self, rows=self.rows.select(rows), targets=self.targets[rows], groups=self.groups[rows],
+                       file_index=index)
 
     def times(self):
         """Start and end of each row in its recording, seconds -> two float64 (n,); for windows."""
@@ -117,6 +125,8 @@ def load_task(task, root=None, low=False, fold=None, window=None, hop=None):
     else:
         folder = _folder(task, root)
         name, lists, settings = folder.resolve().name, _own_lists(folder, task), None
+    if low and fold is not None:
+        raise UserError(f"task {name}: a fold and the low-data list exclude each other")
     if low:
         lists["train"] = _low_list(lists.get("train", next(iter(lists.values()))))
     for split, path in lists.items():
@@ -172,21 +182,18 @@ class _Source:
         unknown = self.settings.unknown if self.settings else None
 
         def code(label):
-            if label in codes or unknown is not None:
-                return codes.get(label, codes.get(unknown))
-            raise UserError(f"{path} has the unknown label {label!r}: {self.name} has the classes "
-                            f"{', '.join(labels[:8])}{' …' * (len(labels) > 8)}")
+            if (k := codes.get(label, codes.get(unknown))) is None:
+                raise UserError(f"{path} has the unknown label {label!r}: {self.name} has the classes "
+                                f"{', '.join(labels[:8])}{' …' * (len(labels) > 8)}")
+            return k
         return code
 
     def groups(self, rows, said=None):
         """Which rows come from one recording -> int64 (n,)."""
-        if said is not None:
-            return np.unique(said, return_inverse=True)[1].astype(np.int64)
-        pattern = re.compile(self.settings.recording) if self.settings and self.settings.recording else None
-        if pattern is None:
-            return np.unique(rows.recording_keys(), return_inverse=True)[1].astype(np.int64)
-        paths = (rows.path(i) for i in range(len(rows)))
-        keys = [match[1] if (match := pattern.search(path)) else path for path in paths]
+        keys = rows.recording_keys() if said is None else said
+        if self.settings and self.settings.recording:
+            paths = (rows.path(i) for i in range(len(rows)))
+            keys = [match[1] if (match := re.search(self.settings.recording, path)) else path for path in paths]
         return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
@@ -194,9 +201,10 @@ def _folder(task, root):
     """The folder that `--task` names."""
     folder = next((p for p in (Path(root or ".") / str(task), Path(task)) if p.is_dir()), None)
     if folder is None:
-        place = Path(root or ".")
-        other = (f"nor is BEANS's list {place / 'data' / BEANS[str(task)].lists.format('train')} there, or without data/"
-                 if str(task) in BEANS else f"nor one of BEANS's twelve ({', '.join(BEANS)})")
+        place, other = Path(root or "."), f"nor one of BEANS's twelve ({', '.join(BEANS)})"
+        if str(task) in BEANS:
+            lists = place / "data" / BEANS[str(task)].lists.format("train")
+            other = f"nor is {lists} there, or the same without data/"
         raise UserError(f"--task {task}: neither a folder nor a folder in {place}, {other}")
     return folder
 
@@ -209,17 +217,17 @@ def _own_lists(folder, task):
     if (folder / "annotations.csv").exists():
         return {"all": folder / "annotations.csv"}
     inside = sorted(p.name for p in folder.iterdir())[:5]
-    raise UserError(f"--task {task}: {folder}/train.csv is missing; a task has lists train, valid and test: .csv with "
-                    "path and label (or file, start, end, label), .jsonl, .tsv with .lbl, folders of recordings and "
-                    f"tables, or one annotations.csv with a column fold (there is {', '.join(inside) or 'nothing'})")
+    raise UserError(f"--task {task}: {folder}/train.csv is missing; a task has lists train, valid and test: .csv "
+                    "with path and label (or file, start, end, label), .jsonl, .tsv with .lbl, folders of recordings "
+                    "and tables, or one annotations.csv with a column fold "
+                    f"(there is {', '.join(inside) or 'nothing'})")
 
 
 def _low_list(path):
     """The list of the low-data protocol beside a training list."""
     low = path.with_name(path.name.replace("train", "train-low"))
     if low == path or not low.exists():
-        raise UserError(f"{path.parent} holds no {path.name.replace('train', 'train-low')}: this task has no low-data "
-                        "list")
+        raise UserError(f"{path.parent} holds no {low.name}: this task has no low-data list")
     return low
 
 
@@ -246,8 +254,8 @@ class _Clips:
     recording: np.ndarray | None = None  # str (n,)
 
     def select(self, rows):
-        return replace(self, rows=self.rows.select(rows), **{
-            name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in ("fold", "recording")})
+        return _Clips(self.path, self.rows.select(rows), *(
+            None if column is None else column[rows] for column in (self.fold, self.recording)))
 
     def texts(self):
         """The distinct label fields."""
@@ -325,8 +333,8 @@ def _column(path, name):
 
 
 def _open_eat(path):
-    """EAT's (fairseq's) pair: NAME.tsv with the clips, NAME.lbl with a line for each: an id, perhaps more, and last the
-    labels by commas, by tabs; label_descriptors.csv (index, name) beside them names indices."""
+    """EAT's (fairseq's) pair: NAME.tsv with the clips, NAME.lbl with a line for each, whose last field by tabs are
+    the labels by commas; label_descriptors.csv (index, name) beside them names indices."""
     rows = open_manifest(path)
     lines = path.with_suffix(".lbl").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     if len(lines) != len(rows):
@@ -338,12 +346,15 @@ def _open_eat(path):
 
 
 def _open_audioset(path):
-    """AudioSet's segment list: YTID, start_seconds, end_seconds, "mid,mid". The clips, cut already, are found anywhere
-    below the list's folder as YTID.wav, YYTID.wav or YTID_START….wav; many videos are gone, so clips that are missing
-    are counted, not an error. class_labels_indices.csv beside the list names the classes."""
+    """AudioSet's segment list: YTID, start_seconds, end_seconds, "mid,mid". The clips, cut already, are found
+    anywhere below the list's folder by the YTID's 11 characters, perhaps after a Y, with which their names begin. Many
+    videos are gone, so clips that are missing are counted, no error. class_labels_indices.csv beside the list
+    names the classes."""
     from corpus import find
-    files = {Path(file).stem: file for file in find(path.parent)}
-    starts = {stem.rsplit("_", 1)[0]: file for stem, file in files.items() if "_" in stem}
+    files = {}
+    for file in find(path.parent):
+        stem = os.path.basename(file)
+        files.update({stem[:11]: file} | ({stem[1:12]: file} if stem[0] == "Y" else {}))
     names, paths, labels, missing = _names_beside(path), [], [], 0
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         for row in csv.reader(file, skipinitialspace=True):
@@ -351,11 +362,10 @@ def _open_audioset(path):
                 continue
             if len(row) < 4:
                 raise UserError(f"{path}: {','.join(row)[:80]!r} is not YTID, start_seconds, end_seconds, labels")
-            place = next((t[key] for t in (files, starts) for key in (row[0], f"Y{row[0]}") if key in t), None)
-            if place is None:
+            if row[0] not in files:
                 missing += 1
                 continue
-            paths.append(os.path.relpath(place, path.parent))
+            paths.append(os.path.relpath(files[row[0]], path.parent))
             labels.append(";".join(names.get(x.strip(), x.strip()) for x in row[3].split(",")) + ";")
     if not paths:
         raise UserError(f"{path}: none of its {missing} clips is below {path.parent}")
@@ -371,8 +381,7 @@ def _names_beside(path):
         if file.exists():
             with open(file, newline="", encoding="utf-8-sig") as opened:
                 for row in csv.reader(opened):
-                    # a semicolon separates labels
-                    names.update({key.strip(): row[-1].strip().replace(";", ",") for key in row[:-1]})
+                    names.update({key.strip(): row[-1].strip().replace(";", ",") for key in row[:-1]})  # ; separates
     return names
 
 
@@ -393,7 +402,7 @@ def _folds(parts):
 def _by_fold(name, parts, folds, fold):
     """Fold `fold` (default: the last) as test, the one before it as valid, the others as train."""
     if len(folds) < 3:
-        raise UserError(f"task {name} has {'no column' if not folds else 'fewer than three values in its column'} fold")
+        raise UserError(f"task {name} has {'less than three values in its' if folds else 'no'} column fold")
     fold = folds[-1] if fold is None else str(fold)
     if fold not in folds:
         raise UserError(f"task {name} has no fold {fold}: its folds are {', '.join(folds)}")
@@ -434,17 +443,22 @@ def _recordings_in(folder):
     """
     from corpus import find
     events = {os.path.relpath(path, folder.parent): [] for path in find(folder)}
-    by_name = {os.path.basename(path): path for path in events}
-    by_stem = {os.path.splitext(os.path.basename(path))[0]: path for path in events}
-    for table in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".txt", ".csv", ".tsv")):
+    named = {}  # file names and stems -> paths
+    for path in events:
+        for key in (os.path.basename(path), os.path.splitext(os.path.basename(path))[0]):
+            named.setdefault(key, []).append(path)
+    for table in sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in (".txt", ".csv", ".tsv")):
         parts = table.name.split(".")
-        stem = next((s for n in range(len(parts) - 1, 0, -1) if (s := ".".join(parts[:n])) in by_stem), None)
+        stem = next((s for n in range(len(parts) - 1, 0, -1) if (s := ".".join(parts[:n])) in named), None)
         for file, _, found in read_recordings(table):
             said = re.split(r"[\\/]", file)[-1]  # a path from whatever machine
-            path = by_name.get(said) if said else by_stem.get(stem)
-            if path is None:
-                raise UserError(f"{table}: its recording {said or '(not named)'} is not in {folder}")
-            events[path] += [replace(event, file=path) for event in found]
+            paths = named.get(said or stem, [])
+            here = os.path.relpath(table.parent, folder.parent)
+            paths = [path for path in paths if os.path.dirname(path) == here] or paths
+            if len(paths) != 1:
+                raise UserError(f"{table}: its recording {said or '(not named)'} is "
+                                + (f"one of several: {', '.join(paths[:3])}" if paths else f"not in {folder}"))
+            events[paths[0]] += [replace(event, file=paths[0]) for event in found]
     return [(path, None, some) for path, some in events.items()]
 
 
@@ -453,41 +467,59 @@ def _windows(source, path, recordings, labels, width, hop):
     if not recordings:
         raise UserError(f"{path} holds no recordings")
     if any(not file for file, _, _ in recordings):
-        raise UserError(f"{path} doesn't say which recording its rows belong to: it wants a column file (Raven: Begin "
-                        "Path)")
+        raise UserError(f"{path} doesn't say in which recordings its calls are: it wants a column file (Raven's is "
+                        "Begin Path)")
     whole = source.place(build([file for file, _, _ in recordings], bases=(), origin=str(path)), path)
-    code, files, events, codes, at, outside = source.coder(labels, path), [], [], [], [], 0
-    frames = np.zeros(len(whole), np.int64)
-    for k, (file, seconds, some) in enumerate(recordings):
-        frames[k], rate, _ = audio.info(whole.locate(k))
-        length = frames[k] / rate
-        if seconds is not None and seconds > length + _PAST_END:
-            raise UserError(f"{path} says that {file} lasts {seconds:g} s, the file has {length:g} s")
-        files.append((whole.path(k), length if seconds is None else seconds, rate))
-        for event in some:
-            if event.end > length + _PAST_END:
-                if not source.settings:
-                    raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside "
-                                    f"{file}, which ends at {length:g} s")
-                outside += 1
-            codes.append(code(event.label))
-            at.append(k)
-            events.append(replace(event, file=whole.path(k), label=labels[codes[-1]]))
-    if outside:
-        warn(f"{path}: {outside} annotations end after their recording")
+    files, frames = _files(path, whole, [seconds for _, seconds, _ in recordings])
+    events, of_file = _events(source, path, whole, recordings, frames / np.array([rate for _, _, rate in files]))
     count = np.array([count_windows(seconds, width, hop) for _, seconds, _ in files])
     if not count.sum():
         raise UserError(f"{path}: all {len(files)} recordings are too short for a window of {width:g} s")
-    rows = whole.select(np.repeat(np.arange(len(files)), count))
-    index = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)  # of a window in its recording
-    rate = np.repeat([rate for _, _, rate in files], count)
+    file_index = np.repeat(np.arange(len(files), dtype=np.int32), count)
+    index = np.arange(len(file_index)) - (np.cumsum(count) - count)[file_index]  # of a window in its recording
+    rows, rate = whole.select(file_index), np.array([rate for _, _, rate in files])[file_index]
     rows.sample_rate = rate.astype(np.int32)
     rows.start = np.rint(index * hop * rate).astype(np.int64)
-    rows.frames = np.minimum(np.rint(width * rate).astype(np.int64), np.repeat(frames, count) - rows.start)
-    targets = label_windows(np.array([e.start for e in events]), np.array([e.end for e in events]),
-                            np.array(codes, int), np.array(at, int), count, width, hop, len(labels))
-    return Split(rows, targets, np.repeat(source.groups(whole), count), events, files,
-                 np.repeat(np.arange(len(files), dtype=np.int32), count))
+    rows.frames = np.minimum(np.rint(width * rate).astype(np.int64), frames[file_index] - rows.start)
+    code = source.coder(labels, path)
+    codes = np.array([code(event.label) for event in events], int)
+    for event, k in zip(events, codes):
+        event.label = labels[k]
+    targets = label_windows(np.array([event.start for event in events]), np.array([event.end for event in events]),
+                            codes, of_file, count, width, hop, len(labels))
+    return Split(rows, targets, source.groups(whole)[file_index], events, files, file_index)
+
+
+def _files(path, whole, lengths):
+    """[(path, seconds as listed or else counted, sample rate)] and frames int64 (R,) of each recording."""
+    files, frames = [], np.zeros(len(whole), np.int64)
+    for k, seconds in enumerate(lengths):
+        frames[k], rate, _ = audio.info(whole.locate(k))
+        if seconds is not None and seconds > frames[k] / rate + _PAST_END:
+            raise UserError(f"{path} says that {audio.shown(whole.path(k))} lasts {seconds:g} s, the file has "
+                            f"{frames[k] / rate:g} s")
+        files.append((whole.path(k), float(frames[k] / rate) if seconds is None else seconds, rate))
+    return files, frames
+
+
+def _events(source, path, whole, recordings, seconds):
+    """All events of a list, each with its recording's path as in the rows; and the recordings' indices int64 (E,).
+
+    One that ends after its recording (seconds (R,)) is an error in own tasks; BEANS's lists are taken as they are.
+    """
+    events, of_file, outside = [], [], 0
+    for k, (file, _, some) in enumerate(recordings):
+        for event in some:
+            if event.end > seconds[k] + _PAST_END:
+                if not source.settings:
+                    raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside "
+                                    f"{file}, which ends at {seconds[k]:g} s")
+                outside += 1
+            events.append(replace(event, file=whole.path(k)))
+            of_file.append(k)
+    if outside:
+        warn(f"{path}: {outside} annotations end after their recording")
+    return events, np.array(of_file, int)
 
 
 def count_windows(seconds, width, hop):

@@ -1,5 +1,5 @@
-"""A miniature of all twelve BEANS data sets: some seconds of synthetic sound in the folders, with the lists and column
-names, that the BEANS scripts make. A class is a tone of its own, so that there is something to learn."""
+"""A miniature of all twelve BEANS data sets: some seconds of synthetic sound in the folders, with the lists and
+column names, that the BEANS scripts make. A class is a tone of its own, so that there is something to learn."""
 import csv
 import json
 

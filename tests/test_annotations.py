@@ -45,8 +45,8 @@ def test_raven_tables_count_time_over_files_and_stay_below_nyquist(tmp_path):
                       "High Freq (Hz)", "Begin Path", "File Offset (s)", "Label", "Score"]
     assert first == ["1", "Spectrogram 1", "1", "0.250000", "1.000000", "100.0", "8000.0", "one.wav", "0.250000", "y",
                      "0.5"]
-    assert second == ["2", "Spectrogram 1", "1", "12.000000", "12.500000", "0.0", "4000.0", "two.wav", "1.500000", "x",
-                      ""]
+    assert second == ["2", "Spectrogram 1", "1", "12.000000", "12.500000", "0.0", "4000.0", "two.wav", "1.500000",
+                      "x", ""]
 
 
 def test_raven_tables_without_files_take_lengths_from_the_recordings(tmp_path, tiny):

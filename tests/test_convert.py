@@ -175,7 +175,7 @@ def test_animal2vec_equals_the_published_implementation_at_every_stage(tmp_path)
     assert far(encoder.patch.sinc(inputs["wav"])[:, :4, :400], outputs["sinc"]) < 1e-5
     assert far(encoder.patch.features(wave).transpose(1, 2)[:, :8], outputs["local"]) < 2e-5
     assert far(encoder.tokens(wave), outputs["tokens"]) < 5e-5
-    outputs_of_blocks = encoder.ffn_outputs(wave)
+    outputs_of_blocks = encoder.ffn_outputs(encoder.patch_tokens(wave))
     assert len(outputs_of_blocks) == 2, "the prenet block is left out"
     assert far(torch.stack(outputs_of_blocks).mean(0), outputs["avg"]) < 5e-6
     assert far(encoder.frames(inputs["wav"]), outputs["avg"]) < 1e-4, "the wave is standardised again"

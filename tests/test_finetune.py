@@ -1,0 +1,487 @@
+"""Fine-tuning: mixed and masked clips, heads, trials, the choice on validation, the one look at test, the tables."""
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import beans_miniature
+import numpy as np
+import pytest
+import torch
+
+import augment
+import engine
+import finetune
+import heads
+import scoring
+import supervised
+import tasks
+from annotations import Event
+from cli import UserError
+from model import Encoder, load_encoder
+from recipes import PRESETS
+
+ROOT = Path(__file__).parent.parent
+LAPTOP = PRESETS["ssast-laptop-patch"]
+FAST = ["--checkpoint", "ssast-laptop-patch", "--workers", "0"]
+ONE = engine.Processes(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small models gain nothing from a second thread, and lose much to it where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small(**changes):
+    """An encoder of 4 s with little in it."""
+    torch.manual_seed(0)
+    return Encoder(replace(LAPTOP, **{"dim": 32, "depth": 2, "heads": 2} | changes)).eval()
+
+
+class Units:
+    """n clips of which clip i is 1 at sample i and 0 elsewhere, so that a mixture shows what it is made of."""
+
+    def __init__(self, n=12, classes=4):
+        self.rows, self.targets = range(n), np.arange(n) % classes
+
+    def __len__(self):
+        return len(self.rows)
+
+    def read(self, i, rate=None):
+        return np.eye(len(self.rows), dtype=np.float32)[i]
+
+
+# ---------------------------------------------------------------------------------------------- loading and mixing
+
+def test_mixed_labels_belong_to_the_mixed_sound_of_two_different_clips():
+    split = Units()
+    seen = 0
+    for batch in augment.LabelledLoader(split, 16000, 4, 12, seed=0, steps=4, mixup=0.7):
+        wave, onehot = batch["wave"].numpy(), np.eye(4)[split.targets]
+        assert np.allclose(wave @ onehot, batch["target"], atol=1e-6), "each label in its clip's proportion"
+        parts = (wave > 0).sum(1)
+        assert set(parts) <= {1, 2} and np.allclose(wave.sum(1), 1, atol=1e-6)
+        seen += (parts == 2).sum()
+    assert 24 <= seen <= 43, "about 0.7 of 48 clips, and never a clip with itself"
+
+
+def test_frame_labels_are_mixed_like_clip_labels():
+    frames = [np.eye(12, dtype=bool)[[i]].repeat(2 + i % 3, 0) for i in range(12)]  # of different lengths
+    batch = next(iter(augment.LabelledLoader(Units(classes=12), 16000, 12, 12, seed=1, mixup=1.0, frames=frames.__getitem__)))
+    assert torch.allclose(batch["frames"][:, 0], batch["target"]) and batch["frames"].shape[1] == 4
+
+
+def test_batches_do_not_depend_on_the_number_of_processes_or_on_the_start():
+    def load(**more):
+        return list(augment.LabelledLoader(Units(), 16000, 4, 6, seed=3, mixup=0.5, balanced=True, **more))
+    whole, halves = load(steps=4), [load(steps=4, rank=r, world=2) for r in (0, 1)]
+    later = load(first=12, steps=2)
+    for key in ("wave", "target", "seed"):
+        for k in range(4):
+            assert torch.equal(whole[k][key], torch.cat([halves[0][k][key], halves[1][k][key]]))
+        assert torch.equal(whole[2][key], later[0][key]) and torch.equal(whole[3][key], later[1][key])
+
+
+def test_balanced_sampling_draws_rare_and_unlabelled_clips_as_often_as_others():
+    split = Units(40)
+    split.targets = np.zeros((40, 3), dtype=bool)
+    split.targets[:30, 0] = split.targets[30:32, 1] = split.targets[32:36, 2] = True  # and four without a label
+    drawn = sum(batch["target"].sum(0) for batch in augment.LabelledLoader(split, 1, 3, 40, seed=0, steps=25, balanced=True))
+    assert torch.all((drawn - 250).abs() < 60), drawn
+
+
+def test_one_clip_alone_is_never_mixed():
+    batch = next(iter(augment.LabelledLoader(Units(1, 1), 16000, 2, 2, seed=0, mixup=1.0)))
+    assert batch["wave"].tolist() == [[1.0], [1.0]]
+
+
+# --------------------------------------------------------------------------------------------------------- masking
+
+def test_masks_fall_on_the_valid_part_of_the_window_that_is_seen():
+    torch.manual_seed(0)
+    spec, frames = torch.randn(400, 20, 30), torch.tensor([30, 18] * 200)
+    masked = augment.mask_spectrogram(spec, frames, torch.arange(400), time=0.5, band=0.25)
+    hidden = masked != spec
+    assert not hidden[1::2, :, 18:].any(), "nothing beyond a clip's end"
+    width = hidden.all(1).sum(1)  # whole columns
+    assert width[::2].max() == 15 and width[1::2].max() == 9, "up to half of what is seen"
+    assert abs(width[::2].float().mean() / 30 - 0.25) < 0.03 and abs(width[1::2].float().mean() / 18 - 0.25) < 0.03
+    assert hidden[::2].all(2).sum(1).max() == 5, "up to a quarter of the bands"
+    assert hidden[::2].all(1).float().mean(0).min() > 0.02, "every place is hidden now and then"
+    row = 0
+    mean = spec[row, :, :30].mean()
+    assert torch.allclose(masked[row][hidden[row]], mean), "filled with the window's mean"
+
+
+def test_masks_and_noise_of_a_clip_are_the_same_alone_and_in_a_batch():
+    spec, frames, seeds = torch.randn(4, 16, 25), torch.tensor([25, 20, 25, 7]), torch.tensor([5, 6, 7, 8])
+    whole = augment.mask_spectrogram(spec, frames, seeds, time=0.3, band=0.3, noise=0.1)
+    for i in range(4):
+        alone = augment.mask_spectrogram(spec[i:i + 1], frames[i:i + 1], seeds[i:i + 1], time=0.3, band=0.3, noise=0.1)
+        assert torch.allclose(alone[0], whole[i], atol=1e-6)
+    assert torch.equal(whole[3, :, 7:], spec[3, :, 7:]), "no noise beyond a clip's end"
+
+
+def test_structured_drop_leaves_out_whole_columns_and_rows_of_the_valid_grid():
+    out = augment.drop_patches(torch.arange(50), (10, 5), 0.4, torch.tensor([10, 5] * 25))
+    assert torch.all(out[::2].all(2).sum(1) == 4) and torch.all(out[1::2].all(2).sum(1) == 2)
+    assert torch.all(out.all(1).sum(1) == 2) and not out[1::2, 5:].all(2).any()
+
+
+def test_the_front_end_runs_once_a_window_and_not_on_the_whole_recording(tiny):
+    task = tasks.load_task("detection", tiny)
+    encoder, seen = small(), []
+    encoder.fbank.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    model = heads.FineTuned(encoder, task.labels, "sigmoid", "frames")
+    scoring.predict(model, task.splits["valid"], ONE, engine.precision("fp32", ONE.device)[0])
+    assert sum(shape[0] for shape in seen) == len(task.splits["valid"]), "each window once"
+    assert max(shape[1] for shape in seen) == 2 * 16000, "and nothing but the window"
+
+
+# ----------------------------------------------------------------------------------------------------------- heads
+
+@pytest.mark.parametrize("pool, kind, seconds, columns", [
+    ("mean", "frames", 2.5, 16), ("specials", "linear", 2.5, 16), ("both", "linear", 9.3, 25 + 25 + 8)])
+def test_a_clip_has_the_same_scores_alone_and_padded_in_a_batch(pool, kind, seconds, columns):
+    model = heads.FineTuned(small(pool=pool), ["a", "b", "c"], "softmax", kind).eval()
+    wave = torch.randn(2, 160000) * 0.1
+    n = round(seconds * 16000)
+    with torch.inference_mode():
+        together = model.scores(wave, torch.tensor([n, 160000])), model.frame_scores(wave, torch.tensor([n, 160000]))
+        alone = model.scores(wave[:1, :n]), model.frame_scores(wave[:1, :n])
+    assert torch.allclose(together[0][:1], alone[0], atol=1e-5)
+    frames = alone[1].shape[1]
+    assert frames == columns and torch.allclose(together[1][0, :frames], alone[1][0], atol=1e-5)
+    assert torch.allclose(together[0].sum(1), torch.ones(2)) and not together[1][0, frames:].any()
+
+
+def test_what_is_saved_scores_as_before_and_opens_as_an_encoder_too(tmp_path):
+    model = heads.FineTuned(small(), ["a", "b"], "sigmoid", "frames", [0.25, 0.5], 2.0, 1.0, 0.3).eval()
+    heads.save(model, tmp_path / "finetuned.pt")
+    again, wave = heads.load(tmp_path / "finetuned.pt"), torch.randn(1, 32000)
+    with torch.inference_mode():
+        assert torch.equal(again.scores(wave), model.scores(wave))
+        assert torch.equal(again.frame_scores(wave), model.frame_scores(wave))
+        assert torch.equal(load_encoder(tmp_path / "finetuned.pt")(wave), model.encoder(wave))
+    for name in ("labels", "thresholds", "window_seconds", "hop_seconds", "minimum_seconds", "activation", "kind"):
+        assert getattr(again, name) == getattr(model, name)
+
+
+def test_a_file_without_a_head_is_refused(tmp_path):
+    from model import save_encoder
+    save_encoder(small(), tmp_path / "encoder.pt")
+    with pytest.raises(UserError, match="holds no head"):
+        heads.load(tmp_path / "encoder.pt")
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if "laptop" in name])
+def test_every_family_trains_with_masks_and_frames(preset):
+    torch.manual_seed(0)
+    encoder = load_encoder(preset, depth=2, **({"prenet": 0} if "animal2vec" in preset else {}))
+    model = heads.FineTuned(encoder, ["a", "b", "c"], "sigmoid", "frames")
+    objective = heads.Supervised(model, "bce", masks={"time": 0.3, "band": 0.3, "noise": 0.1})
+    wave, lengths = torch.randn(2, encoder.config.sample_rate) * 0.1, torch.tensor([encoder.config.sample_rate, 4000])
+    loss, metrics = objective(wave, lengths, torch.tensor([1, 2]), torch.rand(2, 3), torch.rand(2, 9, 3))
+    loss.backward()
+    assert torch.isfinite(loss) and metrics["count"] == 2
+    assert all(p.grad is not None for n, p in model.named_parameters() if ".mlp." in n or "head" in n or "qkv.weight" in n)
+    with torch.inference_mode():
+        frames = model.eval().frame_scores(wave)
+    assert abs(frames.shape[1] * model.frame_seconds - 1) <= 1.01 * model.frame_seconds
+
+
+def test_dropped_patches_take_no_part_in_the_pooled_vector():
+    model = heads.FineTuned(small(depth=0), ["a", "b"], "sigmoid")
+    wave, seeds = torch.randn(2, 48000), torch.tensor([3, 4])
+    encoder, lengths = model.encoder, torch.tensor([48000, 20000])
+    with torch.inference_mode():
+        logits, frames, columns = model(wave, lengths, seeds, None, patch_drop=0.3)
+        spec = encoder.frontend(wave, lengths)
+        tokens = encoder.tokens(spec, lengths=lengths)[:, encoder.config.specials:]
+        left = ~augment.drop_patches(seeds ^ 0, (19, 4), 0.3, columns).flatten(1)
+        left &= (torch.arange(19) < columns[:, None]).repeat_interleave(4, 1)
+        wanted = torch.stack([t[keep].mean(0) for t, keep in zip(tokens, left)])
+        assert frames is None and torch.allclose(logits, model.head(wanted), atol=1e-5)
+
+
+def test_losses_equal_their_definitions():
+    logits, target = torch.randn(5, 4), torch.eye(4)[[0, 1, 2, 3, 0]]
+    F = torch.nn.functional
+    ce = F.cross_entropy(logits, target.argmax(1), reduction="none", label_smoothing=0.1)
+    assert torch.allclose(heads.clip_loss(logits, target, "ce", 0.1), ce)
+    assert torch.allclose(heads.focal_loss(logits, target, alpha=0.5, gamma=0.0),
+                          0.5 * F.binary_cross_entropy_with_logits(logits, target, reduction="none"))
+    sure = torch.tensor([[9.0, -9.0]])
+    assert heads.clip_loss(sure, torch.tensor([[1.0, 0.0]]), "focal") < 1e-6 < heads.clip_loss(sure, 1 - torch.eye(2)[:1], "focal")
+
+
+# ---------------------------------------------------------------------------------------------------------- trials
+
+@pytest.fixture
+def job(tiny, tmp_path):
+    """job(task, **settings) -> (Job, task) with a small encoder on the miniature demo."""
+    from model import save_encoder
+    save_encoder(small(), tmp_path / "encoder.pt")
+
+    def make(name="species", **changes):
+        task = tasks.load_task(name, tiny)
+        args = finetune.parse_args(["--checkpoint", "x", "--batch-size", "16", "--epochs", "4", "--warmup", "0"])
+        settings = finetune.settings_for(args, LAPTOP, task)
+        vars(settings).update(changes)
+        stop = SimpleNamespace(received=None)
+        return supervised.Job(settings, str(tmp_path / "encoder.pt"), None, {}, task.labels, task.metric,
+                              task.window_seconds, task.hop_seconds, tmp_path / "trials", ONE, stop), task
+    return make
+
+
+def test_a_few_clips_are_learned_by_heart(job):
+    one, task = job(mixup=0.0, roll=False, gain=0.0, time_mask=0.0, band_mask=0.0, smoothing=0.0, steps=40, drop_path=0.0,
+                    batch_size=8)
+    some = task.splits["train"]
+    few = replace(some, rows=some.rows.select(np.arange(8)), targets=some.targets[:8])
+    result = supervised.Trial(one, few, few, 0, 5e-3).run()
+    assert result["value"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["species", "detection"])
+def test_a_trial_killed_within_an_epoch_ends_as_if_it_had_not_been(job, name):
+    def trial(folder, stop_at=None):
+        one, task = job(name, average=2)
+        one.folder = one.folder / folder
+        out = supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-3)
+        if stop_at:
+            out._start()
+            train = out.trainer.train
+
+            def stopping(batch, flags):
+                one.stop.received = "SIGTERM" if out.trainer.step + 1 == stop_at else None
+                return train(batch, flags=(one.stop.received is not None, flags[1]))
+            out.trainer.train, out._start = stopping, lambda: None
+        return out
+    straight = trial("straight")
+    wanted = straight.run()
+    assert trial("killed", stop_at=3).run() is None and not (trial("killed").folder / "trial.json").exists()
+    resumed = trial("killed")
+    assert resumed.run() == wanted and wanted["curve"][-1]["epoch"] == "average"
+    a, b = (torch.load(t.folder / "best.pt") for t in (straight, resumed))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_finished_trial_is_not_trained_again(job, monkeypatch):
+    one, task = job(steps=1)
+    first = supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-3).run()
+    monkeypatch.setattr(supervised, "build", None)
+    assert supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-3).run() == first
+
+
+def test_patience_ends_a_trial_that_gets_no_better(job):
+    one, task = job(patience=2, epochs=20)
+    result = supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-9).run()
+    assert len(result["curve"]) == 3, "the first epoch, and two that are no better"
+
+
+def test_the_mean_of_weights_is_the_mean():
+    total = None
+    for value in (1.0, 2.0, 6.0):
+        total = supervised.add_weights(total, {"w": torch.tensor([value]), "n": torch.tensor(int(value))})
+    assert supervised.mean_weights(total)["w"].tolist() == [3.0] and supervised.mean_weights(total)["n"] == 6
+
+
+def test_rates_fall_from_the_head_to_the_embeddings(job):
+    one, _ = job(layer_decay=0.5, optimizer="adamw")
+    objective = supervised.build(one, 0)
+    rates = {id(p): g["initial_lr"] for g in supervised.make_optimizer(objective, one.settings, 1.0).param_groups
+             for p in g["params"]}
+    encoder = objective.encoder
+    assert rates[id(objective.model.head.linear.weight)] == rates[id(encoder.norm.weight)] == 1.0
+    assert [rates[id(b.mlp.fc1.weight)] for b in encoder.blocks] == [0.25, 0.5] and rates[id(encoder.patch.weight)] == 0.125
+    assert id(encoder.mask_token) not in rates, "no part of the loss"
+
+
+@pytest.mark.parametrize("trainable, changed", [("head", {"head"}), ("1", {"head", "blocks.1", "norm"})])
+def test_what_is_frozen_stays_as_it_was(job, trainable, changed):
+    one, task = job(trainable=trainable, steps=2)
+    trial = supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-2)
+    before = {k: v.clone() for k, v in supervised.build(one, 0).state_dict().items()}
+    trial.run()
+    moved = {k for k, v in torch.load(trial.folder / "best.pt").items() if not torch.equal(v, before[k])}
+    short = {k.removeprefix("model.").removeprefix("encoder.") for k in moved}
+    assert {next((c for c in changed if k.startswith(c)), k) for k in short} == changed
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics(job):
+    one, _ = job(trainable="head")
+    one.source, one.overrides = "dasheng-laptop", {"depth": 1}
+    objective = supervised.build(one, 0).train()
+    before = objective.encoder.input_norm.running_mean.clone()
+    objective(torch.randn(2, 16000), None, torch.tensor([0, 1]), torch.rand(2, len(one.labels)))
+    assert torch.equal(objective.encoder.input_norm.running_mean, before)
+
+
+# ----------------------------------------------------------------------------------------------------------- stage
+
+class Sealed:
+    """A test split that can't be read."""
+
+    def __init__(self, split):
+        vars(self).update(vars(split))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def read(self, i, rate=None):
+        raise PermissionError("the test split was read")
+
+
+def test_rates_are_chosen_on_validation_and_test_is_read_only_then(tiny, tmp_path, monkeypatch):
+    sealed = tasks.load_task("species", tiny)
+    sealed.splits["test"] = Sealed(sealed.splits["test"])
+    arguments = [*FAST, "--data", str(tiny), "--lr", "1e-9", "1e-3", "--epochs", "3", "--batch-size", "14", "--out",
+                 str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "load_task", lambda *a, **k: sealed)
+        with pytest.raises(PermissionError):
+            finetune.main(arguments)
+    curves = [json.loads((tmp_path / "species" / f"seed0-lr{lr}" / "trial.json").read_text()) for lr in ("1e-09", "0.001")]
+    assert not (tmp_path / "results.json").exists(), "both rates were trained and judged before test was touched"
+    finetune.main(arguments)
+    row = json.loads((tmp_path / "results.json").read_text())["results"][0]
+    best = max(curves, key=lambda c: c["value"])
+    assert (row["lr"], row["epoch"], row["valid"]) == (best["lr"], best["epoch"], best["value"])
+    assert set(row["curves"]) == {"1e-09", "0.001"} and len(row["confusion"]) == 14 == len(row["per_class"])
+    assert row["ci95"][0] <= row["value"] <= row["ci95"][1]
+    assert heads.load(tmp_path / "species" / "finetuned.pt").labels == sealed.labels
+
+
+def test_detection_ends_with_windows_events_and_thresholds_and_is_not_run_twice(tiny, tmp_path, capsys):
+    arguments = [*FAST, "--data", str(tiny), "--task", "detection", "--steps", "2", "--seeds", "2", "--out", str(tmp_path)]
+    finetune.main(arguments)
+    rows = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    for row in rows:
+        assert row["metric"] == "map" and 0 <= row["event_f1"] <= 1 and set(row["thresholds"]) == set(row["per_class"])
+        assert {"cmap", "cmap_ci95", "auroc", "onset_f1", "events"} <= row.keys()
+    model = heads.load(tmp_path / "detection" / "finetuned.pt")
+    assert model.kind == "frames" and len(model.thresholds) == len(model.labels) and model.window_seconds == 2
+    text = capsys.readouterr().out
+    assert "event F1" in text and "tie-aware" in text
+    changed = (tmp_path / "detection" / "finetuned.pt").stat().st_mtime_ns
+    finetune.main(arguments)
+    assert (tmp_path / "detection" / "finetuned.pt").stat().st_mtime_ns == changed and "epoch   1" not in capsys.readouterr().out
+
+
+def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp_path, capsys):
+    beans_miniature.make(tmp_path)
+    finetune.main([*FAST, "--data", str(tmp_path), "--task", "beans", "--protocol", "gpm-bt", "--steps", "1", "--lr",
+                   "1e-3", "--batch-size", "4", "--out", str(tmp_path / "out")])
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [row["task"] for row in rows] == list(tasks.BEANS)
+    means = scoring.group_means(rows)
+    by = {group: np.mean([r["value"] for r in rows if r["group"] == group]) for group in scoring.WEIGHTS}
+    assert means["all"][0] == pytest.approx(np.mean([r["value"] for r in rows]))
+    assert means["all"][0] == pytest.approx((5 * by["classification"] + 5 * by["detection"] + 2 * by["auxiliary"]) / 12)
+    assert heads.load(tmp_path / "out" / "bats" / "finetuned.pt").encoder.config.sample_rate == 250000
+    text = capsys.readouterr().out
+    assert f"{means['all'][0]:.3f}" in text and "GPM-BT 1.23M bio, patch" in text and "0.658" in text
+
+
+def test_group_means_weigh_5_5_2_and_seeds_of_a_task_first():
+    rows = [{"group": g, "task": f"{g}{i}", "value": v} for g, v, n in
+            (("classification", 0.8, 5), ("detection", 0.4, 5), ("auxiliary", 0.9, 2)) for i in range(n)]
+    rows.append({"group": "auxiliary", "task": "auxiliary0", "value": 0.7})  # a second seed
+    means = scoring.group_means(rows + [{"group": None, "task": "own", "value": 0.0}])
+    assert means["auxiliary"] == (pytest.approx(0.85), 2)
+    assert means["all"] == (pytest.approx((5 * 0.8 + 5 * 0.4 + 2 * 0.85) / 12), 12)
+
+
+def test_published_averages_follow_from_their_groups():
+    for row in json.loads((ROOT / "published.json").read_text())["rows"]:
+        if None not in (row["cls"], row["det"], row["aux"]):
+            assert row["all"] == pytest.approx((5 * row["cls"] + 5 * row["det"] + 2 * row["aux"]) / 12, abs=0.0015), row
+
+
+@pytest.mark.parametrize("seconds, tokens", [(1, 108), (2, 228), (3, 348), (4, 468), (5, 588), (10, 1188)])
+def test_the_gpm_bt_protocol_gives_its_numbers_of_tokens_and_its_masks(seconds, tokens):
+    config = replace(PRESETS["gpm-bt-patch"], pad="published")
+    task = SimpleNamespace(name="t", kind="classification", window_seconds=None, clip_seconds=seconds, sample_rate=44100)
+    s = finetune.settings_for(finetune.parse_args(["--protocol", "gpm-bt"]), config, task)
+    assert replace(config, **finetune.overrides(s, config, task)).n_tokens == tokens
+    assert (s.lr, s.epochs, s.batch_size, s.optimizer) == ((1e-5, 5e-5, 1e-4, 5e-4), 25, 32, "adam")
+    assert s.band_mask == (48 if seconds < 5 else 24) / 128 and s.mixup == 0
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--task", "nowhere"], "neither a folder"), (["--loss", "ce", "--task", "detection"], "several labels"),
+    (["--head", "frames"], "no onsets"), (["--head", "frames", "--task", "detection", "--roll"], "no onset"),
+    (["--rate", "native"], "names no sample rate"), (["--trainable", "9"], "has 4 blocks"),
+    (["--trainable", "most"], "give all, head, or a number"), (["--patience", "2", "--average", "2"], "give one of them"),
+    (["--checkpoint", "nothing.pt"], "no such checkpoint"), (["--lr", "0"], "is not a number above 0"),
+    (["--checkpoint", "dasheng-laptop", "--pool", "cls"], "no special tokens"),
+    (["--checkpoint", "eat-laptop", "--patch-stride", "8"], "can't be fitted"),
+    (["--patch-stride", "20"], "must be from 1 to the patch")])
+def test_a_users_mistake_is_one_line_and_nothing_is_written(tiny, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        finetune.main([*FAST, "--data", str(tiny), "--out", str(tmp_path / "out"), *arguments])
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_other_settings_in_the_same_folder_are_refused_or_start_afresh(tiny, tmp_path):
+    arguments = [*FAST, "--data", str(tiny), "--steps", "1", "--out", str(tmp_path)]
+    finetune.main(arguments)
+    with pytest.raises(UserError, match="was made with weight_decay 0.05, now it is 0.5: name another folder"):
+        finetune.main([*arguments, "--weight-decay", "0.5"])
+    finetune.main([*arguments, "--weight-decay", "0.5", "--override"])
+    assert json.loads((tmp_path / "species" / "config.json").read_text())["weight_decay"] == 0.5
+
+
+def test_a_mistake_ends_the_program_with_code_2_and_help_needs_no_torch():
+    done = subprocess.run([sys.executable, "finetune.py", "--trainable", "most"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("finetune.py: error: --trainable most") and done.stdout == ""
+    code = "import sys; import finetune; finetune.parse_args([]); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- events
+
+def detection_split():
+    """Two recordings of 3 s in windows of 2 s every second, two calls."""
+    rows = SimpleNamespace(start=np.array([0, 100, 0, 100]), frames=np.full(4, 200), sample_rate=np.full(4, 100))
+    split = tasks.Split(rows, np.zeros((4, 2), bool), np.array([0, 0, 1, 1]))
+    split.files, split.file_index = [("a", 3.0, 100), ("b", 3.0, 100)], np.array([0, 0, 1, 1])
+    split.events = [Event("a", 0.54, 1.31, "x"), Event("b", 2.42, 2.47, "y")]
+    return split
+
+
+def test_frame_targets_follow_the_calls_and_a_short_call_has_its_frame():
+    frames = scoring.FrameTargets(detection_split(), ["x", "y"], 0.1)
+    assert np.flatnonzero(frames(0)[:, 0]).tolist() == [5, 6, 7, 8, 9, 10, 11, 12] and not frames(0)[:, 1].any()
+    assert np.flatnonzero(frames(1)[:, 0]).tolist() == [0, 1, 2], "the window begins a second later"
+    assert np.flatnonzero(frames(3)[:, 1]).tolist() == [14] and not frames(2).any()
+
+
+def test_perfect_frame_scores_of_overlapping_windows_give_the_annotated_events():
+    split, labels = detection_split(), ["x", "y"]
+    targets = scoring.FrameTargets(split, labels, 0.1)
+    scores = np.stack([targets(i) for i in range(4)]).astype(np.float32)
+    parts = scoring.recordings(split, scores, 0.1)
+    assert [len(p[1]) for p in parts] == [30, 30], "3 s on one grid of time"
+    row = scoring.event_results(parts, labels, scoring.event_thresholds(parts, labels, split.events), split.events)
+    assert row["event_f1"] == row["onset_f1"] == 1.0
+    assert [e.label for e in scoring.detect(parts, labels, 0.5, minimum=0.3)] == ["x"], "y lasts one frame"
+    assert scoring.shortest_event([Event("a", 0, n, "x") for n in range(1, 22)]) == 1.0
+    x = scoring.detect(parts, labels, 0.5)[0]
+    assert (x.file, x.label) == ("a", "x") and (x.start, x.end) == (pytest.approx(0.5), pytest.approx(1.3))
+
+
+def test_thresholds_are_the_best_of_each_class_on_what_they_are_chosen_on():
+    scores = np.array([[0.9, 0.2], [0.6, 0.15], [0.3, 0.05], [0.1, 0.04]])
+    truth = np.array([[1, 1], [1, 1], [0, 0], [0, 0]], bool)
+    low, high = scoring.clip_thresholds(scores, truth)
+    assert 0.3 < low <= 0.6 and 0.05 < high <= 0.15
+    assert scoring.clip_thresholds(scores, truth & [True, False])[1] == 0.5
