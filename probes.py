@@ -240,7 +240,7 @@ def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS,
 
         def closure():
             optimizer.zero_grad()
-            logits = x @ weight.float() + bias.float()  # products in float32, what the line search compares in float64
+            logits = x @ weight.float() + bias.float()  # products in float32; the line search needs float64
             value = loss(logits.double()[:, None], y).sum() + decay / 2 * weight.square().sum()
             value.backward()
             return value

@@ -242,7 +242,8 @@ def test_cached_vectors_are_those_of_the_encoder(name, pool):
         if not model.config.specials:
             pytest.skip("has no special tokens")
     model.config = replace(model.config, pool=pool)
-    wave, lengths = 0.1 * torch.randn(2, 5 * model.config.sample_rate), torch.tensor([5, 1]) * model.config.sample_rate
+    rate = model.config.sample_rate
+    wave, lengths = 0.1 * torch.randn(2, 5 * rate), torch.tensor([5, 1]) * rate
     with torch.inference_mode():
         clips, tokens = describe(model, wave, lengths)
         assert torch.allclose(clips[:, 0], model.embed(wave, lengths), atol=1e-5)
@@ -317,7 +318,7 @@ def test_the_last_layers_stand_side_by_side():
 
 
 def test_neighbours_in_a_large_file_take_little_memory(tmp_path):
-    """150,000 × 384 vectors on disk are 115 MB as they are and 230 MB as float32: anonymous memory stays below both."""
+    """150,000 × 384 vectors are 115 MB on disk and 230 MB as float32: anonymous memory stays below both."""
     code = """
 import sys; sys.path.insert(0, sys.argv[2])
 import numpy as np, probes, threading, time
