@@ -16,6 +16,15 @@ from recipes import PRESETS
 from tasks import load_task
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Products here are so small that two threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two run folders with the same architecture."""
