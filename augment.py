@@ -34,8 +34,8 @@ class Reader:
 class LabelledLoader(data.Loader):
     """Batches of labelled clips in data.loader's order, the same for any number of workers and processes.
 
-    split: rows, targets (int (n,) or bool (n, C)); rate: Hz; mixup: share of samples that are mixed with another clip,
-    lambda ~ Beta(alpha, alpha); balanced: each class is drawn alike, clips without any label as one more class;
+    split: rows, targets (int (n,) or bool (n, C)); rate: Hz; mixup: share of samples that are mixed with another
+    clip, lambda ~ Beta(alpha, alpha); balanced: each class is drawn alike, clips without any label as one more class;
     frames: None, or a function row -> bool (T', C), the classes of each frame.
 
     Yields wave float32 [b, S], lengths int64 [b], seed int64 [b], index int64 [b], target float32 [b, C],
@@ -97,7 +97,7 @@ class LabelledLoader(data.Loader):
 
 
 def blend(a, b, share):
-    """share · a + (1 - share) · b of arrays [n, …] that may differ in length; the shorter one is followed by zeros."""
+    """share · a + (1 - share) · b of arrays [n, …] that may differ in length; zeros follow the shorter one."""
     out = np.zeros((max(len(a), len(b)), *a.shape[1:]), dtype=np.float32)
     out[:len(a)] += share * a
     out[:len(b)] += (1 - share) * b
@@ -133,9 +133,9 @@ class InOrder(data.Loader):
 # --------------------------------------------------------------------------------------------- on the spectrogram
 
 def mask_spectrogram(spec, frames, seeds, time=0.0, band=0.0, noise=0.0):
-    """SpecAugment (Park et al. 2019) of the windows that the encoder sees: one mask of up to `time` of a window's valid
-    frames, one of up to `band` of its mel bands, both filled with the window's mean; before that SSAST's noise, U(0, 1)
-    times a level of up to `noise` in each cell.
+    """SpecAugment (Park et al. 2019) of the windows that the encoder sees: one mask of up to `time` of a window's
+    valid frames, one of up to `band` of its mel bands, both filled with the window's mean; before that SSAST's noise,
+    U(0, 1) times a level of up to `noise` in each cell.
 
     spec (M, F, T), frames (M,) valid of T, seeds int64 (M,) -> (M, F, T).
     """
@@ -160,7 +160,7 @@ def stretch(seeds, stream, share, extent, size):
 
 
 def drop_patches(seeds, grid, share, columns=None):
-    """Structured patch drop (AudioMAE, M2D): `share` of a window's valid columns and `share` of its rows are left out.
+    """Structured patch drop (AudioMAE, M2D): `share` of a window's valid columns and of its rows are left out.
 
     seeds (M,), grid (T', F'), columns (M,) valid or None -> bool (M, T', F'), True = left out.
     """
@@ -169,6 +169,7 @@ def drop_patches(seeds, grid, share, columns=None):
     for stream, size, extent, axis in ((_COLUMNS, grid[0], columns, 2),
                                        (_ROWS, grid[1], torch.full_like(seeds, grid[1]), 1)):
         beyond = torch.arange(size, device=seeds.device) >= extent[:, None]
-        rank = random_bits(seeds, size, stream).masked_fill(beyond, 1 << 24).argsort(dim=1, stable=True).argsort(dim=1)
+        bits = random_bits(seeds, size, stream).masked_fill(beyond, 1 << 24)
+        rank = bits.argsort(dim=1, stable=True).argsort(dim=1)
         out |= (rank < (share * extent).long()[:, None]).unsqueeze(axis)
     return out

@@ -253,9 +253,9 @@ class Trainer:
         return self._update(sums, names, scale)
 
     def _to_device(self, batch, part, augment=None):
-        """What the objective takes of a micro-batch (wave, lengths or None, seeds, and more where it says so), augmented
-        on the device. Lengths are left out when all clips are full: known here, on the CPU, so that the model need not
-        ask the GPU, and attention runs without a mask."""
+        """What the objective takes of a micro-batch (wave, lengths or None, seeds, …), augmented on the device. Lengths
+        are left out when all clips are full: known here, on the CPU, so that the model need not ask the GPU, and
+        attention runs without a mask."""
         takes = getattr(self.objective, "takes", ("wave", "lengths", "seed"))
         move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
                 if k in (*takes, "partner", "partner_lengths")}

@@ -12,59 +12,13 @@ Results, curves and finetuned.pt are in runs/NAME/finetune/TASK.
 """
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import cli
 from cli import UserError
+from protocols import PROTOCOLS, RECIPES, overrides, settings_for
 
 DEMO = "data/demo"
-
-# How each family of encoders is fine-tuned: published values where there are any. Shares are of steps (warmup, floor of
-# the rate), of clips (mixup), of the window (masks) and of grid columns and rows (patch_drop).
-BASE = dict(optimizer="adamw", lr=(1e-4,), betas=(0.9, 0.999), weight_decay=0.05, schedule="cosine", warmup=0.1,
-            floor=0.0, clip=1.0, epochs=50, batch_size=32, layer_decay=0.75, drop_path=0.1, smoothing=0.1, mixup=0.0,
-            alpha=10.0, time_mask=0.2, band_mask=0.2, noise=0.0, roll=False, gain=0.0, patch_drop=0.0, pool="mean",
-            rate="model", patch_stride=None)
-RECIPES = {
-    # ours, for encoders of a few layers and minutes on a laptop
-    "laptop": BASE | dict(lr=(1e-3,), epochs=30, warmup=0.1, layer_decay=0.9, mixup=0.3, roll=True, gain=6.0),
-    # ESC-50: Gong et al. 2022 and released code, whose rate falls by 0.85 an epoch instead of along a cosine
-    "ssast": BASE | dict(optimizer="adam", lr=(1e-4,), betas=(0.95, 0.999), weight_decay=5e-7, warmup=0.0, clip=0.0,
-                         batch_size=48, layer_decay=1.0, drop_path=0.0, smoothing=0.0, time_mask=96 / 512,
-                         band_mask=24 / 128, noise=0.1),
-    # AudioSet-20K: Huang et al. 2022 and released code; base rate 1e-3 · batch / 256
-    "audiomae": BASE | dict(lr=(1.25e-4,), betas=(0.9, 0.95), weight_decay=5e-4, warmup=4 / 60, epochs=60, clip=0.0,
-                            mixup=0.5, time_mask=192 / 1024, band_mask=48 / 128, patch_drop=0.2, smoothing=0.0),
-    # ESC-50: Chen et al. 2024 and released code, 4000 steps; there embeddings and norms are not slowed down
-    "eat": BASE | dict(lr=(5e-5,), betas=(0.9, 0.95), floor=0.02, clip=4.0, batch_size=48, epochs=120, layer_decay=0.65,
-                       time_mask=0.4, band_mask=0.4, roll=True, gain=6.0, pool="cls"),
-    # Speech Commands: Li et al. 2023 and released code; base rate 0.5 · batch / 256
-    "atst": BASE | dict(optimizer="sgd", lr=(0.0625,), weight_decay=0.0, clip=3.0, smoothing=0.0, mixup=0.5, alpha=0.5,
-                        time_mask=0.0, band_mask=0.0, pool="both"),
-    "atst-frame": BASE | dict(optimizer="sgd", lr=(0.125,), weight_decay=0.0, clip=3.0, smoothing=0.0, mixup=0.5,
-                              alpha=0.5, time_mask=0.0, band_mask=0.0),
-    # MeerKAT: Schäfer-Zimmermann et al. 2024 and released code; there the encoder rests for the first third
-    "animal2vec": BASE | dict(lr=(3e-5,), betas=(0.9, 0.98), weight_decay=0.01, layer_decay=1.0, smoothing=0.0,
-                              mixup=1.0, loss="focal"),
-    "dasheng": BASE,  # nothing published but frozen probes
-}
-# What a benchmark fixes. GPM-BT: its released code, masks and mixing by `gpm_bt_augmentation`.
-_PLAIN = dict(optimizer="adam", betas=(0.9, 0.999), weight_decay=0.0, schedule="constant", warmup=0.0, clip=0.0,
-              batch_size=32, layer_decay=1.0, drop_path=0.0, smoothing=0.0, mixup=0.0, alpha=10.0, time_mask=0.0,
-              band_mask=0.0, noise=0.0, roll=False, gain=0.0, patch_drop=0.0, head="linear", loss=None)
-PROTOCOLS = {"beans": _PLAIN | dict(epochs=50, lr=(1e-5, 5e-5, 1e-4), rate="model"),
-             "gpm-bt": _PLAIN | dict(epochs=25, lr=(1e-5, 5e-5, 1e-4, 5e-4), rate="native", noise=0.1, pool="mean",
-                                     patch_stride=10)}
-
-
-def gpm_bt_augmentation(seconds, kind):
-    """GPM-BT's masks: up to 48 bands and 48 frames of windows shorter than 5 s, else 24 and 96; detection mixes 60 %.
-    There the masks fall on the whole minute and a file is mixed with itself; here the window and another clip."""
-    bands, frames = (48, 48) if (seconds or 10) < 5 else (24, 96)
-    return dict(band_mask=bands / 128, time_mask=min(1.0, frames / (100 * (seconds or 10))),
-                mixup=0.6 if kind == "detection" else 0.0)
 
 
 def parse_args(argv=None):
@@ -73,32 +27,33 @@ def parse_args(argv=None):
     g.add_argument("--checkpoint", help="file, run folder or preset's name (default: the newest run below runs/)")
     g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--data", default=DEMO, help="folder that holds the tasks")
-    g.add_argument("--task", nargs="+", default=["species"], help="names, folders, or beans: all of the twelve that are "
-                                                                  "there (the demo has species, individual, detection)")
-    g.add_argument("--fold", help="of a task with folds: the one that is tested; the one before it validates")
+    g.add_argument("--task", nargs="+", default=["species"], help="names or folders; beans: all of the twelve that "
+                   "are there (the demo has species, individual, detection)")
+    g.add_argument("--fold", help="of a task with folds: the one that is tested, the one before it validates; all: "
+                   "each in turn")
     g.add_argument("--low", action="store_true", help="BEANS's small training lists")
     g.add_argument("--out", help="folder (default: finetune, or finetune-PROTOCOL, in the run folder)")
 
     g = p.add_argument_group("protocol (defaults: the recipe's; a protocol overrides the recipe, a flag both)")
-    g.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="settings (auto: by the encoder's family)")
-    g.add_argument("--protocol", choices=PROTOCOLS, help="gpm-bt: Adam, batch 32, 25 epochs, rates 1e-5 5e-5 1e-4 5e-4, "
-                                                         "stride 10, native rate; beans: 50 epochs, 1e-5 5e-5 1e-4")
-    g.add_argument("--lr", type=cli.positive, nargs="+", help="peak rates; of several the best on validation is tested")
+    g.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="settings (auto: by encoder family)")
+    g.add_argument("--protocol", choices=PROTOCOLS, help="both Adam, batch 32, constant rate; gpm-bt: 25 epochs, 1e-5 "
+                   "5e-5 1e-4 5e-4, patch stride 10, native rate; beans: 50 epochs, 1e-5 5e-5 1e-4")
+    g.add_argument("--lr", type=cli.positive, nargs="+", help="peak rates; the best on validation is tested")
     g.add_argument("--epochs", type=cli.positive_int)
     g.add_argument("--steps", type=cli.positive_int, help="instead of --epochs: optimiser steps")
     g.add_argument("--seeds", type=cli.positive_int, default=1, help="runs with seeds SEED, SEED + 1, …")
     g.add_argument("--seed", type=cli.natural, default=0)
-    g.add_argument("--patience", type=cli.positive_int, help="stop after so many epochs without a better validation score")
+    g.add_argument("--patience", type=cli.positive_int, help="stop after so many epochs without a better validation")
     g.add_argument("--average", type=cli.positive_int, help="also judge the mean of the last epochs' weights")
-    g.add_argument("--rate", choices=("model", "native"), help="resample to the encoder's rate, or let its mel grid follow "
-                                                               "the data set's, as GPM-BT does")
+    g.add_argument("--rate", choices=("model", "native"), help="resample to the encoder's rate, or let its mel grid "
+                   "follow the data set's, as GPM-BT does")
 
     g = p.add_argument_group("model and loss")
     g.add_argument("--trainable", default="all", help="all, head, or a number: that many last blocks and the head")
     g.add_argument("--pool", choices=("mean", "cls", "both"), help="patch tokens, special tokens, or both")
-    g.add_argument("--head", choices=("linear", "frames"), help="frames: also a score a frame (default for detection)")
-    g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other, else bce")
-    g.add_argument("--patch-stride", type=cli.positive_int, help="overlapping patches (GPM-BT: 10 of 16; 1 of 2 for frames)")
+    g.add_argument("--head", choices=("linear", "frames"), help="frames: also scores of frames (default of detection)")
+    g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other, or bce")
+    g.add_argument("--patch-stride", type=cli.positive_int, help="overlapping patches (GPM-BT: 10 of 16, frames 1 of 2)")
     g.add_argument("--optimizer", choices=("adamw", "adam", "sgd"))
     g.add_argument("--batch-size", type=cli.positive_int, help="clips a step, over all processes")
     g.add_argument("--weight-decay", type=float)
@@ -135,72 +90,6 @@ def parse_args(argv=None):
     return args
 
 
-# -------------------------------------------------------------------------------------------------------- settings
-
-def settings_for(args, config, task):
-    """Recipe, then protocol, then flags -> namespace of everything that training depends on."""
-    families = sorted(RECIPES, key=len, reverse=True)  # atst-frame before atst
-    auto = "laptop" if "laptop" in config.name else next((f for f in families if config.name.startswith(f)), "ssast")
-    s = {"loss": None, "head": None} | RECIPES[auto if args.recipe == "auto" else args.recipe]
-    s |= PROTOCOLS.get(args.protocol, {})
-    if args.protocol == "gpm-bt":
-        s |= gpm_bt_augmentation(task.window_seconds or task.clip_seconds, task.kind)
-        s["rate"] = "native" if task.sample_rate else "model"
-    s |= {k: v for k in s if (v := getattr(args, k, None)) is not None}
-    s |= {k: getattr(args, k) for k in ("steps", "patience", "average", "trainable", "balanced")}
-    s = SimpleNamespace(**s)
-    s.loss = s.loss or ("ce" if task.kind == "classification" else "bce")
-    s.head = s.head or ("frames" if task.kind == "detection" else "linear")
-    if s.patch_stride and args.patch_stride is None:
-        s.patch_stride = 1 if config.patch[0] == config.n_mels else min(s.patch_stride, *config.patch)
-    if s.head == "frames":
-        s.roll = False if args.roll is None else s.roll  # a call that wraps around has no onset
-        s.patch_drop = 0.0 if args.patch_drop is None else s.patch_drop
-    if s.pool == "cls" and args.pool is None and not config.specials or s.pool == "both" and not config.specials:
-        s.pool = "mean" if args.pool is None else s.pool
-    check_settings(s, config, task)
-    return s
-
-
-def check_settings(s, config, task):
-    """Refuse what does not fit together, before anything is trained."""
-    for wrong, complaint in (
-        (s.loss == "ce" and task.kind != "classification", f"--loss ce: several labels of {task.name} may be true at "
-                                                           "once; use bce or focal"),
-        (s.head == "frames" and task.kind != "detection", f"--head frames: {task.name} has no onsets and offsets; it "
-                                                          "needs annotated recordings"),
-        (s.head == "frames" and s.roll, "--roll with frames: a call that is turned around has no onset; use --no-roll"),
-        (s.head == "frames" and s.patch_drop, "--patch-drop leaves frames without tokens; use --head linear"),
-        (s.pool != "mean" and not config.specials, f"--pool {s.pool}: this encoder has no special tokens; use mean"),
-        (s.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use model"),
-        (s.rate == "native" and config.frontend == "wave", "--rate native: a raw-wave encoder hears at its own rate"),
-        (s.trainable.isdigit() and not 0 < int(s.trainable) <= config.depth,
-         f"--trainable {s.trainable}: this encoder has {config.depth} blocks"),
-        (s.patch_stride and config.positions not in ("learned", "fixed", "factorised"),
-         f"--patch-stride: positions of kind {config.positions} can't be fitted to overlapping patches"),
-    ):
-        if wrong:
-            raise UserError(complaint)
-
-
-def overrides(s, config, task):
-    """Changes of the encoder's config: pooling, drop path, overlap, the data set's rate and length."""
-    out = {"pool": {"cls": "specials"}.get(s.pool, s.pool), "drop_path": s.drop_path}
-    if s.rate == "native":
-        out["sample_rate"] = task.sample_rate
-    if s.patch_stride:
-        height, width = config.patch
-        out["stride"] = (height if height == config.n_mels else s.patch_stride, s.patch_stride)
-    seconds = task.window_seconds or task.clip_seconds
-    if config.attends_padding and seconds:  # the published codes pad to the data set's length, not to the training's
-        out["frames"] = max(config.patch[1], min(config.frames, round(seconds / config.hop)))
-    try:
-        replace(config, **out)
-    except ValueError as error:
-        raise UserError(f"{task.name}: {error}") from None
-    return out
-
-
 # ------------------------------------------------------------------------------------------------------- one task
 
 def prepare(folder, identity, args, procs):
@@ -210,8 +99,8 @@ def prepare(folder, identity, args, procs):
     saved = json.loads(path.read_text()) if path.exists() else None
     changed = [k for k in identity if saved and saved.get(k) != identity[k]]
     if changed and not args.override:
-        raise UserError(f"{folder} was made with {changed[0]} {saved.get(changed[0])}, now it is {identity[changed[0]]}: "
-                        "name another folder with --out, or start afresh in this one with --override")
+        raise UserError(f"{folder} was made with {changed[0]} {saved.get(changed[0])}, now it is "
+                        f"{identity[changed[0]]}: name another folder with --out, or start afresh with --override")
     procs.barrier()  # all have looked before the first process writes
     if procs.main and (saved is None or changed):
         import shutil
@@ -233,15 +122,17 @@ def fingerprint(source):
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def run_task(args, task, config, source, out, procs, stop):
+def run_task(args, task, fold, config, source, out, procs, stop):
     """Train each seed and rate, choose on validation, then test once a seed -> result rows, None after a signal."""
     from supervised import Job, Trial
     s = settings_for(args, config, task)
     changes = overrides(s, config, task)
     job = Job(s, source, args.format, changes, task.labels, task.metric, task.window_seconds, task.hop_seconds,
-              out / task.name, procs, stop, args.workers, args.micro_batch, args.amp)
-    prepare(job.folder, vars(s) | {"encoder": fingerprint(source), "config": changes, "labels": task.labels,
-            "data": {k: v.rows.fingerprint() for k, v in task.splits.items()}}, args, procs)
+              out / (f"{task.name}-fold{fold}" if fold else task.name), procs, stop, args.workers, args.micro_batch,
+              args.amp)
+    data = {name: split.rows.fingerprint() for name, split in task.splits.items()}
+    prepare(job.folder, vars(s) | {"encoder": fingerprint(source), "format": args.format, "config": changes,
+                                   "labels": task.labels, "data": data}, args, procs)
     path = job.folder / "results.json"
     rows = json.loads(path.read_text())["results"] if path.exists() else []
     seeds = range(args.seed, args.seed + args.seeds)
@@ -258,9 +149,10 @@ def run_task(args, task, config, source, out, procs, stop):
                 return None
         best = max(range(len(trials)), key=lambda i: curves[i]["value"])
         if curves[best]["epoch"] is None:
-            raise UserError(f"{task.name}: with none of the rates {', '.join(map(str, s.lr))} was a loss finite; lower "
-                            "--lr")
-        rows.append(test(args, task, job, trials[best], curves[best], curves, rows))
+            raise UserError(f"{task.name}: the loss was finite with none of the rates {', '.join(map(str, s.lr))}: "
+                            "lower --lr")
+        row = test(task, job, trials[best], curves[best], rows)
+        rows.append(row | {"protocol": args.protocol, "fold": fold, "curves": {c["lr"]: c["curve"] for c in curves}})
         if procs.main:
             cli.write_text(path, json.dumps({"results": rows}, indent=1))
             for trial in trials:
@@ -271,7 +163,7 @@ def run_task(args, task, config, source, out, procs, stop):
     return [row for row in rows if row["seed"] in seeds]
 
 
-def test(args, task, job, trial, chosen, curves, earlier):
+def test(task, job, trial, chosen, earlier):
     """The one look at the test split, by the chosen model -> a result row; writes finetuned.pt if no earlier seed did
     better on validation. Thresholds come from the validation split."""
     import engine
@@ -291,15 +183,14 @@ def test(args, task, job, trial, chosen, curves, earlier):
         heads.save(model, job.folder / "finetuned.pt")
     scores, frames = scoring.predict(model, split, procs, autocast, job.workers, frames=events)
     row = {"task": task.name, "group": task.group, "probe": "finetune", "encoder": name_of(job.source),
-           "metric": task.metric, "protocol": args.protocol, "fold": args.fold, "seed": chosen["seed"],
-           "lr": chosen["lr"], "epoch": chosen["epoch"], "valid": chosen["value"],
-           **scoring.clip_results(task, scores, split, chosen["seed"])}
+           "metric": task.metric, "seed": chosen["seed"], "lr": chosen["lr"], "epoch": chosen["epoch"],
+           "valid": chosen["value"], **scoring.clip_results(task, scores, split, chosen["seed"])}
     if task.metric != "accuracy":
         row["thresholds"] = dict(zip(task.labels, model.thresholds))
     if events:
         parts = scoring.recordings(split, frames, model.frame_seconds)
         row |= scoring.event_results(parts, task.labels, model.thresholds, split.events, model.minimum_seconds)
-    return row | {"curves": {f"{c['lr']:g}": c["curve"] for c in curves}}
+    return row
 
 
 # -------------------------------------------------------------------------------------------------------- printing
@@ -319,25 +210,32 @@ def describe(task, s):
     unit = f"windows of {task.window_seconds:g} s" if task.kind == "detection" else "clips"
     length = f"{s.steps} steps" if s.steps else f"{s.epochs} epochs"
     return (f"\n{task.name}: {sizes} {unit}, {len(task.labels)} classes\n"
-            f"  {s.optimizer}, lr {' '.join(f'{lr:g}' for lr in s.lr)}, batch {s.batch_size}, {length}, {s.loss}, pool "
-            f"{s.pool}, mixup {s.mixup:g}, trained: {s.trainable}")
+            f"  {s.optimizer}, lr {' '.join(f'{lr:g}' for lr in s.lr)}, batch {s.batch_size}, {length}, {s.loss}, "
+            f"pool {s.pool}, mixup {s.mixup:g}, trained: {s.trainable}")
 
 
 def print_tables(rows, per_class):
     """A line a task and seed, for detection a second one; then BEANS's groups beside published ones."""
     width = max(len(row["task"]) for row in rows)
-    print(f"\n{'task':<{width}}  metric    test   95 % interval   chance  validation  lr       epoch  seed  test items")
+    print(f"\n{'task':<{width}}  metric    test   95 % interval   chance  validation  lr       epoch    seed  tested")
     for row in rows:
         low, high = row["ci95"]
         print(f"{row['task']:<{width}}  {shown_metric(row):<8}  {row['value']:.3f}  [{low:.3f}, {high:.3f}]  "
-              f"{row['chance']:.3f}   {row['valid']:.3f}       {row['lr']:<7g}  {row['epoch']:<5}  {row['seed']:<4}  "
-              f"{row['n_test']}")
+              f"{row['chance']:.3f}   {row['valid']:.3f}       {row['lr']:<7g}  {row['epoch']:<7}  {row['seed']:<4}  "
+              f"{row['n_test']}" + (f", fold {row['fold']}" if row["fold"] else ""))
         if "cmap" in row:
             events = (f", event F1 {row['event_f1']:.3f} (IoU 0.3), {row['onset_f1']:.3f} (onset 0.2 s)"
                       if "event_f1" in row else "")
-            print(f"{'':<{width}}  tie-aware mAP without empty classes {row['cmap']:.3f}, AUROC {row['auroc']:.3f}{events}")
+            print(f"{'':<{width}}  tie-aware mAP without empty classes {row['cmap']:.3f}, AUROC {row['auroc']:.3f}"
+                  f"{events}")
         for label, one in row["per_class"].items() if per_class else ():
-            print(f"{'':<{width}}    {label:<24} {'–' if one['value'] is None else format(one['value'], '.3f')}  ({one['n']})")
+            value = "–" if one["value"] is None else f"{one['value']:.3f}"
+            print(f"{'':<{width}}    {label:<24} {value}  ({one['n']})")
+    for name in dict.fromkeys(row["task"] for row in rows):
+        values = [row["value"] for row in rows if row["task"] == name]
+        if len(values) > 1:
+            print(f"{name:<{width}}  mean of {len(values)} runs {sum(values) / len(values):.3f}, from {min(values):.3f} to "
+                  f"{max(values):.3f}")
     if any(row["group"] for row in rows):
         print_beans(rows)
 
@@ -374,11 +272,19 @@ def main(argv=None):
     if args.data == DEMO and procs.main and not all(Path(name).is_dir() for name in args.task):
         demo.ensure(DEMO)
     procs.barrier()
-    tasks = [load_task(name, args.data, low=args.low, fold=args.fold) for name in task_names(args.task, args.data)]
+    tasks = []
+    for name in task_names(args.task, args.data):
+        task = load_task(name, args.data, low=args.low, fold=None if args.fold == "all" else args.fold)
+        if args.fold != "all":
+            tasks.append((task, args.fold))
+        elif not task.folds:
+            raise UserError(f"--fold all: task {task.name} has no folds")
+        else:
+            tasks += [(load_task(name, args.data, fold=fold), fold) for fold in task.folds]
     source = args.checkpoint or newest_encoder("runs")
     source = source if str(source) in PRESETS or not Path(source).is_dir() else newest_encoder(source)
     config = load_encoder(source, args.format).config
-    for task in tasks:
+    for task, _ in tasks:
         settings = settings_for(args, config, task)  # mistakes show before the first task is trained
         overrides(settings, config, task)
         if settings.batch_size % procs.world:
@@ -390,10 +296,11 @@ def main(argv=None):
         print(f"{name_of(source)}: {config.name}, {config.sample_rate} Hz -> {out}")
 
     rows = []
-    for task in tasks:
-        if (done := run_task(args, task, config, source, out, procs, stop)) is None:
+    for task, fold in tasks:
+        if (done := run_task(args, task, fold, config, source, out, procs, stop)) is None:
             if procs.main:
-                print(f"{out}: stopped by {stop.received or 'a signal to another process'}, saved; the same command goes on")
+                reason = stop.received or "a signal to another process"
+                print(f"{out}: stopped by {reason}, saved; the same command goes on")
             break
         rows += done
     else:

@@ -31,8 +31,9 @@ class Head(nn.Module):
 class FineTuned(nn.Module):
     """Encoder, a head on the clip vector and, of kind "frames", one on each frame (patch tokens averaged over mel).
 
-    What is pooled is the encoder's business (config.pool); clips longer than its training length are cut into windows,
-    whose features are joined before the head. activation: softmax where classes exclude each other, else sigmoid.
+    What is pooled is the encoder's business (config.pool); clips longer than its training length are cut into
+    windows, whose features are joined before the head. activation: softmax where classes exclude each other, else
+    sigmoid.
     thresholds: one a class, or None; of a detector they are those of its frame scores, above which an event lasts at
     least minimum_seconds. window_seconds, hop_seconds: what it was trained on.
     """
@@ -67,8 +68,7 @@ class FineTuned(nn.Module):
         is masked; when patches are dropped there are no frame logits (None).
         """
         c = self.encoder.config
-        size = wave.shape[1] if wave.shape[1] <= c.chunk_samples else c.chunk_samples
-        windows, extent, clip, place = self.encoder._windows(wave, lengths, size)
+        windows, extent, clip, place = self.encoder._windows(wave, lengths, c.chunk_samples)
         clip, place = clip.to(wave.device), place.to(wave.device)
         seeds = None if seeds is None else seeds[clip] ^ place
         vectors, frames, columns = self._features(windows, extent, seeds, masks, patch_drop)
@@ -110,10 +110,10 @@ class FineTuned(nn.Module):
         return torch.cat(parts, 1), frames, columns
 
     def _tokens(self, spec, lengths, hidden):
-        arguments = dict(mask=hidden, lengths=lengths, visible_only=hidden is not None)
-        if self.encoder.config.features == "ffn":
-            return torch.stack(self.encoder.ffn_outputs(spec, **arguments)).mean(0)
-        return self.encoder.tokens(spec, **arguments)
+        e = self.encoder
+        if e.config.features == "ffn":
+            return torch.stack(e.ffn_outputs(e.patch_tokens(spec, lengths), lengths)).mean(0)
+        return e.tokens(spec, mask=hidden, lengths=lengths, visible_only=hidden is not None)
 
     def _frame_logits(self, frames, pooled):
         """frames (B, T', D) -> (B, T', C); without a head of its own a frame goes through the clip's."""
@@ -149,8 +149,8 @@ def focal_loss(logits, target, alpha=0.25, gamma=2.0):
 
 
 def clip_loss(logits, target, kind="ce", smoothing=0.0):
-    """logits (…, C), target (…, C) in [0, 1], for ce a distribution -> (…): cross entropy over classes, or the mean over
-    classes of binary cross entropy or of focal loss."""
+    """logits (…, C), target (…, C) in [0, 1], for ce a distribution -> (…): cross entropy over classes, or the mean
+    over classes of binary cross entropy or of focal loss."""
     if kind == "ce":
         target = (1 - smoothing) * target + smoothing / target.shape[-1]
         return -(target * logits.log_softmax(-1)).sum(-1)
@@ -161,7 +161,7 @@ def clip_loss(logits, target, kind="ce", smoothing=0.0):
 
 
 class Supervised(nn.Module):
-    """The objective of fine-tuning: loss of the clip, and of kind "frames" of each valid frame, both means over clips."""
+    """The objective of fine-tuning: loss of the clip and, of kind "frames", of each valid frame; means over clips."""
     takes = ("wave", "lengths", "seed", "target", "frames")  # of a batch, in this order
 
     def __init__(self, model, loss="ce", smoothing=0.0, masks=None, patch_drop=0.0):
@@ -200,7 +200,8 @@ def save(model, path):
             "activation": model.activation, "window_seconds": model.window_seconds, "hop_seconds": model.hop_seconds,
             "minimum_seconds": model.minimum_seconds}
     encoder = {k: v.detach().cpu() for k, v in model.encoder.state_dict().items()}
-    write_atomically({"version": VERSION, "config": model.encoder.config.to_dict(), "model": encoder, "head": head}, path)
+    config = model.encoder.config.to_dict()
+    write_atomically({"version": VERSION, "config": config, "model": encoder, "head": head}, path)
 
 
 def load(path):
@@ -208,7 +209,7 @@ def load(path):
     content = convert.open_file(path)
     head = content.get("head") if isinstance(content, dict) else None
     if not isinstance(head, dict):
-        raise UserError(f"{path}: holds no head, so it can't score anything; give a finetuned.pt of python finetune.py")
+        raise UserError(f"{path}: holds no head, so it can't score; give a finetuned.pt that finetune.py wrote")
     found = convert.read(path)
     encoder = Encoder(found.config)
     load_exactly(encoder, found.state, path)

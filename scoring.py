@@ -35,7 +35,8 @@ class FrameTargets:
         for start, end, k in self.calls[self.file_index[row]]:
             overlap = np.minimum(end, begin + self.frame_seconds) - np.maximum(start, begin)
             middle = (start + end) / 2
-            out[:, k] |= (overlap >= self.frame_seconds / 2) | (begin <= middle) & (middle < begin + self.frame_seconds)
+            holds_middle = (begin <= middle) & (middle < begin + self.frame_seconds)
+            out[:, k] |= (overlap >= self.frame_seconds / 2) | holds_middle
         return out
 
 
@@ -137,9 +138,9 @@ def event_thresholds(parts, labels, events, minimum=0.0, iou=0.3):
 
 def clip_thresholds(scores, truth):
     """The threshold of each class with the best F1 over clips -> list of C; 0.5 for a class without positives."""
-    on = scores[None] >= THRESHOLDS[:, None, None]  # (33, n, C)
-    hits = (on & truth).sum(1)
-    f1 = 2 * hits / np.maximum(on.sum(1) + truth.sum(0), 1)
+    def f1(on):
+        return 2 * (on & truth).sum(0) / np.maximum(on.sum(0) + truth.sum(0), 1)
+    f1 = np.stack([f1(scores >= threshold) for threshold in THRESHOLDS])  # (33, C)
     return [float(THRESHOLDS[k]) if f > 0 else 0.5 for k, f in zip(f1.argmax(0), f1.max(0))]
 
 
@@ -155,8 +156,8 @@ def clip_results(task, scores, split, seed, draws=1000):
         table = confusion_matrix(targets, predicted, labels=range(len(task.labels)))
         return {"value": float(right.mean()), "ci95": metrics.bootstrap(right, split.groups, draws, seed),
                 "chance": 1 / len(task.labels), "n_test": len(split),
-                "per_class": {label: {"value": float(table[k, k] / counts[k]) if counts[k] else None, "n": int(counts[k])}
-                              for k, label in enumerate(task.labels)}, "confusion": table.tolist()}
+                "per_class": {label: {"value": float(table[k, k] / n) if n else None, "n": int(n)}
+                              for k, (label, n) in enumerate(zip(task.labels, counts))}, "confusion": table.tolist()}
     each = metrics.average_precision(scores, targets)
     interval = metrics.bootstrap_metric(metrics.mean_average_precision,
                                         scores, targets, split.groups, min(draws, 200), seed)
@@ -182,8 +183,8 @@ WEIGHTS = {"classification": 5, "detection": 5, "auxiliary": 2}  # sets of BEANS
 
 
 def group_means(rows):
-    """Result rows -> {group: (mean over its tasks, number of tasks)}, and "all": the mean over the twelve sets, that is
-    the groups weighted 5 / 5 / 2 (over the groups that are there). Seeds of a task are averaged first."""
+    """Result rows -> {group: (mean over its tasks, number of tasks)}, and "all": the mean over the twelve sets, that
+    is the groups weighted 5 / 5 / 2 (as far as they are there). Seeds and folds of a task are averaged first."""
     values = {}
     for row in rows:
         if row.get("group") in WEIGHTS:

@@ -23,7 +23,7 @@ from scoring import FrameTargets, metric_of, predict
 @dataclass
 class Job:
     """What all trials of a task share."""
-    settings: SimpleNamespace  # finetune.settings_for
+    settings: SimpleNamespace  # protocols.settings_for
     source: str  # checkpoint file or preset's name
     format: str | None
     overrides: dict  # of the encoder's config
@@ -63,8 +63,8 @@ def build(job, seed):
 
 
 def make_optimizer(objective, s, lr):
-    """The rate of each block is `layer_decay` of the next one's, that of the embeddings of the first one's; head and last
-    norm have the full rate (BEiT). Weight decay is on matrices only, with Adam on everything."""
+    """The rate of each block is `layer_decay` of the next one's, that of the embeddings of the first one's; head and
+    last norm have the full rate (BEiT). Weight decay is on matrices only, with Adam on everything."""
     depth, groups = objective.encoder.config.depth, {}
     for name, p in objective.named_parameters():
         part = name.removeprefix("model.encoder.").split(".")
@@ -213,7 +213,8 @@ class Trial:
 def add_weights(total, state):
     """A running sum of state dicts: {"n", "sum"}; what is not floating point is kept as it is now."""
     total = total or {"n": 0, "sum": {}}
-    added = {k: total["sum"].get(k, 0.0) + v.double() if v.is_floating_point() else v.clone() for k, v in state.items()}
+    added = {k: total["sum"].get(k, 0.0) + v.double().cpu() if v.is_floating_point() else v.cpu().clone()
+             for k, v in state.items()}
     return {"n": total["n"] + 1, "sum": added}
 
 

@@ -134,8 +134,8 @@ def load_task(task, root=None, low=False, fold=None, window=None, hop=None):
             raise UserError(f"{path} is missing: task {name} has a list for each of train, valid and test")
     source = _Source(name, settings, home, root)
     if (settings and settings.hop) or (not settings and _lists_events(next(iter(lists.values())))):
-        if fold is not None:
-            raise UserError(f"task {name} is a detection task: folds are for clips")
+        if fold is not None or "all" in lists:
+            raise UserError(f"task {name} lists calls in recordings: it wants train, valid and test; folds are for clips")
         return _detection_task(source, lists, window, hop)
     return _clip_task(source, lists, fold)
 
@@ -227,7 +227,7 @@ def _low_list(path):
     """The list of the low-data protocol beside a training list."""
     low = path.with_name(path.name.replace("train", "train-low"))
     if low == path or not low.exists():
-        raise UserError(f"{path.parent} holds no {low.name}: this task has no low-data list")
+        raise UserError(f"{path}: this task has no low-data list, train-low, beside it")
     return low
 
 

@@ -5,7 +5,7 @@ from test_manifest import fails
 
 from annotations import Event, read_annotations, read_recordings, write_annotations
 
-FILES = [("a/one.wav", 10.1234567, 16000), ("b, c.wav", 3600.0000004, 44100), ("bat.wav", 5.0, 250000)]
+FILES = [("a/one.wav", 10.1234565, 16000), ("b, c.wav", 3600.0000004, 44100), ("bat.wav", 5.0, 250000)]
 
 
 def events(n=200, seed=0):

@@ -223,7 +223,7 @@ def most_pairs(fits):
 
 
 @pytest.mark.parametrize("rule", [dict(iou=0.0), dict(iou=0.3), dict(iou=0.7), dict(onset_collar=0.3),
-                                  dict(onset_collar=0.3, offset_collar=0.2, offset_share=0.2)])
+                                  dict(onset_collar=0.6, offset_collar=0.2, offset_share=0.5)])
 def test_matching_is_the_largest_one_to_one_pairing(rule):
     def fits(p, t):
         if p.file != t.file or p.label != t.label:
@@ -231,9 +231,9 @@ def test_matching_is_the_largest_one_to_one_pairing(rule):
         if "iou" in rule:
             overlap = min(p.end, t.end) - max(p.start, t.start)
             return overlap > 0 and overlap >= rule["iou"] * (max(p.end, t.end) - min(p.start, t.start))
-        near = abs(p.start - t.start) <= 0.3
+        near = abs(p.start - t.start) <= rule["onset_collar"]
         return near and ("offset_collar" not in rule
-                         or abs(p.end - t.end) <= max(0.2, 0.2 * (t.end - t.start)))
+                         or abs(p.end - t.end) <= max(0.2, 0.5 * (t.end - t.start)))
     for seed in range(12):
         rng = np.random.default_rng(seed)
         predicted, truth = random_events(rng, 6), random_events(rng, 7)
@@ -249,6 +249,8 @@ def test_one_long_prediction_over_two_calls_finds_one_of_them():
     found = match_events([Event("f", 0, 2, "x")], truth)
     assert (found["tp"], found["fp"], found["fn"], found["precision"], found["recall"]) == (1, 0, 1, 1.0, 0.5)
     assert match_events([Event("g", 0, 1, "x"), Event("f", 0, 1, "y")], truth)["tp"] == 0  # file and label count
+    assert match_events([Event("f", 0, 2, "x")], truth, iou=0.5)["tp"] == 1  # reaching it is enough
+    assert match_events([Event("f", 0, 2, "x")], truth, iou=0.51)["tp"] == 0
 
 
 def test_thousands_of_events_of_one_recording_are_matched():

@@ -232,6 +232,11 @@ def test_a_window_past_the_end_of_a_short_recording_is_what_is_there(tmp_path):
     split = load_task(tmp_path / "own").splits["test"]
     assert len(split) == 1 and len(split.read(0)) == 24000 and split.targets.tolist() == [[True]]
     assert split.times()[1].tolist() == [1.5]
+    folder = own(tmp_path, {s: [(f"{s}.wav", 3.95, [(0.2, 4.0, "x")])] for s in SPLITS})
+    for split in SPLITS:  # a list that rounds
+        (folder / f"{split}.jsonl").write_text((folder / f"{split}.jsonl").read_text().replace("3.95", "4.0"))
+    split = load_task(folder).splits["test"]
+    assert [len(split.read(i)) for i in range(3)] == [32000, 32000, 31200] and split.targets.all()
 
 
 # ---------------------------------------------------------------------------------------------------- own detection
@@ -286,7 +291,8 @@ def test_own_recordings_come_with_any_table(tmp_path, layout):
 
 
 def test_own_windows_have_the_length_that_is_asked_for(tmp_path):
-    task = load_task(own(tmp_path, CALLS), window=1, hop=0.5)
+    assert "folds are for clips" in fails(load_task, own(tmp_path, CALLS), fold=1)
+    task = load_task(tmp_path / "own", window=1, hop=0.5)
     assert (task.window_seconds, task.hop_seconds) == (1.0, 0.5)
     assert len(task.splits["test"]) == 9 + 7 + 5 and len(task.splits["test"].read(3)) == 16000
 
@@ -413,6 +419,10 @@ def test_one_list_with_folds_is_a_task(tmp_path):
     assert paths == {"train": [f"audio/r{k}.flac" for k in (2, 3, 4, 5)],
                      "valid": ["audio/r6.flac", "audio/r7.flac"], "test": ["audio/r0.flac", "audio/r1.flac"]}
     assert first["train"].groups.tolist() == [0, 0, 1, 1], "a column recording says what belongs together"
+    assert "no low-data list" in fails(load_task, "own", tmp_path, low=True)
+    assert "exclude each other" in fails(load_task, "own", tmp_path, low=True, fold=1)
+    table(tmp_path / "own" / "annotations.csv", ["file", "start", "end", "label"], [["audio/r0.flac", 0, 1, "a"]])
+    assert "wants train, valid and test" in fails(load_task, "own", tmp_path)
     table(tmp_path / "own" / "annotations.csv", ["path", "label"], [row[:2] for row in rows])
     assert "no column fold" in fails(load_task, "own", tmp_path)
 
