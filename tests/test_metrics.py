@@ -191,7 +191,7 @@ def test_overlapping_windows_give_one_event_where_they_touch():
 def test_frames_that_meet_within_a_sample_are_one_event():
     """0.1 s at 11025 Hz is 1102.5 samples: neighbours are up to a sample apart, or overlap by one."""
     starts = np.rint(np.arange(20) * 1102.5) / 11025
-    found = decode_events(np.ones((20, 1)), starts, starts + 1102 / 11025, ["x"], minimum=2.0)
+    found = decode_events(np.ones((20, 1)), starts, starts + 1101 / 11025, ["x"], minimum=2.0)
     assert [(e.start, round(e.end, 3)) for e in found] == [(0.0, 2.0)]
 
 
@@ -242,6 +242,14 @@ def test_matching_is_the_largest_one_to_one_pairing(rule):
         assert (found["tp"] + found["fp"], found["tp"] + found["fn"]) == (6, 7)
         assert found["f1"] == pytest.approx(2 * found["tp"] / 13)
         assert sum(row["tp"] for row in found["per_class"].values()) == found["tp"]
+
+
+@pytest.mark.parametrize("call, found, share, hit", [
+    ((0, 2), (0, 2.9), 0.5, 1), ((0, 2), (0, 2.9), 0.4, 0), ((0, 0.2), (0, 0.39), 0.5, 1), ((0, 0.2), (0, 0.41), 0.5, 0),
+    ((1, 2), (0.8, 2), 0.0, 1), ((1, 2), (0.79, 2), 0.0, 0)])
+def test_offsets_may_differ_by_the_larger_of_collar_and_share(call, found, share, hit):
+    assert match_events([Event("f", *found, "x")], [Event("f", *call, "x")], onset_collar=0.2, offset_collar=0.2,
+                        offset_share=share)["tp"] == hit
 
 
 def test_one_long_prediction_over_two_calls_finds_one_of_them():
