@@ -33,12 +33,13 @@ class Scored(NamedTuple):
 
 def standardiser(x, chunk=1 << 14):
     """Mean and deviation of each feature of x (n, D) -> two float32 (D,); a constant one has deviation 1."""
-    total = square = 0.0
+    count, mean, square = 0, 0.0, 0.0  # square: of distances from the mean, joined as by Chan et al. 1979
     for start in range(0, len(x), chunk):
-        part = torch.as_tensor(np.array(x[start:start + chunk], np.float32)).double()
-        total, square = total + part.sum(0), square + part.square().sum(0)
-    mean = total / len(x)
-    deviation = (square / len(x) - mean.square()).clamp(min=0).sqrt()
+        part = torch.as_tensor(np.array(x[start:start + chunk], np.float32))
+        n, middle = len(part), part.mean(0)
+        square = square + (part - middle).square_().sum(0).double() + (middle - mean) ** 2 * (count * n / (count + n))
+        mean, count = mean + (middle.double() - mean) * (n / (count + n)), count + n
+    deviation = (square / count).sqrt()
     return mean.float(), deviation.where(deviation > 1e-6, 1.0).float()
 
 
@@ -55,7 +56,7 @@ class Vectors:
     def batch(self, rows):
         """rows: a slice, or indices (B,) -> (float32 (B, D) on the device of `mean`, None)."""
         x = torch.as_tensor(np.array(self.x[rows], np.float32)).to(self.mean.device)
-        return (x - self.mean) / self.deviation, None
+        return x.sub_(self.mean).div_(self.deviation), None
 
 
 @dataclass
@@ -119,8 +120,8 @@ def nearest(train, queries, k=10, standardise=True, chunk=8192):
     k, out = min(k, len(train)), []
 
     def unit(x):
-        x = torch.as_tensor(np.array(x, np.float32))
-        return F.normalize(((x - mean) / deviation) if standardise else x, dim=1)
+        x = torch.as_tensor(np.array(x, np.float32)).sub_(mean).div_(deviation)
+        return x.div_(x.norm(dim=1, keepdim=True).clamp_(min=1e-12))
 
     for at in range(0, len(queries), chunk):
         query, best = unit(queries[at:at + chunk]), None
@@ -195,7 +196,7 @@ def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTI
     """
     n, width = train.shape
     rows = Vectors(train, *standardiser(train))
-    y = one_hot(targets, classes).double()
+    y = one_hot(targets, classes)
     middle = y.mean(0)
     y -= middle
     if n >= width:
@@ -203,17 +204,17 @@ def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTI
         for start in range(0, n, chunk):  # float32 within a chunk, float64 over chunks
             x, _ = rows.batch(slice(start, start + chunk))
             gram += (x.T @ x).double()
-            product += (x.T @ y[start:start + chunk].float()).double()
+            product += (x.T @ y[start:start + chunk]).double()
         values, left = torch.linalg.eigh(gram)
         right = left.T @ product
     else:
         x = rows.batch(slice(None))[0].double()
         values, q = torch.linalg.eigh(x @ x.T)
-        left, right = x.T @ q, q.T @ y
+        left, right = x.T @ q, q.T @ y.double()
     left, right, values = left.float(), right.float(), values.clamp(min=0).float()
 
     def scores(x, penalty):  # x (m, rank): rotated once for all penalties
-        return ((x / (values + n * penalty)) @ right + middle.float()).numpy()
+        return ((x / (values + n * penalty)) @ right + middle).numpy()
 
     def rotated(x):
         return torch.cat([Vectors(x, rows.mean, rows.deviation).batch(slice(i, i + chunk))[0] @ left
@@ -223,29 +224,37 @@ def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTI
     return Scored(scores(held, penalty), scores(rotated(test), penalty), {"penalty": penalty})
 
 
+@torch.no_grad()
 def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS, device="cpu", steps=100,
-             tolerance=1e-5):
+             tolerance=1e-4):
     """Logistic regression by L-BFGS: mean loss + decay / 2 · |W|², from strong to weak decay, each from the last
-    solution. One label: softmax; several: a sigmoid each. scikit-learn's C is 1 / (n decay).
+    solution, until no gradient exceeds the tolerance. One label: softmax; several: a sigmoid each. scikit-learn's C is
+    1 / (n decay), its tolerance this one.
     """
     shape = [part.to(device) for part in standardiser(train)]
     x, _ = Vectors(train, *shape).batch(slice(None))
-    y = one_hot(targets, classes).to(device).double(), several(targets)
-    weight, bias = (torch.zeros(*size, classes, dtype=torch.float64, device=device, requires_grad=True)
-                    for size in ((x.shape[1],), ()))
+    y = one_hot(targets, classes).to(device)
+    label = y.argmax(1, keepdim=True)
+    weight, bias = (torch.zeros(*size, classes, dtype=torch.float64, device=device) for size in ((x.shape[1],), ()))
     best = None
     for decay in decays:
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, max_eval=2 * steps, history_size=10,
                                       tolerance_grad=tolerance, tolerance_change=1e-9, line_search_fn="strong_wolfe")
 
         def closure():
-            optimizer.zero_grad()
-            logits = x @ weight.float() + bias.float()  # products in float32; the line search needs float64
-            value = loss(logits.double()[:, None], y).sum() + decay / 2 * weight.square().sum()
-            value.backward()
-            return value
+            """Products in float32, sums in float64: the line search compares losses that differ in the ninth digit.
+            """
+            logits = torch.addmm(bias.float(), x, weight.float())
+            if several(targets):
+                each, residual = F.softplus(logits) - y * logits, logits.sigmoid().sub_(y)
+            else:
+                log_p = logits.log_softmax(1)
+                each, residual = -log_p.gather(1, label), log_p.exp_().sub_(y)
+            weight.grad = (x.T @ residual).double() / len(x) + decay * weight
+            bias.grad = residual.mean(0).double()
+            return each.sum(dtype=torch.float64) / len(x) + decay / 2 * weight.square().sum()
         optimizer.step(closure)
-        solution = weight.detach().float(), bias.detach().float()
+        solution = weight.float(), bias.float()
         held = outputs(_linear(valid, shape, *solution), targets)
         value = metric(held, truth)
         if best is None or value > best[0]:
