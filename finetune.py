@@ -27,8 +27,8 @@ def parse_args(argv=None):
     g.add_argument("--checkpoint", help="file, run folder or preset's name (default: the newest run below runs/)")
     g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--data", default=DEMO, help="folder that holds the tasks")
-    g.add_argument("--task", nargs="+", default=["species"], help="names or folders; beans: all of the twelve that "
-                   "are there (the demo has species, individual, detection)")
+    g.add_argument("--task", nargs="+", help="names or folders; beans: all of the twelve that are there (default: the "
+                   "demo's species; it also has individual and detection)")
     g.add_argument("--fold", help="of a task with folds: the one that is tested, the one before it validates; all: "
                    "each in turn")
     g.add_argument("--low", action="store_true", help="BEANS's small training lists")
@@ -36,8 +36,8 @@ def parse_args(argv=None):
 
     g = p.add_argument_group("protocol (defaults: the recipe's; a protocol overrides the recipe, a flag both)")
     g.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="settings (auto: by encoder family)")
-    g.add_argument("--protocol", choices=PROTOCOLS, help="both Adam, batch 32, constant rate; gpm-bt: 25 epochs, 1e-5 "
-                   "5e-5 1e-4 5e-4, patch stride 10, native rate; beans: 50 epochs, 1e-5 5e-5 1e-4")
+    g.add_argument("--protocol", choices=PROTOCOLS, help="both Adam, batch 32, constant rate; gpm-bt: 25 epochs, "
+                   "1e-5 5e-5 1e-4 5e-4, patch stride 10, native rate; beans: 50 epochs, 1e-5 5e-5 1e-4")
     g.add_argument("--lr", type=cli.positive, nargs="+", help="peak rates; the best on validation is tested")
     g.add_argument("--epochs", type=cli.positive_int)
     g.add_argument("--steps", type=cli.positive_int, help="instead of --epochs: optimiser steps")
@@ -51,9 +51,9 @@ def parse_args(argv=None):
     g = p.add_argument_group("model and loss")
     g.add_argument("--trainable", default="all", help="all, head, or a number: that many last blocks and the head")
     g.add_argument("--pool", choices=("mean", "cls", "both"), help="patch tokens, special tokens, or both")
-    g.add_argument("--head", choices=("linear", "frames"), help="frames: also scores of frames (default of detection)")
-    g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other, or bce")
-    g.add_argument("--patch-stride", type=cli.positive_int, help="overlapping patches (GPM-BT: 10 of 16, frames 1 of 2)")
+    g.add_argument("--head", choices=("linear", "frames"), help="frames: scores of frames too (default: detection)")
+    g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other")
+    g.add_argument("--patch-stride", type=cli.positive_int, help="overlap (GPM-BT: 10 of 16 frames, or 1 of 2)")
     g.add_argument("--optimizer", choices=("adamw", "adam", "sgd"))
     g.add_argument("--batch-size", type=cli.positive_int, help="clips a step, over all processes")
     g.add_argument("--weight-decay", type=float)
@@ -83,6 +83,7 @@ def parse_args(argv=None):
     g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
     g.add_argument("--timeout", type=cli.positive, default=300, help="longest wait for another process, s")
     args = p.parse_args(argv)
+    args.task = args.task or ["species"]
     if args.patience and args.average:
         raise UserError("--patience and --average: the last epochs are not known before the end; give one of them")
     if args.trainable not in ("all", "head") and not args.trainable.isdigit():
@@ -234,8 +235,8 @@ def print_tables(rows, per_class):
     for name in dict.fromkeys(row["task"] for row in rows):
         values = [row["value"] for row in rows if row["task"] == name]
         if len(values) > 1:
-            print(f"{name:<{width}}  mean of {len(values)} runs {sum(values) / len(values):.3f}, from {min(values):.3f} to "
-                  f"{max(values):.3f}")
+            mean = sum(values) / len(values)
+            print(f"{name:<{width}}  mean of {len(values)} runs {mean:.3f}, from {min(values):.3f} to {max(values):.3f}")
     if any(row["group"] for row in rows):
         print_beans(rows)
 

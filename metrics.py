@@ -52,8 +52,13 @@ def mean_average_precision(scores, truth):
 
 def cmap(scores, truth):
     """Class-averaged mAP as Perch and BirdSet have it: tie-aware, over the classes that occur; NaN if none does."""
+    return _mean_present(average_precision(scores, truth, ties=True), truth)
+
+
+def _mean_present(values, truth):
+    """The mean of values (C,) over the classes that truth (n, C) has."""
     present = np.asarray(truth, bool).any(axis=0)
-    return float(average_precision(scores, truth, ties=True)[present].mean()) if present.any() else float("nan")
+    return float(values[present].mean()) if present.any() else float("nan")
 
 
 def auroc(scores, truth):
@@ -201,11 +206,14 @@ def _found(counts):
 def bootstrap(values, groups=None, draws=1000, seed=0):
     """95 % percentile interval [lo, hi] of the mean of `values` (n,) over resampled items.
 
-    groups (n,): items of one group (a recording, an individual) are drawn together, since they are not independent.
+    groups (n,): items of one group (a recording, an individual) are drawn together, since they are not independent;
+    one group alone says nothing about others: [NaN, NaN].
     """
     values = np.asarray(values, dtype=np.float64)
     names = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     totals, sizes = np.bincount(names, values), np.bincount(names)
+    if len(totals) < 2:
+        return [float("nan")] * 2
     rng = np.random.default_rng(seed)
     means = np.empty(draws)
     for i in range(draws):
@@ -218,19 +226,30 @@ def bootstrap_metric(function, scores, truth, groups=None, draws=1000, seed=0):
     """Like `bootstrap`, for a metric that is no mean over items: function(scores, truth) -> number.
 
     scores, truth: arrays whose first axis are the n items; groups (n,) as above. Draws in which the metric is NaN
-    (no positives) are left out; [NaN, NaN] if all are.
+    (no positives) are left out; [NaN, NaN] if all are, or if there is one group only.
     """
     values = metric_draws(function, scores, truth, groups, draws, seed)
     values = values[~np.isnan(values)]
+    if groups is not None and len(np.unique(groups)) < 2:
+        values = values[:0]
     return [float(v) for v in np.percentile(values, (2.5, 97.5))] if len(values) else [float("nan")] * 2
 
 
 def metric_draws(function, scores, truth, groups=None, draws=1000, seed=0):
     """The metric in each bootstrap draw -> float64 (draws,). Draw i takes the same items whatever the scores, so that
-    the draws of two models can be subtracted: percentiles of that are the interval of their paired difference."""
+    the draws of two models can be subtracted: percentiles of that are the interval of their paired difference.
+
+    BEANS's mAP counts a class without positives as 0. In a draw, that is done for the classes that all items lack; one
+    that only the draw lacks is left out, or else the interval would lie below the value itself.
+    """
     scores, truth = np.asarray(scores), np.asarray(truth)
     if function in (mean_average_precision, cmap, auroc):
         scores = _ranked(scores)
+    if function is mean_average_precision:
+        share = truth.any(axis=0).mean()
+
+        def function(scores, truth):
+            return share * _mean_present(average_precision(scores, truth), truth)
     names = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
     members = np.split(np.argsort(names, kind="stable"), np.cumsum(np.bincount(names))[:-1])
     rng = np.random.default_rng(seed)

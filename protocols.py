@@ -1,4 +1,4 @@
-"""How encoders are fine-tuned: recipes of each family, protocols of benchmarks, and the settings that follow from both.
+"""How encoders are fine-tuned: recipes of each family, protocols of benchmarks, and the settings that follow.
 
 Plain values, no torch: `--help` answers at once.
 """
@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from cli import UserError
 
-# Published values where there are any. Shares are of the steps (warmup), of the rate (floor), of clips (mixup), of the
-# window (masks) and of the grid's columns and rows (patch_drop); gain in dB.
+# Published values where there are any. Shares are of the steps (warmup), of the rate (floor), of clips (mixup), of
+# the window (masks) and of the grid's columns and rows (patch_drop); gain in dB.
 BASE = dict(optimizer="adamw", lr=(1e-4,), betas=(0.9, 0.999), weight_decay=0.05, schedule="cosine", warmup=0.1,
             floor=0.0, clip=1.0, epochs=50, batch_size=32, layer_decay=0.75, drop_path=0.1, smoothing=0.1, mixup=0.0,
             alpha=10.0, time_mask=0.2, band_mask=0.2, noise=0.0, roll=False, gain=0.0, patch_drop=0.0, pool="mean",
@@ -47,8 +47,8 @@ PROTOCOLS = {"beans": _PLAIN | dict(epochs=50, lr=(1e-5, 5e-5, 1e-4), rate="mode
 
 def gpm_bt_augmentation(seconds, kind):
     """GPM-BT's masks: up to 48 bands and 48 frames of windows shorter than 5 s, else 24 and 96; detection mixes 60 %.
-    There the masks fall on the whole minute and a file is mixed with itself; here on the window, and with another clip.
-    Its roll by up to ten frames is left out."""
+    There the masks fall on the whole minute and a file is mixed with itself; here on the window and with another
+    clip. Its roll by up to ten frames is left out."""
     bands, frames = (48, 48) if (seconds or 10) < 5 else (24, 96)
     return dict(band_mask=bands / 128, time_mask=min(1.0, frames / (100 * (seconds or 10))),
                 mixup=0.6 if kind == "detection" else 0.0)

@@ -328,3 +328,18 @@ def test_ranking_metrics_are_resampled_by_order_alone():
         for function in (mean_average_precision, cmap, auroc):
             plain = metric_draws(lambda s, t, f=function: f(s, t), scores, truth, draws=20)
             assert np.allclose(metric_draws(function, scores, truth, draws=20), plain)
+
+
+def test_classes_that_a_draw_lacks_do_not_pull_beans_map_down():
+    """Twelve recordings, each with a class of its own, all ranked perfectly; four classes are nowhere."""
+    groups = np.repeat(np.arange(12), 5)
+    truth = np.eye(16, dtype=bool)[groups] & (np.arange(60) % 5 == 0)[:, None]
+    scores = truth.astype(float)
+    assert mean_average_precision(scores, truth) == 0.75
+    assert bootstrap_metric(mean_average_precision, scores, truth, groups, draws=50) == [0.75, 0.75]
+
+
+def test_one_recording_gives_no_interval():
+    scores, truth = ranking("random")
+    assert np.isnan(bootstrap_metric(cmap, scores, truth, np.zeros(60), draws=5)).all()
+    assert np.isnan(bootstrap(truth[:, 0], np.zeros(60))).all() and not np.isnan(bootstrap(truth[:, 0])).any()
