@@ -273,32 +273,31 @@ def few_shot_scores(task, vectors, shots, args):
 
 # -------------------------------------------------------------------------------------------------------- judging
 
-def statistic(task, *sides):
-    """What is resampled: (function, per-item array (n, …)); of two sides the difference. A side is a list of scores
-    (n, C), one a seed; its value is the mean over seeds."""
+def sample(task, scores, args):
+    """(value, what its interval is made of) of scores (n, C), one a seed, whose values are averaged: for accuracy the
+    share of seeds that are right about each clip (n,), for mAP its bootstrap draws (200,)."""
     import numpy as np
 
-    from metrics import mean_average_precision
-    if task.metric == "accuracy":
-        truth = task.splits["test"].targets
-        right = [np.mean([s.argmax(1) == truth for s in side], axis=0) for side in sides]
-        return None, right[0] - right[1] if len(right) == 2 else right[0]
-    signs = [s for side, sign in zip(sides, (1, -1)) for s in [sign / len(side)] * len(side)]
-
-    def value(scores, truth):  # scores (n, all seeds of all sides, C)
-        return sum(sign * mean_average_precision(scores[:, i], truth) for i, sign in enumerate(signs))
-    return value, np.stack([s for side in sides for s in side], axis=1)
-
-
-def judge(task, args, *sides):
-    """(value, [lo, hi]) of one side, or of the difference of two on the same clips. Recordings are resampled."""
-    from metrics import bootstrap, bootstrap_metric
+    from metrics import mean_average_precision, metric_draws
     split = task.splits["test"]
-    function, items = statistic(task, *sides)
-    if function is None:
-        return float(items.mean()), bootstrap(items, split.groups, seed=args.seed)
-    interval = bootstrap_metric(function, items, split.targets, split.groups, 200, args.seed)
-    return function(items, split.targets), interval
+    if task.metric == "accuracy":
+        right = np.mean([one.argmax(1) == split.targets for one in scores], axis=0)
+        return float(right.mean()), right
+    draws = [metric_draws(mean_average_precision, one, split.targets, split.groups, 200, args.seed) for one in scores]
+    return float(np.mean([mean_average_precision(one, split.targets) for one in scores])), np.mean(draws, axis=0)
+
+
+def interval(task, sampled, args):
+    """[lo, hi] of what `sample` gave, or of the difference of two such arrays: draws of recordings are the same."""
+    import numpy as np
+
+    from metrics import bootstrap
+    groups = task.splits["test"].groups
+    if task.metric == "accuracy":
+        return bootstrap(sampled, groups, seed=args.seed)
+    if len(np.unique(groups)) < 2 or np.isnan(sampled).all():
+        return [float("nan")] * 2
+    return [float(v) for v in np.nanpercentile(sampled, (2.5, 97.5))]
 
 
 def row(task, kind, name, scores, args):
@@ -308,7 +307,8 @@ def row(task, kind, name, scores, args):
     judged = scoring.clip_results(task, scores[0], split, args.seed)
     judged.pop("confusion", None)
     if len(scores) > 1:  # several seeds or draws: their mean
-        judged["value"], judged["ci95"] = judge(task, args, scores)
+        judged["value"], sampled = sample(task, scores, args)
+        judged["ci95"] = interval(task, sampled, args)
         judged.pop("per_class")
     return {"task": task.name, "group": task.group, "probe": kind, "encoder": name, "metric": task.metric, **judged,
             "seed": args.seed, "values": [scoring.metric_of(task.metric, one, split.targets) for one in scores]}
@@ -323,13 +323,14 @@ def compare(task, kept, encoders, args):
         return not b.startswith("untrained") or encoders[a].config.name == encoders[b].config.name
     rows = []
     for kind in report.main_rows([{"probe": kind} for kind in dict.fromkeys(kind for kind, _ in kept)]):
-        names = [name for probe, name in kept if probe == kind["probe"]]
+        sampled = {name: sample(task, scores, args) for (probe, name), scores in kept.items() if probe == kind["probe"]}
+        names = list(sampled)
         for i, a in enumerate(names):
             if not a.startswith("untrained") and a != "mel statistics":
                 for b in (b for b in names[i + 1:] if fair(a, b)):
-                    value, interval = judge(task, args, kept[kind["probe"], a], kept[kind["probe"], b])
+                    (value, of_a), (other, of_b) = sampled[a], sampled[b]
                     rows.append({"task": task.name, "probe": kind["probe"], "a": a, "b": b, "metric": task.metric,
-                                 "value": value, "ci95": interval})
+                                 "value": value - other, "ci95": interval(task, of_a - of_b, args)})
     return rows
 
 

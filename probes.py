@@ -228,8 +228,8 @@ def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTI
 def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS, device="cpu", steps=100,
              tolerance=1e-4):
     """Logistic regression by L-BFGS: mean loss + decay / 2 · |W|², from strong to weak decay, each from the last
-    solution, until no gradient exceeds the tolerance. One label: softmax; several: a sigmoid each. scikit-learn's C is
-    1 / (n decay), its tolerance this one.
+    solution, until no gradient exceeds the tolerance. One label: softmax; several: a sigmoid each. scikit-learn's C
+    is 1 / (n decay), its tolerance this one.
     """
     shape = [part.to(device) for part in standardiser(train)]
     x, _ = Vectors(train, *shape).batch(slice(None))

@@ -120,7 +120,7 @@ def _cell(mean, of):
 
 
 def _interval(pair):
-    return f"[{pair[0]:.3f}, {pair[1]:.3f}]"
+    return f"[{pair[0]:.3f}, {pair[1]:.3f}]" if pair[0] == pair[0] else "–"  # NaN: there is one recording only
 
 
 def _plain(value):
