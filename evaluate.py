@@ -95,8 +95,8 @@ def main(argv=None):
         sets = embed(task, encoders, device, args)
         rows, scores = probe(task, sets, device, args)
         results += rows
-        differences += compare(task, scores, encoders, args)
-        geometry += describe(task, sets, args)
+        differences += report.compare(task, scores, encoders, args)
+        geometry += report.describe(task, sets, args)
         print(report.task_table(task, rows, differences, geometry, args.markdown), flush=True)
     if len(tasks) > 1:
         print(report.summary(results, args.markdown))
@@ -175,11 +175,12 @@ def metric_of(task):
 
 def probe(task, sets, device, args):
     """(result rows, {(probe, encoder): test scores (n, C), one a seed or draw}) of one task."""
+    import report
     rows, kept = [], {}
 
     def add(kind, name, scores, more):
         kept[kind, name] = scores
-        rows.append(row(task, kind, name, scores, args) | more)
+        rows.append(report.row(task, kind, name, scores, args) | more)
 
     for name, splits in sets.items():
         vectors = clip_vectors(task, splits, args)
@@ -191,7 +192,7 @@ def probe(task, sets, device, args):
                 "choice": fits[0].choice, "valid": sum(valid) / len(valid),
                 "seconds": round(time.perf_counter() - began, 2)})
             if task.kind == "detection":
-                rows[-1] |= detection_scores(task, fits[0])
+                rows[-1] |= report.detection_scores(task, fits[0])
         if args.linear:
             parts = [r for r in rows if r["encoder"] == name and r["probe"].startswith("linear-")]
             best = max(parts, key=lambda r: r["valid"])
@@ -269,109 +270,6 @@ def few_shot_scores(task, vectors, shots, args):
     chosen = few_shot(vectors["train"], task.splits["train"].targets, vectors["test"], classes, shots, args.draws,
                       args.seed)
     return list(np.eye(classes, dtype=np.float32)[chosen])
-
-
-# -------------------------------------------------------------------------------------------------------- judging
-
-def sample(task, scores, args):
-    """(value, what its interval is made of) of scores (n, C), one a seed, whose values are averaged: for accuracy the
-    share of seeds that are right about each clip (n,), for mAP its bootstrap draws (200,)."""
-    import numpy as np
-
-    from metrics import mean_average_precision, metric_draws
-    split = task.splits["test"]
-    if task.metric == "accuracy":
-        right = np.mean([one.argmax(1) == split.targets for one in scores], axis=0)
-        return float(right.mean()), right
-    draws = [metric_draws(mean_average_precision, one, split.targets, split.groups, 200, args.seed) for one in scores]
-    return float(np.mean([mean_average_precision(one, split.targets) for one in scores])), np.mean(draws, axis=0)
-
-
-def interval(task, sampled, args):
-    """[lo, hi] of what `sample` gave, or of the difference of two such arrays: draws of recordings are the same."""
-    import numpy as np
-
-    from metrics import bootstrap
-    groups = task.splits["test"].groups
-    if task.metric == "accuracy":
-        return bootstrap(sampled, groups, seed=args.seed)
-    if len(np.unique(groups)) < 2 or np.isnan(sampled).all():
-        return [float("nan")] * 2
-    return [float(v) for v in np.nanpercentile(sampled, (2.5, 97.5))]
-
-
-def row(task, kind, name, scores, args):
-    """One result."""
-    import scoring
-    split = task.splits["test"]
-    judged = scoring.clip_results(task, scores[0], split, args.seed)
-    judged.pop("confusion", None)
-    if len(scores) > 1:  # several seeds or draws: their mean
-        judged["value"], sampled = sample(task, scores, args)
-        judged["ci95"] = interval(task, sampled, args)
-        judged.pop("per_class")
-    return {"task": task.name, "group": task.group, "probe": kind, "encoder": name, "metric": task.metric, **judged,
-            "seed": args.seed, "values": [scoring.metric_of(task.metric, one, split.targets) for one in scores]}
-
-
-def compare(task, kept, encoders, args):
-    """Paired differences of each checkpoint and what follows it in the table, for the probes that are shown; of
-    untrained encoders only its own architecture's."""
-    import report
-
-    def fair(a, b):
-        return not b.startswith("untrained") or encoders[a].config.name == encoders[b].config.name
-    rows = []
-    for kind in report.main_rows([{"probe": kind} for kind in dict.fromkeys(kind for kind, _ in kept)]):
-        sampled = {name: sample(task, scores, args) for (probe, name), scores in kept.items() if probe == kind["probe"]}
-        names = list(sampled)
-        for i, a in enumerate(names):
-            if not a.startswith("untrained") and a != "mel statistics":
-                for b in (b for b in names[i + 1:] if fair(a, b)):
-                    (value, of_a), (other, of_b) = sampled[a], sampled[b]
-                    rows.append({"task": task.name, "probe": kind["probe"], "a": a, "b": b, "metric": task.metric,
-                                 "value": value - other, "ci95": interval(task, of_a - of_b, args)})
-    return rows
-
-
-def detection_scores(task, fit):
-    """How many annotated events are found in window scores; each class's threshold is chosen on validation. A window
-    speaks for its middle, as long as the hop: overlapping windows would make every event longer than it is."""
-    import numpy as np
-
-    import scoring
-    from metrics import segment_f1
-
-    def parts(split, scores):
-        start, end = split.times()
-        middle, half = (start + end) / 2, task.hop_seconds / 2
-        rows = [np.flatnonzero(split.file_index == i) for i in range(len(split.files))]
-        return [(f[0], scores[r], middle[r] - half, middle[r] + half) for f, r in zip(split.files, rows) if len(r)]
-    held, split = task.splits["valid"], task.splits["test"]
-    thresholds = scoring.event_thresholds(parts(held, fit.valid), task.labels, held.events)
-    found = parts(split, fit.test)
-    segments = segment_f1(scoring.detect(found, task.labels, np.array(thresholds)), split.events)
-    return scoring.event_results(found, task.labels, thresholds, split.events) | {
-        "segment_f1": segments["f1"], "thresholds": dict(zip(task.labels, thresholds))}
-
-
-def describe(task, sets, args):
-    """How the test clips' vectors lie, without a probe; an alarm when two files have one embedding."""
-    from probes import duplicates, geometry
-    rows, split = [], task.splits["test"]
-    for name, splits in sets.items():
-        x = splits["test"].vectors(1)
-        twins = [pair for pair in duplicates(x) if split.rows.locate(pair[0]) != split.rows.locate(pair[1])]
-        out = {"task": task.name, "encoder": name, "duplicates": len(twins)}
-        if twins:
-            a, b = (split.rows.path(i) for i in twins[0])
-            print(f"ALARM: {name} gives {len(twins)} of {len(x)} test clips of {task.name} the embedding of another "
-                  f"file, for example {a} and {b}: is the audio what it should be (rate, silence, copies)?")
-        if args.clusters:
-            labels = split.targets if task.kind == "classification" else None
-            out |= geometry(x, labels, len(task.labels), args.seed)
-        rows.append(out)
-    return rows
 
 
 if __name__ == "__main__":
