@@ -35,7 +35,7 @@ def parse_args(argv=None):
                    "side, of all, or their weighted mean, weights learned: last, N, all, weighted (tokens: the last)")
 
     g = p.add_argument_group("probes")
-    g.add_argument("--probes", choices=("all",), help="all: every probe below")
+    g.add_argument("--probes", choices=("all",), help="all: kNN, linear, attentive, prototype and clusters")
     g.add_argument("--knn", action="store_true", help="k nearest neighbours, the default when no probe is named")
     g.add_argument("--linear", action="store_true", help="the best on validation of ridge, logistic regression "
                    "(L-BFGS) and AdamW, each over a grid")
