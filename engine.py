@@ -134,8 +134,8 @@ def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_dec
 
     Some parameters have no effect on the loss (the bias of attention's keys, that of the last layer before a softmax
     over predictions): their gradients are rounding noise of about 1e-9, which eps 1e-8 would turn into real steps,
-    other ones for every way of cutting the batch. Biases, norms, positions
-    and special tokens are not decayed. `initial_lr` is what the schedule multiplies.
+    other ones for every way of cutting the batch. Biases, norms, positions and special tokens are not decayed. `initial_lr` is what the schedule multiplies,
+    `initial_weight_decay` where a schedule of the decay starts.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if kind == "adam":
@@ -148,7 +148,7 @@ def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_dec
                   {"params": [p for _, p in named if id(p) not in kept], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
     for group in optimizer.param_groups:
-        group["initial_lr"] = lr
+        group["initial_lr"], group["initial_weight_decay"] = lr, group["weight_decay"]
     return optimizer
 
 
@@ -199,11 +199,11 @@ class Trainer:
     """
 
     def __init__(self, objective, optimizer, procs, *, batch_size, micro_batch, steps, warmup, schedule="cosine",
-                 floor=0.0, clip=0.0, amp="auto", compile=False, seed=0,
-                 augment=None):
+                 floor=0.0, clip=0.0, weight_decay_end=None, amp="auto", compile=False, seed=0, augment=None):
         self.objective, self.optimizer, self.procs = objective, optimizer, procs
         self.micro_batch, self.clip, self.seed, self.augment = micro_batch, clip, seed, augment
         self.steps, self.warmup, self.schedule, self.floor = steps, warmup, schedule, floor
+        self.weight_decay_end = weight_decay_end  # reached on a cosine; None: weight decay is constant
         self.autocast, self.scaler, self.amp = precision(amp, procs.device)
         self.plateau = Plateau()
         self.step, self.skips, self.skipped_in_a_row = 0, 0, 0
@@ -232,9 +232,12 @@ class Trainer:
         """
         self.ddp.train()
         torch.manual_seed(hash((self.seed, self.step)) % 2 ** 63)  # for drop path and dropout, should a recipe use them
-        scale = self.lr_scale()
+        scale, passed = self.lr_scale(), (1 - cos(pi * min(1.0, self.step / self.steps))) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
+            if self.weight_decay_end is not None and group["initial_weight_decay"]:
+                start = group["initial_weight_decay"]
+                group["weight_decay"] = start + (self.weight_decay_end - start) * passed
         self.optimizer.zero_grad(set_to_none=True)
         size = len(batch["wave"])
         cuts = range(0, size, self.micro_batch)
@@ -288,8 +291,8 @@ class Trainer:
             self.skipped_in_a_row += 1
         self.scaler.update()
         self.step += 1
-        return means(names, values) | {"lr": self.optimizer.param_groups[0]["initial_lr"] * lr_scale, "grad_norm": values[-1],
-                         "finite": finite, "flags": values[len(names):-1]}
+        return means(names, values) | {"lr": self.optimizer.param_groups[0]["initial_lr"] * lr_scale,
+                                       "grad_norm": values[-1], "finite": finite, "flags": values[len(names):-1]}
 
     @torch.no_grad()
     def evaluate(self, batches):

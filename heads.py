@@ -172,6 +172,9 @@ class Supervised(nn.Module):
     def encoder(self):
         return self.model.encoder
 
+    def flops(self):
+        return 3 * self.encoder.config.forward_flops()
+
     def forward(self, wave, lengths, seeds, target, frames=None):
         """wave (B, S), lengths (B,) or None, seeds (B,), target (B, C), frames (B, T, C) -> (loss, metrics)."""
         logits, frame_logits, columns = self.model(wave, lengths, seeds, self.masks, self.patch_drop)

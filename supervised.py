@@ -160,7 +160,7 @@ class Trial:
     def _loop(self):
         """Train to the end, or until patience is at an end; False when a signal came."""
         s, trainer = self.job.settings, self.trainer
-        meter = runlog.Meter(self.job.procs, s.batch_size, self.objective.encoder.config)
+        meter = runlog.Meter(self.job.procs, s.batch_size, self.objective)
         while trainer.step < self.steps and not (s.patience and self._waited() >= s.patience):
             with meter.waiting():
                 batch = next(self.batches)
