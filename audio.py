@@ -133,13 +133,17 @@ def resample(wave, old, new):
     return out[:length] if len(out) >= length else np.pad(out, (0, length - len(out)))
 
 
+def ratio(old, new):
+    """The ratio of two rates as small whole numbers. The filter grows with them: an odd rate is taken as the nearest
+    ratio of numbers up to 1000, at most 1e-6 off as a rule, 2e-5 at worst (47 999 Hz is taken as 48 000)."""
+    fraction = Fraction(new, old).limit_denominator(1000)
+    return fraction.denominator, fraction.numerator
+
+
 @lru_cache(maxsize=32)
 def _resampler(old, new):
-    """The filter for a pair of rates. It grows with the denominator of their ratio: an odd rate is taken as the
-    nearest ratio of numbers up to 1000, at most 1e-6 off as a rule, 2e-5 at worst (47 999 Hz is taken as 48 000)."""
     import torchaudio
-    ratio = Fraction(new, old).limit_denominator(1000)
-    return torchaudio.transforms.Resample(ratio.denominator, ratio.numerator)
+    return torchaudio.transforms.Resample(*ratio(old, new))
 
 
 _stderr = threading.Lock()

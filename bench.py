@@ -48,16 +48,16 @@ class Bench:
         print(f"{device_name(self.device)}, {args.threads} thread{'s' * (args.threads > 1)}, {self.amp}, "
               f"torch {torch.__version__}\n{'':<44}{'median':>10} {'':<10} compared with")
 
-    def seconds(self, function, repeat=None, pick=statistics.median):
-        """Median (or `pick`) of the seconds of a call, after one warm-up."""
+    def seconds(self, function, repeat=None, pick=statistics.median, clock=time.perf_counter):
+        """Median (or `pick`) of the seconds of a call by `clock`, after one warm-up."""
         import torch
         times = []
         for _ in range(1 + (repeat or self.args.repeat)):
-            began = time.perf_counter()
+            began = clock()
             function()
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
+            times.append(clock() - began)
         return pick(times[1:])
 
     def row(self, name, value, unit, ratio=None, to=""):
@@ -239,6 +239,41 @@ def forward(bench):
     bench.row(f"forward, {config.name}, batch {batch}", took / batch * 1e3, "ms/clip", share, "matmul ceiling")
 
 
+def extract(bench):
+    """Embedding a 48 kHz recording, from the file to vectors, in CPU time where it runs on the CPU; and the shares of
+    decoding with resampling and of the front end."""
+    import numpy as np
+    import soundfile
+    import torch
+
+    from model import Encoder
+    from windows import Recordings, Run, batches
+    config, batch = PRESETS[bench.args.preset], bench.args.batch_size
+    clock = time.process_time if bench.device.type == "cpu" else time.perf_counter
+    with tempfile.TemporaryDirectory() as folder:
+        path, seconds = Path(folder) / "long.wav", 2 * batch * config.clip_seconds
+        soundfile.write(path, field_noise(np.random.default_rng(0), round(48000 * seconds)), 48000)
+        run = Run(Encoder(config).eval(), Recordings([path]), bench.device, bench.autocast, batch_size=batch,
+                  workers=0)
+        wave = torch.cat([wave for wave, _, _ in batches(run.recordings, run.cut, batch, 0)]).to(bench.device)
+
+        def front():
+            with torch.inference_mode():
+                [run.model.frontend(part) for part in wave.split(batch)]
+        a, b = torch.randn(2048, 768, device=bench.device), torch.randn(768, 3072, device=bench.device)
+        with bench.autocast():
+            limit = 2 * 2048 * 768 * 3072 / bench.seconds(lambda: a @ b, 20, min, clock)
+        took = bench.seconds(lambda: list(run(run.model.embed)), 3, clock=clock)
+        reading = bench.seconds(lambda: list(batches(run.recordings, run.cut, batch, 0)), clock=clock)
+        name, front = f"embed, {config.name}", bench.seconds(front, clock=clock)
+    share = config.forward_flops() * len(wave) / took / limit
+    bench.row(f"{name}, 48 kHz file", seconds / took, "s/s", share,
+              f"matmul ceiling, {limit / 1e9:.0f} GFLOP/s by the same clock")
+    bench.row(f"{name}, 10 s of sound", 10 * took / seconds, "CPU s" if clock is time.process_time else "s")
+    bench.row(f"{name}, reading", 100 * reading / took, "%", to="of it")
+    bench.row(f"{name}, front end", 100 * front / took, "%", to="of it")
+
+
 def step(bench):
     """The full SSAST step: wave to updated weights; beside it the published code's form on the CPU."""
     import torch
@@ -398,7 +433,7 @@ class PublishedStep:
         self.optimizer.step()
 
 
-GROUPS = {f.__name__: f for f in (ceiling, read, load, frontend, mask, forward, step, train, probes)}
+GROUPS = {f.__name__: f for f in (ceiling, read, load, frontend, mask, forward, extract, step, train, probes)}
 
 
 def main(argv=None):

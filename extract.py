@@ -1,0 +1,360 @@
+"""Recordings in, embeddings, predictions or detections out; of any length, at any sample rate.
+
+    python extract.py                                             the newest run on the demo's soundscapes, to emb/
+    python extract.py FOLDER a.wav 'b/*.flac' --checkpoint runs/NAME --out emb
+    python extract.py FOLDER --window 2 --hop 1 --store --dtype float16 --out emb      a store of many windows
+    python extract.py --search CLIP.wav --in emb --top 20                              what sounds like this clip
+    python extract.py a.wav --predict --checkpoint runs/NAME/finetune/TASK/finetuned.pt
+    python extract.py FOLDER --events raven --checkpoint FINETUNED --against annotations.csv
+
+Recordings are read as windows, a few at a time, and no sound is left out: a last window that reaches beyond the end
+is masked there. Embeddings: OUT/STEM.npy for each recording, or one OUT/embeddings.npy with --store, and
+OUT/index.csv with file, start and end of each row (see store.py). Interrupted, the same command goes on where it was.
+"""
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import cli
+from cli import UserError
+
+DEMO = "data/demo"
+
+
+def batch_size(text):
+    """An argparse type: a number of windows, or None for "auto"."""
+    return None if text == "auto" else cli.positive_int(text)
+
+
+def seconds(text):
+    """An argparse type: a time of 0 s or more."""
+    return 0.0 if text.strip("0.") == "" else cli.positive(text)
+
+
+def parse_args(argv=None):
+    p = cli.Parser(__doc__, prog="extract.py")
+    p.add_argument("audio", nargs="*", metavar="AUDIO", help="files, folders (searched deeply), globs in quotes, "
+                   "manifests (CSV, TSV, JSON), folders of shards (default: the demo's soundscapes)")
+    g = p.add_argument_group("model and windows")
+    g.add_argument("--checkpoint", help="file, run folder or preset's name (default: the newest run below runs/)")
+    g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
+    g.add_argument("--window", type=cli.positive, help="seconds that the model hears at a time; with --granularity "
+                   "clip there is then a row a window (default: what it was trained on, and a row a recording)")
+    g.add_argument("--hop", type=cli.positive, help="seconds from one window to the next, at most --window (default: "
+                   "the window, or what a detector was trained with)")
+
+    g = p.add_argument_group("embeddings")
+    g.add_argument("--granularity", choices=("clip", "frame", "patch", "all"), default="clip",
+                   help="clip (D): the mean over a recording's windows, weighted by their length, or a row a window. "
+                        "frame (T', D): one a token column. patch (T', F', D): tokens. all (windows, K + T' F', D): "
+                        "special tokens, then patches; 0 beyond the end")
+    g.add_argument("--layers", type=cli.positive_int, nargs="+", metavar="N", help="outputs of these blocks, side by "
+                   "side; each costs a pass as far as it (default: the last)")
+    g.add_argument("--pool", choices=("mean", "specials", "both"), help="clip vector from patch tokens, special "
+                   "tokens or both (default: the encoder's own)")
+    g.add_argument("--store", action="store_true", help="one array for all recordings, OUT/embeddings.npy")
+    g.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the arrays")
+
+    g = p.add_argument_group("search")
+    g.add_argument("--search", metavar="CLIP", help="find what is most like this recording among embeddings "
+                   "(of other files)")
+    g.add_argument("--in", dest="folder", metavar="OUT", default="emb", help="folder of embeddings to search")
+    g.add_argument("--top", type=cli.positive_int, default=20, help="how many to list")
+    g.add_argument("--raw", action="store_true", help="cosine of the raw features (default: brought to mean 0 and "
+                   "deviation 1 over the folder, else all lie close together)")
+    _add_scores(p)
+
+    g = p.add_argument_group("run")
+    g.add_argument("--out", default="emb", help="folder to write")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="precision; auto: bf16 or "
+                   "fp16 on a GPU, fp32 on a CPU")
+    g.add_argument("--batch-size", type=batch_size, default="auto", metavar="N", help="windows a forward pass, of "
+                   "several recordings; auto: about 4096 tokens on a CPU, 32768 on a GPU")
+    g.add_argument("--workers", type=cli.natural, default=1, help="processes that decode while the model runs")
+    args = p.parse_args(argv)
+    if args.window and args.hop and args.hop > args.window:
+        raise UserError(f"--hop {args.hop:g} is longer than --window {args.window:g}: the sound between the windows "
+                        "would be left out")
+    if args.against and not args.events:
+        raise UserError("--against compares events: say --events raven, audacity or csv too")
+    return args
+
+
+def _add_scores(p):
+    g = p.add_argument_group("predictions and events (need a checkpoint of finetune.py)")
+    g.add_argument("--predict", action="store_true", help="a table of the best labels of a recording; for several, "
+                   "or with --window, OUT/predictions.csv (file, start, end, rank, label, score). A recording's "
+                   "score is the mean over its windows where classes exclude each other, else the highest")
+    g.add_argument("--top-k", type=cli.positive_int, default=12, help="labels a recording (EAT: 12)")
+    g.add_argument("--events", choices=("raven", "audacity", "csv"), help="write a Raven table OUT/events.txt (times "
+                   "cumulative over the recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
+    g.add_argument("--smooth", type=seconds, default=0.0, metavar="S", help="seconds over which scores are smoothed, "
+                   "centred (animal2vec: 0.1)")
+    g.add_argument("--smoothing", choices=("mean", "max"), default="mean", help="what of the scores in that time")
+    g.add_argument("--threshold", type=cli.share, help="score from which on there is an event (default: the "
+                   "checkpoint's, a class each, chosen on validation; without them 0.5)")
+    g.add_argument("--minimum", type=seconds, metavar="S", help="seconds; shorter events are dropped (default: the "
+                   "checkpoint's, the shortest call that it was trained on)")
+    g.add_argument("--merge", type=seconds, default=0.2, metavar="S", help="seconds; events of a class at most this "
+                   "far apart become one (thresholds were chosen with 0.2)")
+    g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines) that "
+                   "the events are compared with: F1 by intersection over union")
+    g.add_argument("--iou", type=cli.share, default=0.3, help="least intersection over union of a match (DCASE: 0.3)")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    import torch
+
+    from engine import precision, start_processes
+    from store import read_settings
+    from windows import Recordings, Run
+
+    device = start_processes(args.device).device
+    autocast, _, _ = precision(args.amp, device)
+    old = read_settings(args.folder) if args.search else {}
+    torch.manual_seed(0)  # a preset's weights are random, but the same each time
+    audio = [args.search] if args.search else args.audio or demo_soundscapes()
+    recordings = Recordings(audio)
+    model, source = open_model(args, old)
+    run = Run(model, recordings, device, autocast, args.window or old.get("window"), args.hop or old.get("hop"),
+              args.batch_size, args.workers)
+    print(f"{source}: {run.config.name}, {run.config.sample_rate} Hz, windows of {run.cut.window:g} s every "
+          f"{run.cut.hop:g} s, {run.batch_size} a batch, {device.type}", flush=True)
+    try:
+        if args.search:
+            search(args, run, old)
+        elif args.events:
+            detect(args, run)
+        elif args.predict:
+            predict(args, run)
+        else:
+            embed(args, run, source)
+    except torch.OutOfMemoryError:
+        raise UserError(f"out of GPU memory with {run.batch_size} windows a batch; give a smaller --batch-size"
+                        ) from None
+    except OSError as error:  # no space, no permission
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"{error.filename or args.out}: {error.strerror or error}; nothing is lost, the same command "
+                        "can be run again") from None
+
+
+def demo_soundscapes():
+    import demo
+    demo.ensure(DEMO)
+    return [f"{DEMO}/detection/audio"]
+
+
+def open_model(args, old):
+    """(encoder, or fine-tuned model where scores are wanted; its name). old: settings of a searched folder."""
+    from model import load_encoder, newest_encoder
+    if args.predict or args.events:
+        import heads
+        if args.checkpoint is None:
+            raise UserError("--predict and --events need --checkpoint, the finetuned.pt of python finetune.py")
+        path = Path(args.checkpoint) / "finetuned.pt" if Path(args.checkpoint).is_dir() else Path(args.checkpoint)
+        return heads.load(path), str(args.checkpoint)
+    source = args.checkpoint or old.get("source") or newest_encoder("runs")
+    pool = args.pool or old.get("pool")
+    return load_encoder(source, args.format or old.get("format"), **({"pool": pool} if pool else {})), str(source)
+
+
+# ---------------------------------------------------------------------------------------------------- embeddings
+
+def embed(args, run, source):
+    """Write the embeddings that are not there yet."""
+    from store import Output, identity
+    from windows import embeddings
+    by_window = args.window is not None
+    settings = {"checkpoint": identity(run.model), "source": source, "format": args.format,
+                "encoder": run.config.name, "granularity": args.granularity, "window": run.cut.window,
+                "hop": run.cut.hop, "by_window": by_window, "layers": args.layers, "pool": args.pool}
+    keys = [(run.recordings.path(k), run.recordings.start(k)) for k in range(len(run.recordings))]
+    names, current, done = output_names(run.recordings), None, {}
+    rows = embeddings(run, args.granularity, args.layers, by_window, skip=lambda k: keys[k] in done)
+    out = Output(args.out, settings, args.dtype, args.store)
+    done |= out.done
+    already = sum(key in done for key in keys)
+    try:
+        for stretch, block, starts, ends, last in rows:
+            if current not in (None, stretch):
+                out.discard()  # what was begun has turned out to be broken
+            if current != stretch:
+                out.begin(run.path(stretch), stretch.rate, names[stretch.index])
+            out.add(block, starts, ends)
+            current = None if last else stretch
+            if last:
+                out.commit()
+                shape = " × ".join(map(str, block.shape[1:]))
+    finally:
+        out.close()
+    run.finish(args.out, already)
+    if run.done:
+        print(f"{args.out}: {several(run.done)}, {run.seconds:.2f} s, rows of {shape} {args.dtype}; "
+              f"{args.out}/index.csv says where each is from")
+    if already:
+        print(f"{args.out}: {several(already)} done before")
+
+
+def several(count, what="recording"):
+    """A number and its noun."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def output_names(recordings):
+    """What each recording's array is called: its stem; where several share it, its path below what was named; where
+    they share that too, with the suffix."""
+    paths = []
+    for k, name in enumerate(recordings.names):
+        start, (stem, suffix) = recordings.start(k), os.path.splitext(os.path.normpath(name).lstrip("./\\"))
+        paths.append((stem + (f"-{start:g}s" if start else ""), suffix))
+    shared, twice = Counter(os.path.basename(stem) for stem, _ in paths), Counter(stem for stem, _ in paths)
+    return [stem + suffix if twice[stem] > 1 else stem if shared[os.path.basename(stem)] > 1 else
+            os.path.basename(stem) for stem, suffix in paths]
+
+
+def search(args, run, settings):
+    """Print the rows of a folder that are most like a recording."""
+    import numpy as np
+
+    from store import identity, nearest
+    from windows import embeddings
+    if (mine := identity(run.model)) != settings["checkpoint"]:
+        raise UserError(f"{args.folder} was made with another checkpoint ({settings['source']}, "
+                        f"{settings['checkpoint']}; this one is {mine}): say which with --checkpoint")
+    query = [rows for _, rows, *_ in embeddings(run, settings["granularity"], settings["layers"],
+                                                settings["by_window"])]
+    if run.bad:
+        raise UserError(f"--search {args.search}: {next(iter(run.bad.values()))}")
+    found = nearest(args.folder, np.concatenate(query), args.top, not args.raw, without=run.recordings.path(0))
+    print(f"{'cosine':>7} {'start':>10} {'end':>10}  file (times in s)")
+    for likeness, row in found:
+        print(f"{likeness:7.3f} {row['start']:10.2f} {row['end']:10.2f}  {row['file']}")
+
+
+# ------------------------------------------------------------------------------------------ predictions and events
+
+def predict(args, run):
+    """The best labels of recordings: a table for one, a CSV for several or for windows."""
+    from corpus import write_table
+    from windows import pooled
+    windows, labels = run(run.model.scores), run.model.labels
+    if args.window is not None:
+        found = [(stretch, *stretch.span(n), scores) for stretch, n, scores in windows]
+    else:
+        found = [(stretch, float(stretch.seconds(0)), float(stretch.seconds(stretch.samples)), scores)
+                 for stretch, scores in pooled(windows, highest=run.model.activation == "sigmoid")]
+    run.finish(args.out)
+    found = [(run.path(stretch), *rest) for stretch, *rest in found if stretch.index not in run.bad]
+    rows = [(file, f"{start:.6f}", f"{end:.6f}", rank, labels[k], f"{scores[k]:.6f}")
+            for file, start, end, scores in found for rank, k in enumerate((-scores).argsort()[:args.top_k], 1)]
+    if len(found) == 1:
+        print(f"{found[0][0]}, {found[0][1]:.2f} to {found[0][2]:.2f} s")
+        for *_, label, score in rows:
+            print(f"{label:<30}{float(score):.3f}")
+        return
+    path = Path(args.out) / "predictions.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(path, ("file", "start", "end", "rank", "label", "score"), rows)
+    print(f"{path}: the {min(args.top_k, len(labels))} best of {len(labels)} labels for "
+          f"{several(len(found), 'window' if args.window else 'recording')}, {run.seconds:.2f} s")
+
+
+def detect(args, run):
+    """Write events, and compare them with annotations."""
+    from annotations import write_annotations
+    from metrics import decode_events
+    limits = args.threshold if args.threshold is not None else run.model.thresholds or 0.5
+    minimum = args.minimum if args.minimum is not None else run.model.minimum_seconds
+    events, files = [], {}
+    for stretch, scores, starts, ends in score_tracks(run):
+        file, end = run.path(stretch), float(stretch.seconds(stretch.samples))
+        files[file] = max(end, files.get(file, (0.0,))[0]), stretch.rate
+        events += decode_events(scores, starts, ends, run.model.labels, limits, args.smooth, minimum, args.merge,
+                                file, args.smoothing)
+    run.finish(args.out)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    files = [(file, *about) for file, about in files.items()]
+    if args.events == "audacity":
+        names = dict(zip(map(run.recordings.path, range(len(run.recordings))), output_names(run.recordings)))
+        track = {file: [] for file, *_ in files}
+        for event in events:
+            track[event.file].append(event)
+        for file, *about in files:
+            path = Path(args.out) / f"{names[file]}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_annotations(path, track[file], "audacity", [(file, *about)])
+        where = f"{args.out}/*.txt"
+    else:
+        where = Path(args.out) / {"raven": "events.txt", "csv": "events.csv"}[args.events]
+        write_annotations(where, events, args.events, files)
+    counts = Counter(event.label for event in events)
+    print(f"{where}: {several(len(events), 'event')} in {several(len(files))}, {run.seconds:.2f} s"
+          + "".join(f"\n  {label:<28} {counts[label]}" for label in run.model.labels))
+    if args.against:
+        compare(args, events, [file for file, *_ in files])
+
+
+def score_tracks(run):
+    """Scores along each recording: yields (stretch, scores (T, C), starts (T,), ends (T,) in seconds). A detector's
+    frames, averaged where windows overlap, as its thresholds were chosen on them; else the scores of windows."""
+    import numpy as np
+
+    from scoring import stitch
+    model = run.model
+    by_frames = model.window_seconds is not None or model.kind == "frames"
+    for stretch, n, scores in run(model.frame_scores if by_frames else model.scores):
+        if n == 0:
+            parts = []
+        parts.append(scores)
+        if n < len(stretch) - 1:
+            continue
+        starts, ends = np.array([stretch.span(k) for k in range(len(stretch))]).T
+        if by_frames:
+            longest = max(map(len, parts))
+            frames = np.stack([np.pad(part, ((0, longest - len(part)), (0, 0))) for part in parts])
+            track, starts, ends = stitch(frames, starts, ends - starts, model.frame_seconds)
+            ends = np.minimum(ends, stretch.seconds(stretch.samples))
+        else:
+            track = np.stack(parts)
+        yield stretch, track, starts, ends
+
+
+def compare(args, events, files):
+    """Print how well events agree with annotations of the same recordings."""
+    from annotations import read_annotations
+    from metrics import match_events
+    truth, elsewhere = [], 0
+    for event in read_annotations(args.against):
+        file = which(event.file, files, Path(args.against).parent)
+        elsewhere += file is None
+        truth += [] if file is None else [replace(event, file=file)]
+    if not truth:
+        raise UserError(f"--against {args.against}: none of its annotations is of the {len(files)} recordings here; "
+                        "its paths should end like theirs")
+    found = match_events(events, truth, iou=args.iou)
+    print(f"against {args.against}, intersection over union of {args.iou:g} or more"
+          + (f" ({elsewhere} annotations of other recordings left out)" if elsewhere else "")
+          + f"\n  {'':<28} precision  recall  F1     found  wrong  missed")
+    for label, row in [*found["per_class"].items(), ("all", found)]:
+        print(f"  {label:<28} {row['precision']:<9.3f}  {row['recall']:.3f}   {row['f1']:.3f}  {row['tp']:<6} "
+              f"{row['fp']:<6} {row['fn']}")
+
+
+def which(name, files, folder):
+    """The one of `files` that an annotation means: the only one if it names none; its path from the annotations'
+    folder; or the only path that ends like it."""
+    if not name:
+        return files[0] if len(files) == 1 else None
+    if (path := os.path.abspath(os.path.join(folder, name))) in files:
+        return path
+    parts = Path(name).parts
+    ending = [file for file in files if Path(file).parts[-len(parts):] == parts]
+    return ending[0] if len(ending) == 1 else None
+
+
+if __name__ == "__main__":
+    cli.run(main)
