@@ -1,11 +1,13 @@
-"""How good is a representation? Probes on frozen embeddings, beside the same encoder untrained and mel statistics.
+"""How good is a representation, compared with what, and how sure are we? Probes on frozen embeddings.
 
-    python evaluate.py --knn                                      the newest run on the demo's tasks
-    python evaluate.py --knn --checkpoint runs/NAME --data ROOT --task watkins dogs
-    python evaluate.py --knn --checkpoint SSAST-Base-Patch-400.pth --format ssast --task FOLDER
+    python evaluate.py --knn                                            the newest run on the demo's tasks
+    python evaluate.py --probes all --checkpoint runs/A runs/B          every probe, several encoders side by side
+    python evaluate.py --linear --data BEANS --task beans --checkpoint SSAST-Base-Patch-400.pth --format ssast
+    python evaluate.py --knn --task FOLDER --shots 1 5 10               an own task; few clips a class
 
-A task is a folder with train.csv, valid.csv and test.csv (BEANS layout: path, label). Neighbours come from the training
-split, the score from the test split.
+Each encoder stands beside the same one untrained and beside mel statistics. Audio passes through the encoders once;
+what comes out is kept in --cache. Probes are fitted on the training split, choose on validation, and look at the test
+split once.
 """
 import argparse
 import json
@@ -21,26 +23,55 @@ DEMO = "data/demo"
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="evaluate.py")
     g = p.add_argument_group("what is evaluated")
-    g.add_argument("--checkpoint", help="file, run folder or preset's name (default: the newest run below runs/)")
+    g.add_argument("--checkpoint", nargs="+", help="files, run folders or presets' names (default: the newest run "
+                                                   "below runs/)")
     g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
-    g.add_argument("--data", default=DEMO, help="folder that holds the tasks")
-    g.add_argument("--task", nargs="+", help="names below --data, or folders (default: the demo's species, individual)")
+    g.add_argument("--data", default=DEMO, help="folder that holds the tasks; for BEANS the one that holds its data/")
+    g.add_argument("--task", nargs="+", help="beans (those of the twelve that are there), names below --data, or "
+                                             "folders (default: the demo's species, individual)")
+    g.add_argument("--low", action="store_true", help="train on BEANS's low-data lists (train-low)")
     g.add_argument("--depth", type=cli.positive_int, help="use the output of this many blocks (default: all)")
+    g.add_argument("--layers", type=_layers, default="last", help="vectors of the last block, of the last N side by "
+                   "side, of all, or their weighted mean, weights learned: last, N, all, weighted (tokens: the last)")
 
     g = p.add_argument_group("probes")
+    g.add_argument("--probes", choices=("all",), help="all: kNN, linear, attentive, prototype and clusters")
     g.add_argument("--knn", action="store_true", help="k nearest neighbours, the default when no probe is named")
-    g.add_argument("--k", type=cli.positive_int, default=10, help="neighbours (DINO: 10 to 200; XARES: 10)")
+    g.add_argument("--linear", action="store_true", help="the best on validation of ridge, logistic regression "
+                   "(L-BFGS) and AdamW, each over a grid")
+    g.add_argument("--attentive", action="store_true", help="one learned query attends to the patch tokens")
+    g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, held to every token")
+    g.add_argument("--finetuned", nargs="+", metavar="RUN", help="also the test scores of models that finetune.py "
+                   "left in these run folders")
+    g.add_argument("--clusters", action="store_true", help="no probe: k-means against the labels (NMI, ARI), purity")
+    g.add_argument("--shots", type=cli.positive_int, nargs="+", help="few-shot: clips a class, nearest class mean")
+    g.add_argument("--draws", type=cli.positive_int, default=20, help="few-shot: random choices of these clips")
+    g.add_argument("--k", type=cli.positive_int, nargs="+", default=[10], help="neighbours; of several the best on "
+                   "validation (DINO: 10 20 100 200; XARES: 10)")
     g.add_argument("--temperature", type=cli.positive, default=0.07, help="a neighbour of cosine s votes exp(s / T)")
     g.add_argument("--standardise", action=argparse.BooleanOptionalAction, default=True,
-                   help="bring features to mean 0 and deviation 1 over the training split before the L2 norm")
+                   help="kNN: bring features to mean 0 and deviation 1 over the training split before the L2 norm")
+    g.add_argument("--seeds", type=cli.positive_int, default=1, help="trainings of each probe that is trained by "
+                   "gradient descent; the score is their mean")
 
     g = p.add_argument_group("run")
-    g.add_argument("--json", metavar="FILE", help="results as JSON (default: knn.json in the run folder)")
+    g.add_argument("--json", metavar="FILE", help="results as JSON (default: evaluate.json in the run folder)")
+    g.add_argument("--markdown", action="store_true", help="print tables as Markdown")
+    g.add_argument("--cache", default="runs/cache", help="folder of embeddings, float16; may be deleted at any time")
     g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     g.add_argument("--batch-size", type=cli.positive_int, default=32, help="clips a forward pass")
     g.add_argument("--workers", type=cli.natural, default=1, help="processes that read audio")
-    g.add_argument("--seed", type=int, default=0, help="of the untrained encoder and the bootstrap")
-    return p.parse_args(argv)
+    g.add_argument("--seed", type=int, default=0, help="of untrained encoders, probes and the bootstrap")
+    args = p.parse_args(argv)
+    for name in ("knn", "linear", "attentive", "prototype", "clusters"):
+        setattr(args, name, getattr(args, name) or args.probes == "all")
+    args.knn = args.knn or not any((args.linear, args.attentive, args.prototype, args.clusters, args.shots,
+                                    args.finetuned))
+    return args
+
+
+def _layers(text):
+    return text if text in ("last", "all", "weighted") else cli.positive_int(text)
 
 
 def main(argv=None):
@@ -48,74 +79,197 @@ def main(argv=None):
     import torch
 
     import demo
-    from data import load_task
-    from model import Encoder, load_encoder, newest_encoder
-    from probes import MelStatistics
-
+    import report
+    from tasks import load_task, task_names
     if args.data == DEMO and (args.task is None or not all(Path(t).is_dir() for t in args.task)):
         demo.ensure(DEMO)
-    tasks = [load_task(name, root=args.data) for name in args.task or ("species", "individual")]
-    source = args.checkpoint or newest_encoder("runs")
+    tasks = [load_task(name, root=args.data, low=args.low)
+             for name in task_names(args.task or ("species", "individual"), args.data)]
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and device.type == "cpu":
         raise UserError("--device cuda: no GPU found; use --device cpu")
-    encoder = load_encoder(source, args.format)
-    if args.depth and args.depth > encoder.config.depth:
-        raise UserError(f"--depth {args.depth}: this encoder has {encoder.config.depth} blocks")
-    torch.manual_seed(args.seed)
-    untrained = Encoder(encoder.config).eval()
-    name = str(Path(source).parent if Path(source).name == "encoder.pt" else source)
-    contestants = {name: encoder, "untrained": untrained, "mel statistics": MelStatistics(encoder.config.sample_rate)}
+    encoders = contestants(args)
 
-    print(f"{name}: {encoder.config.name}, {encoder.config.sample_rate} Hz, "
-          f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters")
-    results = [row for task in tasks for row in knn_rows(task, contestants, device, args)]
-    print_table(results, args)
-    path = Path(args.json or (Path(name) / "knn.json" if Path(name).is_dir() else "knn.json"))
-    cli.write_text(path, json.dumps({"results": results}, indent=1))
-    print(f"written to {path}")
+    results, differences, geometry = [], [], []
+    for task in tasks:
+        sets = embed(task, encoders, device, args)
+        rows, scores = probe(task, sets, device, args)
+        results += rows
+        differences += report.compare(task, scores, encoders, args)
+        geometry += report.describe(task, sets, args)
+        print(report.task_table(task, rows, differences, geometry, args.markdown), flush=True)
+    if len(tasks) > 1:
+        print(report.summary(results, args.markdown))
+    home = Path(next(iter(encoders)))
+    path = Path(args.json or (home / "evaluate.json" if home.is_dir() else "evaluate.json"))
+    cli.write_text(path, json.dumps({"results": results, "differences": differences, "geometry": geometry}, indent=1))
+    print(f"\nwritten to {path}")
 
 
-def knn_rows(task, contestants, device, args):
-    """Result rows of one task: each contestant standardised (unless switched off) and raw. Labels are those of the
-    training split; a test clip with another label counts as wrong."""
+# -------------------------------------------------------------------------------------------- encoders, embeddings
+
+def contestants(args):
+    """{name: encoder}: those asked for, then each architecture untrained, and mel statistics."""
+    import torch
+
+    from embeddings import MelStatistics
+    from model import Encoder, load_encoder, newest_encoder
+    found = {}
+    for source in args.checkpoint or [newest_encoder("runs")]:
+        name = str(Path(source).parent if Path(source).name == "encoder.pt" else source)
+        torch.manual_seed(args.seed)  # for a preset's name, which is an untrained encoder
+        found[name] = encoder = load_encoder(source, args.format)
+        depth = encoder.config.depth
+        for flag, wanted in (("depth", args.depth), ("layers", args.layers)):
+            if isinstance(wanted, int) and wanted > depth:
+                raise UserError(f"--{flag} {wanted}: this encoder has {depth} blocks")
+        print(f"{name}: {encoder.config.name}, {encoder.config.sample_rate} Hz, "
+              f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters")
+    configs = {encoder.config.name: encoder.config for encoder in found.values()}
+    for name, config in configs.items():
+        torch.manual_seed(args.seed)
+        found["untrained" if len(configs) == 1 else f"untrained {name}"] = Encoder(config).eval()
+    return found | {"mel statistics": MelStatistics(next(iter(configs.values())).sample_rate)}
+
+
+def embed(task, encoders, device, args):
+    """{encoder: {split: Embeddings}}, from the cache as far as it has them."""
+    from embeddings import embed_split
+    began, out = time.perf_counter(), {name: {} for name in encoders}
+    for split in ("train", "valid", "test"):
+        found = embed_split(encoders, task.splits[split], args.cache, depth=args.depth, layers=args.layers != "last",
+                            tokens=args.attentive or args.prototype, device=device, batch_size=args.batch_size,
+                            workers=args.workers)
+        for name in encoders:
+            out[name][split] = found[name]
+    print(f"{task.name}: {sum(map(len, task.splits.values()))} clips × {len(encoders)} encoders in "
+          f"{time.perf_counter() - began:.1f} s, kept in {args.cache}", flush=True)
+    return out
+
+
+def clip_vectors(task, splits, args):
+    """{split: vectors (n, D)} of the layers asked for."""
     import numpy as np
 
-    from metrics import bootstrap
-    from probes import knn, vectors
-    rate = next(iter(contestants.values())).config.sample_rate
-    functions = [(lambda wave, lengths, e=e.to(device): e.embed(wave, lengths, depth=args.depth))
-                 if hasattr(e, "embed") else e.to(device) for e in contestants.values()]
-    began = time.perf_counter()
-    fit, test = (vectors(functions, task.splits[split], rate, device, args.batch_size, args.workers)
-                 for split in ("train", "test"))
-    seconds = (time.perf_counter() - began) / len(contestants)
-    labels, truth = task.splits["train"].targets, task.splits["test"].targets
-    rows = []
-    for name, a, b in zip(contestants, fit, test):
-        for probe, standardise in (("knn", True), ("knn-raw", False))[0 if args.standardise else 1:]:
+    from probes import Vectors, layer_weights, standardiser
+    count = splits["train"].clips.shape[1]
+    vectors = {name: e.vectors(args.layers if isinstance(args.layers, int) else None) for name, e in splits.items()}
+    if args.layers != "weighted" or count == 1:
+        return vectors
+    shape = standardiser(vectors["train"])
+    weights = layer_weights(vectors["train"], task.splits["train"].targets, vectors["valid"],
+                            task.splits["valid"].targets, len(task.labels), metric_of(task), count, shape, args.seed)
+    return {name: np.einsum("nld,l->nd", Vectors(x, *shape).batch(slice(None))[0].unflatten(1, (count, -1)).numpy(),
+                            weights) for name, x in vectors.items()}
+
+
+def metric_of(task):
+    """What choices maximise: a function of (scores (n, C), targets)."""
+    from functools import partial
+
+    import scoring
+    return partial(scoring.metric_of, task.metric)
+
+
+# --------------------------------------------------------------------------------------------------------- probes
+
+def probe(task, sets, device, args):
+    """(result rows, {(probe, encoder): test scores (n, C), one a seed or draw}) of one task."""
+    import report
+    rows, kept = [], {}
+
+    def add(kind, name, scores, more):
+        kept[kind, name] = scores
+        rows.append(report.row(task, kind, name, scores, args) | more)
+
+    for name, splits in sets.items():
+        vectors = clip_vectors(task, splits, args)
+        for kind, fits in probes(task, splits, vectors, device, args):
             began = time.perf_counter()
-            right = np.asarray(knn(a, labels, b, args.k, args.temperature, standardise) == truth, dtype=float)
-            rows.append({"task": task.name, "probe": probe, "encoder": name, "metric": "accuracy",
-                         "value": float(right.mean()), "ci95": bootstrap(right, seed=args.seed),
-                         "chance": 1 / len(task.labels), "n_test": len(right),
-                         "seconds": round(seconds + time.perf_counter() - began, 2)})
-    return rows
+            fits = list(fits)
+            valid = [metric_of(task)(fit.valid, task.splits["valid"].targets) for fit in fits]
+            add(kind, name, [masked(task, fit.test) for fit in fits], {
+                "choice": fits[0].choice, "valid": sum(valid) / len(valid),
+                "seconds": round(time.perf_counter() - began, 2)})
+            if task.kind == "detection":
+                rows[-1] |= report.detection_scores(task, fits[0])
+        if args.linear:
+            parts = [r for r in rows if r["encoder"] == name and r["probe"].startswith("linear-")]
+            best = max(parts, key=lambda r: r["valid"])
+            kept["linear", name] = kept[best["probe"], name]
+            rows.append(best | {"probe": "linear", "choice": {"by": best["probe"][7:]} | best["choice"]})
+        for shots in (args.shots or []) if task.kind == "classification" else []:
+            add(f"{shots}-shot", name, few_shot_scores(task, vectors, shots, args), {"choice": {"draws": args.draws}})
+    for name in args.finetuned or []:
+        add("finetune", name, [finetuned_scores(task, name, device, args)], {"choice": {}})
+    return rows, kept
 
 
-def print_table(results, args):
-    """One line a task and encoder; the raw score stands beside the standardised one."""
-    main_probe = "knn" if args.standardise else "knn-raw"
-    raw = {(r["task"], r["encoder"]): r["value"] for r in results if r["probe"] == "knn-raw"}
-    width = max(len(r["encoder"]) for r in results)
-    print(f"\nkNN accuracy, k = {args.k}, T = {args.temperature:g}, "
-          f"{'standardised' if args.standardise else 'raw'} features, 95 % bootstrap interval over test clips")
-    print(f"{'task':<14} {'encoder':<{width}}  accuracy  interval          raw    chance  clips")
-    for r in results:
-        if r["probe"] == main_probe:
-            low, high = r["ci95"]
-            print(f"{r['task']:<14} {r['encoder']:<{width}}  {r['value']:.3f}     [{low:.3f}, {high:.3f}]    "
-                  f"{raw[r['task'], r['encoder']]:.3f}  {r['chance']:.3f}   {r['n_test']}")
+def probes(task, splits, vectors, device, args):
+    """(name, one `Scored` a seed) of every probe that was asked for."""
+    import probes as p
+    y = {name: split.targets for name, split in task.splits.items()}
+    metric, classes, seeds = metric_of(task), len(task.labels), range(args.seed, args.seed + args.seeds)
+    data = vectors["train"], y["train"], vectors["valid"], y["valid"], vectors["test"], classes, metric
+    if args.knn:
+        for name, standardise in (("knn", True), ("knn-raw", False))[0 if args.standardise else 1:]:
+            yield name, (p.knn_probe(*data, args.k, args.temperature, standardise) for _ in range(1))
+    if args.linear:
+        yield "linear-ridge", (p.ridge(*data) for _ in range(1))
+        yield "linear-logistic", (p.logistic(*data, device=device) for _ in range(1))
+        shape = [part.to(device) for part in p.standardiser(vectors["train"])]
+        x = [p.Vectors(vectors[name], *shape) for name in ("train", "valid", "test")]
+        yield "linear-adam", (p.train_heads(p.LinearHeads, x[0], y["train"], x[1], y["valid"], x[2], classes, metric,
+                                            seed=seed) for seed in seeds)
+    if splits["train"].tokens is None:  # mel statistics have none
+        return
+    shape = [part.to(device) for part in p.standardiser(splits["train"].tokens)]
+    x = {name: p.Tokens(e.tokens, e.offsets, *shape) for name, e in splits.items()}
+    data = x["train"], y["train"], x["valid"], y["valid"], x["test"], classes, metric
+    for name, kind, rates, decay in (("attentive", p.AttentiveHeads, (3e-4, 1.3e-3, 5e-3), 7e-3),
+                                     ("prototype", p.PrototypeHeads, (1e-2, 3e-2), 0.0)):
+        if getattr(args, name):
+            yield name, (p.train_heads(kind, *data, rates=rates, decay=decay, seed=seed) for seed in seeds)
+
+
+def masked(task, scores):
+    """Scores in which a class that the training split lacks is never chosen: its test clips count as wrong."""
+    import numpy as np
+    if task.kind == "classification":
+        scores = scores.copy()
+        scores[:, np.bincount(task.splits["train"].targets, minlength=len(task.labels)) == 0] = -np.inf
+    return scores
+
+
+def finetuned_scores(task, run, device, args):
+    """Test scores (n, C) of a fine-tuned model, in the order of the task's labels."""
+    import heads
+    from embeddings import vectors
+    places = [Path(run), Path(run) / "finetuned.pt", Path(run) / "finetune" / task.name / "finetuned.pt",
+              Path(run) / task.name / "finetuned.pt"]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise UserError(f"--finetuned {run}: no finetuned.pt there for {task.name}; run python finetune.py "
+                        f"--checkpoint {run} --task {task.name}, or name the file")
+    model = heads.load(path).to(device)
+    if set(model.labels) != set(task.labels):
+        odd = ", ".join(sorted(set(model.labels) ^ set(task.labels))[:3])
+        raise UserError(f"--finetuned {run}: {path} knows other classes than {task.name} has ({odd} …): name the "
+                        "model of this task")
+    scores, = vectors([model.scores], task.splits["test"], model.encoder.config.sample_rate, device, args.batch_size,
+                      args.workers)
+    return scores[:, [model.labels.index(label) for label in task.labels]]
+
+
+def few_shot_scores(task, vectors, shots, args):
+    """One-hot "scores" of each draw, so that few-shot rows are judged like all others."""
+    import numpy as np
+
+    from probes import few_shot
+    classes = len(task.labels)
+    chosen = few_shot(vectors["train"], task.splits["train"].targets, vectors["test"], classes, shots, args.draws,
+                      args.seed)
+    return list(np.eye(classes, dtype=np.float32)[chosen])
 
 
 if __name__ == "__main__":

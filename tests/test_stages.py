@@ -117,9 +117,9 @@ def test_a_published_file_with_its_heads_starts_where_it_ended(parity, tiny, tmp
 def test_knn_prints_three_rows_a_task_and_writes_json(run, tiny, tmp_path, capsys):
     file = tmp_path / "knn.json"
     evaluate.main(["--knn", "--checkpoint", str(run), "--data", str(tiny), "--task", "species", "individual",
-                   "--workers", "0", "--json", str(file)])
+                   "--workers", "0", "--json", str(file), "--cache", str(tmp_path / "cache")])
     text = capsys.readouterr().out
-    for row in ("untrained", "mel statistics", str(run)):
+    for row in ("untrained", "mel statistics", run.name):
         assert text.count(f"{row} ") >= 2
     results = json.loads(file.read_text())["results"]
     assert len(results) == 2 * 3 * 2, "two tasks, three encoders, standardised and raw"
@@ -132,7 +132,7 @@ def test_knn_takes_any_csv_task_in_beans_layout(run, recordings, tmp_path):
     for split in ("train", "valid", "test"):
         (recordings / f"{split}.csv").write_text(',path,label\n0,deep/a.wav,"owl, barn"\n1,deep/b.WAV,wren\n')
     evaluate.main(["--knn", "--checkpoint", str(run), "--data", str(tmp_path), "--task", "sound", "--workers", "0",
-                   "--json", str(tmp_path / "r.json")])
+                   "--json", str(tmp_path / "r.json"), "--cache", str(tmp_path / "cache")])
     results = json.loads((tmp_path / "r.json").read_text())["results"]
     assert {r["value"] for r in results} == {1.0}, "test is train: each clip finds itself"
 

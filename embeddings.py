@@ -1,0 +1,268 @@
+"""One pass of frozen encoders over a task's audio, kept on disk: every probe starts from what is here.
+
+    clips [n, L, D]    a vector a clip (or window) and layer
+    tokens [N, D]      the valid patch tokens of all clips, one clip after another, time-major; offsets [n + 1]
+
+Both are float16 and memory-mapped. A folder of the cache is named by a hash of everything that its numbers depend on:
+weights and front end, the rows and the size and time of their files, the set of layers.
+"""
+import hashlib
+import json
+import os
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from audio import BadAudio
+from cli import UserError
+from data import pad_batch
+from frontends import KaldiFbank
+from recipes import EncoderConfig
+
+VERSION = 1  # of the cache's files; part of their key
+
+
+# ------------------------------------------------------------------------------------------------------ the pass
+
+class _Clips(torch.utils.data.Dataset):
+    """Whole clips of a split at one sample rate; one that can't be read is its error."""
+
+    def __init__(self, split, sample_rate):
+        self.split, self.sample_rate = split, sample_rate
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, i):
+        try:
+            return self.split.read(i, rate=self.sample_rate)
+        except BadAudio as error:  # raised in a worker it would arrive as a traceback
+            return error
+
+
+def _collate(waves):
+    return next((w for w in waves if isinstance(w, BadAudio)), None) or pad_batch(waves)
+
+
+def batches(split, sample_rate, device="cpu", batch_size=32, workers=0):
+    """Clips of a split in order: (wave (B, S), lengths (B,) or None when all are full) on the device."""
+    for batch in DataLoader(_Clips(split, sample_rate), batch_size, num_workers=workers, collate_fn=_collate):
+        if isinstance(batch, BadAudio):
+            raise UserError(f"{batch}: every clip of a task is needed; mend the file, or take it out of the table")
+        wave, lengths = batch
+        yield wave.to(device), None if bool((lengths == wave.shape[1]).all()) else lengths.to(device)
+
+
+@torch.inference_mode()
+def vectors(functions, split, sample_rate, device="cpu", batch_size=32, workers=0):
+    """One pass over a split's clips for several functions (wave (B, S), lengths (B,)) -> (B, D).
+
+    Returns a list of float32 arrays (n, D), one a function; the audio is read and resampled once for all.
+    """
+    out = [[] for _ in functions]
+    for wave, lengths in batches(split, sample_rate, device, batch_size, workers):
+        for rows, function in zip(out, functions):
+            rows.append(function(wave, lengths).float().cpu().numpy())
+    return [np.concatenate(rows) for rows in out]
+
+
+class MelStatistics(torch.nn.Module):
+    """The baseline of every table: mean and deviation over time of each of 128 log-mel bands (25 / 10 ms)."""
+
+    def __init__(self, sample_rate):
+        super().__init__()
+        self.config = EncoderConfig(name="mel statistics", sample_rate=sample_rate)
+        self.fbank = KaldiFbank(self.config)
+
+    def forward(self, wave, lengths=None):
+        """wave (B, S), lengths (B,) -> (B, 256)."""
+        if lengths is None:
+            lengths = torch.full((len(wave),), wave.shape[1], device=wave.device)
+        valid = torch.arange(wave.shape[1], device=wave.device) < lengths[:, None]
+        wave = (wave - (wave * valid).sum(1, keepdim=True) / lengths[:, None]) * valid
+        wave = torch.nn.functional.pad(wave, (0, max(0, self.config.window_samples - wave.shape[1])))
+        spec = self.fbank(wave)  # (B, F, T)
+        keep = torch.arange(spec.shape[2], device=wave.device) < self.config.n_frames(lengths)[:, None]
+        count = keep.sum(1)[:, None]
+        mean = (spec * keep[:, None]).sum(2) / count
+        square = ((spec - mean[..., None]).square() * keep[:, None]).sum(2) / count
+        return torch.cat([mean, square.sqrt()], dim=1)
+
+
+def describe(encoder, wave, lengths=None, depth=None, layers=False):
+    """(clip vectors (B, L, D'), tokens: a list of B tensors (N_i, D), or None for an encoder without tokens).
+
+    Without `layers` L is 1: `encoder.embed` of the first `depth` blocks. With it there is a vector for each of these
+    blocks: its output through the encoder's final norm, pooled in the same way. Tokens are those of the last block.
+    """
+    if not hasattr(encoder, "embed"):
+        return encoder(wave, lengths)[:, None], None
+    streams = []
+    with ExitStack() as stack:
+        if layers:
+            for module, register in _outputs_of_blocks(encoder, depth):
+                handle = register(module, lambda *call: streams.append(call[-1][0] if len(call) == 2 else call[-1]))
+                stack.callback(handle.remove)
+        tokens, columns, clip, place = encoder._pieces(wave, lengths, depth)
+    pieces = [*(encoder.norm(x) for x in streams), tokens] if layers else [tokens]
+    clips = torch.stack([_pool(encoder.config, x, columns, clip, len(wave)) for x in pieces], dim=1)
+    k, (_, f) = encoder.config.specials, encoder.config.grid
+    rows = [[] for _ in range(len(wave))]
+    for x, n, i in zip(tokens[:, k:], (columns * f).tolist(), clip.tolist()):  # windows of a clip are in order
+        rows[i].append(x[:n])
+    return clips, [torch.cat(r) for r in rows]
+
+
+def _outputs_of_blocks(encoder, depth):
+    """Where the outputs of all blocks but the last can be overheard: [(module, how to register a hook)]. Pre-norm:
+    what enters the next block's first norm; post-norm: what leaves the block's second."""
+    blocks = list(encoder.blocks[:depth])
+    if encoder.config.norm == "pre":
+        return [(b.norm1, torch.nn.Module.register_forward_pre_hook) for b in blocks[1:]]
+    return [(b.norm2, torch.nn.Module.register_forward_hook) for b in blocks[:-1]]
+
+
+def _pool(config, tokens, columns, clip, batch):
+    """Windows' tokens (M, K + N, D) -> clip vectors (B, D'), pooled as `Encoder.embed` does (a test compares)."""
+    k, f = config.specials, config.grid[1]
+    weight, parts = columns.to(tokens.dtype)[:, None], []
+    if config.pool != "mean":
+        parts.append(tokens[:, :k].mean(1) * weight)
+    if config.pool != "specials":
+        x = tokens[:, k:].unflatten(1, (-1, f)).mean(2)
+        parts.append((x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1))
+    x = torch.cat(parts, 1)
+    total = x.new_zeros(batch, x.shape[1]).index_add_(0, clip, x)
+    return total / x.new_zeros(batch, 1).index_add_(0, clip, weight)
+
+
+# ----------------------------------------------------------------------------------------------------- the cache
+
+@dataclass
+class Embeddings:
+    """What one encoder made of one split; arrays are memory-mapped."""
+    clips: np.ndarray  # float16 (n, L, D)
+    tokens: np.ndarray | None = None  # float16 (N, D)
+    offsets: np.ndarray | None = None  # int64 (n + 1): clip i has tokens offsets[i] … offsets[i + 1]
+
+    def __len__(self):
+        return len(self.clips)
+
+    def vectors(self, last=None):
+        """Vectors of the last layers side by side (n, last · D); None: of all that there are."""
+        return self.clips[:, -(last or self.clips.shape[1]):].reshape(len(self.clips), -1)
+
+
+class _Growing:
+    """An .npy file of float16 rows whose number is known when the last one is written."""
+
+    def __init__(self, path):
+        self.file, self.rows, self.shape = open(path, "wb+"), 0, None
+
+    def append(self, rows):
+        rows = np.ascontiguousarray(rows, dtype=np.float16)
+        if not np.isfinite(rows).all():
+            raise UserError("the encoder gives embeddings that are not finite (or beyond float16, 65504): is the "
+                            "checkpoint whole, and was it loaded with the right --format?")
+        if self.shape is None:
+            self.shape = rows.shape[1:]
+            self._header()
+        self.file.write(rows.data)
+        self.rows += len(rows)
+
+    def _header(self):
+        # NumPy leaves room in the header for the first axis to grow to any length
+        np.lib.format.write_array_header_1_0(self.file, {"descr": "<f2", "fortran_order": False,
+                                                         "shape": (self.rows, *self.shape)})
+
+    def close(self):
+        self.file.seek(0)
+        self._header()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
+def weights_hash(encoder):
+    """A hash of an encoder's class, settings and weights."""
+    digest = hashlib.sha256(f"{VERSION} {type(encoder).__name__}".encode())
+    digest.update(json.dumps(encoder.config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def rows_hash(split):
+    """A hash of what a split's rows are: paths, stretches, and the size and time of change of each file."""
+    rows = getattr(split, "rows", split)
+    digest = hashlib.sha256(f"{rows.fingerprint()} {getattr(split, 'clip_seconds', None)}".encode())
+    digest.update(rows.frames.tobytes())
+    if rows.entries is None:
+        for path in dict.fromkeys(rows.locate(i) for i in range(len(rows))):
+            about = os.stat(path)
+            digest.update(f"{about.st_size} {about.st_mtime_ns} ".encode())
+    return digest.hexdigest()
+
+
+def embed_split(encoders, split, folder, *, depth=None, layers=False, tokens=False, device="cpu", batch_size=32,
+                workers=0):
+    """Embeddings of a split by several encoders, {name: Embeddings}; only what the cache lacks is computed.
+
+    encoders {name: encoder with .config}; folder: the cache. Audio is read once for all encoders of one sample rate.
+    """
+    rows, places, missing = rows_hash(split), {}, {}
+    for name, encoder in encoders.items():
+        key = hashlib.sha256(f"{weights_hash(encoder)} {rows} {depth} {layers}".encode()).hexdigest()[:24]
+        places[name] = Path(folder) / key
+        wanted = "tokens.npy" if tokens and hasattr(encoder, "embed") else "clips.npy"
+        if not (places[name] / wanted).exists() and places[name] not in (p for p, _ in missing.values()):
+            missing[name] = places[name], encoder.to(device)
+    for rate in dict.fromkeys(e.config.sample_rate for _, e in missing.values()):
+        some = {n: m for n, m in missing.items() if m[1].config.sample_rate == rate}
+        _write(some, batches(split, rate, device, batch_size, workers), depth, layers, tokens)
+    return {name: _open(place) for name, place in places.items()}
+
+
+@torch.inference_mode()
+def _write(missing, waves, depth, layers, tokens):
+    """One pass; {name: (place, encoder)} -> a folder each, under a temporary name until it is whole."""
+    with ExitStack() as stack:
+        writers = []
+        for place, encoder in missing.values():
+            temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            temporary.mkdir(parents=True, exist_ok=True)
+            wanted = tokens and hasattr(encoder, "embed")
+            writers.append((place, temporary, encoder, _Growing(temporary / "clips.npy"),
+                            _Growing(temporary / "tokens.npy") if wanted else None, [0]))
+        for wave, lengths in waves:
+            for _, _, encoder, clips, rows, offsets in writers:
+                vector, parts = describe(encoder, wave, lengths, depth, layers)
+                clips.append(vector.float().cpu().numpy())
+                if rows is not None:
+                    rows.append(torch.cat(parts).float().cpu().numpy())
+                    offsets.extend(offsets[-1] + np.cumsum([len(p) for p in parts]))
+        for place, temporary, _, clips, rows, offsets in writers:
+            clips.close()
+            if rows is not None:
+                rows.close()
+                np.save(temporary / "offsets.npy", np.array(offsets, dtype=np.int64))
+            shutil.rmtree(place, ignore_errors=True)  # one without tokens
+            try:
+                os.rename(temporary, place)
+            except OSError:  # another process was faster
+                if not (place / "clips.npy").exists():
+                    raise
+
+
+def _open(place):
+    """The folder's arrays, memory-mapped."""
+    found = {name: np.load(place / f"{name}.npy", mmap_mode="r") if (place / f"{name}.npy").exists() else None
+             for name in ("clips", "tokens", "offsets")}
+    return Embeddings(**found)

@@ -1,0 +1,231 @@
+"""evaluate.py as a user meets it: every probe, several encoders, detection, BEANS, what it prints and refuses."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import beans_miniature
+import evaluate
+import heads
+import report
+import scoring
+from cli import UserError
+from model import Encoder, save_encoder
+from recipes import PRESETS
+from tasks import load_task
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Products here are so small that two threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two run folders with the same architecture."""
+    out = []
+    for seed, name in ((1, "first"), (2, "second")):
+        folder = tmp_path_factory.mktemp("runs") / name
+        folder.mkdir()
+        torch.manual_seed(seed)
+        save_encoder(Encoder(PRESETS["ssast-laptop-patch"]), folder / "encoder.pt")
+        out.append(str(folder))
+    return out
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def judged(tiny, cache, tmp_path, capsys):
+    """judged(arguments…) -> (the JSON, the printed text)."""
+    def run(*arguments, data=tiny):
+        evaluate.main(["--data", str(data), "--workers", "0", "--cache", cache, "--json", str(tmp_path / "r.json"),
+                       *map(str, arguments)])
+        return json.loads((tmp_path / "r.json").read_text()), capsys.readouterr().out
+    return run
+
+
+def test_every_probe_runs_beside_the_baselines_and_a_second_run_gives_the_same(runs, judged):
+    arguments = "--probes", "all", "--checkpoint", runs[0], "--task", "individual", "--shots", 1, "--draws", 3
+    found, text = judged(*arguments)
+    kinds = {kind: {r["encoder"] for r in found["results"] if r["probe"] == kind}
+             for kind in {r["probe"] for r in found["results"]}}
+    everyone = {runs[0], "untrained", "mel statistics"}
+    assert {kind for kind, who in kinds.items() if who == everyone} == {
+        "knn", "knn-raw", "linear", "linear-ridge", "linear-logistic", "linear-adam", "1-shot"}
+    assert {kind for kind, who in kinds.items() if who == everyone - {"mel statistics"}} == {"attentive", "prototype"}
+    for r in found["results"]:
+        assert r["ci95"][0] <= r["value"] <= r["ci95"][1] and r["choice"] and r["chance"] == pytest.approx(1 / 12)
+    assert {"nmi", "ari", "purity", "spread", "effective_rank", "duplicates"} <= found["geometry"][0].keys()
+    again, _ = judged(*arguments)
+
+    def timeless(results):
+        return [{k: v for k, v in r.items() if k != "seconds"} for r in results]
+    assert timeless(again["results"]) == timeless(found["results"])
+    assert all(len(line) <= 118 for line in text.splitlines() if not line.startswith(("written", "ALARM")))
+
+
+def test_linear_is_what_validation_prefers_of_three(runs, judged):
+    found, _ = judged("--linear", "--checkpoint", runs[0], "--task", "individual")
+    mine = {r["probe"]: r for r in found["results"] if r["encoder"] == runs[0]}
+    best = max((r for kind, r in mine.items() if kind != "linear"), key=lambda r: r["valid"])
+    assert mine["linear"]["value"] == best["value"] and mine["linear"]["choice"]["by"] == best["probe"][7:]
+
+
+def test_encoders_stand_side_by_side_with_paired_differences(runs, judged):
+    found, text = judged("--checkpoint", *runs, "dasheng-laptop", "--task", "individual", "--markdown")
+    names = [r["encoder"] for r in found["results"] if r["probe"] == "knn"]
+    assert names == [*runs, "dasheng-laptop", "untrained ssast-laptop-patch", "untrained dasheng-laptop",
+                     "mel statistics"]
+    pairs = {(d["a"], d["b"]): d for d in found["differences"]}
+    assert (runs[0], runs[1]) in pairs and (runs[0], "untrained dasheng-laptop") not in pairs
+    value = {r["encoder"]: r["value"] for r in found["results"] if r["probe"] == "knn"}
+    for (a, b), d in pairs.items():
+        assert d["value"] == pytest.approx(value[a] - value[b]) and d["ci95"][0] <= d["value"] <= d["ci95"][1]
+    same = pairs["dasheng-laptop", "untrained dasheng-laptop"]
+    assert same["ci95"] == [0, 0], "a preset's name is an untrained encoder"
+    assert "| kNN | first |" in text and "first − second = " in text
+
+
+def test_intervals_hold_the_true_accuracy_in_95_of_100_experiments():
+    """300 tests of 100 clips in recordings of one to four clips; the encoder is right about 70 % of recordings."""
+    rng, inside = np.random.default_rng(0), []
+    for _ in range(300):
+        groups = np.repeat(np.arange(100), rng.integers(1, 5, size=100))
+        right = np.where((rng.random(100) < 0.7)[groups], 0, 1)
+
+        class Split:
+            targets = np.zeros(len(groups), int)
+        Split.groups = groups
+        task = type("Task", (), {"metric": "accuracy", "splits": {"test": Split}})
+        args = type("Args", (), {"seed": int(rng.integers(1 << 30))})
+        low, high = report.interval(task, report.sample(task, [np.eye(2)[right]], args)[1], args)
+        inside.append(low <= 0.7 <= high)
+    assert 0.92 <= np.mean(inside) <= 0.98
+
+
+def test_a_paired_interval_is_narrower_than_two_separate_ones():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(5, size=400)
+    a = np.eye(5)[np.where(rng.random(400) < 0.6, truth, (truth + 1) % 5)]
+    b = a.copy()
+    b[:20] = np.eye(5)[(truth[:20] + 2) % 5]
+
+    class Split:
+        targets, groups = truth, np.arange(400)
+    task = type("Task", (), {"metric": "accuracy", "splits": {"test": Split}})
+    args = type("Args", (), {"seed": 0})
+    first, second = (report.sample(task, [scores], args)[1] for scores in (a, b))
+    alone, paired = (report.interval(task, sampled, args) for sampled in (first, first - second))
+    assert paired[0] > 0 and paired[1] - paired[0] < (alone[1] - alone[0]) / 2
+
+
+def test_seeds_of_a_trained_probe_are_averaged_and_listed(runs, judged):
+    found, _ = judged("--attentive", "--checkpoint", runs[0], "--task", "individual", "--seeds", 2)
+    for r in found["results"]:
+        assert len(r["values"]) == 2 and r["value"] == pytest.approx(np.mean(r["values"]))
+
+
+def test_detection_has_map_cmap_auroc_and_events(runs, judged, tiny):
+    found, text = judged("--linear", "--knn", "--clusters", "--checkpoint", runs[0], "--task", "detection")
+    task = load_task("detection", root=tiny)
+    for r in found["results"]:
+        assert r["metric"] == "map" and r["n_test"] == len(task.splits["test"])
+        assert {"cmap", "auroc", "event_f1", "onset_f1", "segment_f1", "thresholds"} <= r.keys()
+        assert 0 <= r["event_f1"] <= 1 and 0 <= r["segment_f1"] <= 1
+    assert "segment F1" in text and "AUROC" in text
+
+
+def test_a_perfect_score_finds_the_windows_of_events(tiny):
+    """Scores that are the truth itself reach what 2 s windows allow: every segment with a call in it is found."""
+    from probes import Scored
+    task = load_task("detection", root=tiny)
+    truth = [task.splits[s].targets.astype(float) for s in ("valid", "test")]
+    good = report.detection_scores(task, Scored(*truth, {}))
+    rng = np.random.default_rng(0)
+    bad = report.detection_scores(task, Scored(*(rng.random(t.shape) for t in truth), {}))
+    assert good["segment_f1"] > max(0.5, bad["segment_f1"] + 0.2) and good["event_f1"] > bad["event_f1"]
+
+
+def test_layers_may_be_joined_or_weighted(runs, judged):
+    values = {}
+    for layers in ("2", "all", "weighted"):
+        found, _ = judged("--checkpoint", runs[0], "--task", "individual", "--layers", layers)
+        values[layers] = [r["value"] for r in found["results"]]
+        assert all(0 <= v <= 1 for v in values[layers])
+    assert values["2"] != values["all"]
+
+
+def test_beans_is_grouped_and_published_rows_stand_apart_by_protocol(runs, judged, tmp_path):
+    beans_miniature.make(tmp_path / "beans")
+    found, text = judged("--checkpoint", runs[0], "--task", "watkins", "dcase", "esc50", data=tmp_path / "beans")
+    knn = [r for r in found["results"] if r["probe"] == "knn" and r["encoder"] == runs[0]]
+    assert [r["group"] for r in knn] == ["classification", "detection", "auxiliary"]
+    means = scoring.group_means(knn)
+    row = next(line for line in text.splitlines() if line.startswith("kNN  ") and "(3 of 12)" in line)
+    assert "first" in row
+    assert f"{means['classification'][0]:.3f} (1 of 5)" in row and f"{means['all'][0]:.3f} (3 of 12)" in row
+    blocks = text.split("\n\n")
+    gpm, linear = (next(b for b in blocks if b.startswith(f"protocol {p}")) for p in ("gpm-bt", "linear probe"))
+    assert "GPM-BT 1.23M bio, patch" in gpm and "Perch" not in gpm and "Perch 1" in linear and "GPM" not in linear
+
+
+def test_a_fine_tuned_model_is_judged_by_its_own_head(runs, judged, tiny, tmp_path):
+    task = load_task("individual", root=tiny)
+    torch.manual_seed(0)
+    model = heads.FineTuned(Encoder(PRESETS["ssast-laptop-patch"]), task.labels[::-1], "softmax")
+    with torch.no_grad():
+        model.head.linear.bias[0] = 99  # always the last of the task's labels
+    folder = tmp_path / "tuned" / "finetune" / "individual"
+    folder.mkdir(parents=True)
+    heads.save(model, folder / "finetuned.pt")
+    found, text = judged("--finetuned", tmp_path / "tuned", "--checkpoint", runs[0], "--task", "individual")
+    row = next(r for r in found["results"] if r["probe"] == "finetune")
+    last = len(task.labels) - 1
+    assert row["value"] == pytest.approx((task.splits["test"].targets == last).mean())
+    assert "fine-tuned" in text
+    with pytest.raises(UserError, match="other classes than species"):
+        judged("--finetuned", folder / "finetuned.pt", "--checkpoint", runs[0], "--task", "species")
+    with pytest.raises(UserError, match="no finetuned.pt there for individual; run python finetune.py"):
+        judged("--finetuned", runs[0], "--checkpoint", runs[0], "--task", "individual")
+
+
+def test_two_files_with_one_embedding_raise_an_alarm(runs, judged, tiny, tmp_path):
+    import shutil
+    shutil.copytree(tiny, tmp_path / "copy")
+    split = load_task("individual", root=tmp_path / "copy").splits["test"]
+    first, second = split.rows.locate(0), next(
+        split.rows.locate(i) for i in range(1, len(split)) if split.rows.locate(i)[-4:] == split.rows.locate(0)[-4:])
+    shutil.copy(first, second)
+    found, text = judged("--checkpoint", runs[0], "--task", "individual", data=tmp_path / "copy")
+    assert text.count("ALARM") == 3 and all(g["duplicates"] == 1 for g in found["geometry"])
+
+
+def test_a_class_that_training_lacks_is_never_chosen():
+    class Split:
+        targets = np.array([0, 2])
+    task = type("Task", (), {"kind": "classification", "labels": ["a", "b", "c"], "splits": {"train": Split}})
+    assert evaluate.masked(task, np.array([[0.1, 0.9, 0.2]])).argmax() == 2
+
+
+def test_a_long_name_is_shortened_as_long_as_it_stays_unique():
+    assert report.short("runs/a/b", ["runs/a/b", "runs/c"]) == "b"
+    assert report.short("runs/a/b", ["runs/a/b", "runs/c/b"]) == "runs/a/b"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--layers", "9"], "--layers 9: this encoder has 4 blocks"), (["--layers", "some"], "'some' is not a whole"),
+    (["--seeds", "0"], "at least 1"), (["--shots"], "expected at least one"),
+    (["--task", "beans"], "none of the twelve is below"), (["--low"], "low-data")])
+def test_a_mistake_is_refused_in_one_line(runs, judged, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        judged("--checkpoint", runs[0], *([] if "--task" in arguments else ["--task", "individual"]), *arguments)
+    assert "\n" not in str(error.value)
