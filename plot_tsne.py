@@ -151,8 +151,8 @@ def flatten(vectors, method="tsne", perplexity="auto", seed=0):
     """vectors (n, D) -> (map (n, 2), features (n, D) as kNN sees them, what was done).
 
     Features get mean 0 and deviation 1, then length 1 (as in evaluate.py), then PCA to 50 dimensions, then t-SNE that
-    starts from the first two (Kobak and Berens 2019), with learning rate n / 12. 50,000 points take XXX min on one
-    core: Barnes-Hut trees, 50 dimensions and a perplexity of at most 50 see to that.
+    starts from the first two (Kobak and Berens 2019), with learning rate n / 12. 50,000 points take six minutes on
+    one core (Barnes-Hut trees, 50 dimensions, a perplexity of 50), less on several.
     """
     import numpy as np
     from sklearn.decomposition import PCA
@@ -280,7 +280,7 @@ def plot_scaling(args):
 
 BOOKKEEPING = ("step", "clips", "epoch", "chance", "skips", "audio_per_second", "data_wait", "memory_gb", "mfu", "count")
 NAMES = {"lr": "learning rate", "clips_per_second": "speed (clips/s)", "grad_norm": "gradient norm",
-         "accuracy": "masked-patch accuracy", "valid_knn": "online kNN accuracy", "knn": "online kNN accuracy"}
+         "spread": "spread of clips", "accuracy": "masked-patch accuracy", "valid_knn": "online kNN accuracy", "knn": "online kNN accuracy"}
 
 
 def plot_curves(args):
@@ -313,7 +313,7 @@ def plot_curves(args):
                 for quantity, line in ((key, "-"), (f"valid_{key}", "--")):
                     dots = [(r["step"], r["value"]) for r in table if (r["run"], r["quantity"]) == (run, quantity)]
                     ax.plot(*zip(*dots) if dots else ((), ()), linestyle=line, color=figures.look(k)["color"])
-            ax.set(title=NAMES.get(key, key), xlabel="step")
+            ax.set(ylabel=NAMES.get(key, key), xlabel="step")
             ax.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
         return figure
     return "curves", draw, caption, table, {"runs": list(runs), "quantities": panels}

@@ -287,7 +287,7 @@ def drawing(points):
 
     def draw(width, caption):
         from figures import GREY, axes_of, grid_of, handle, look, page
-        shapes = {s: look(k) | {"marker": "osD^vPX<>p"[k % 10], "markerfacecolor": "white" if s.startswith("GPM-BT ")
+        shapes = {s: look(k) | {"marker": "osD^vPX<>p"[k % 10], "markerfacecolor": "none" if s.startswith("GPM-BT ")
                                 else look(k)["color"]} for k, s in enumerate(series)}
         handles = [handle(s, **shapes[s]) for s in series]
         handles += [handle(b, color=GREY, linestyle=line, marker="") for b, line in zip(BASELINES, ("--", ":"))
@@ -333,9 +333,10 @@ def panel(ax, column, by_series, laws, shapes):
     wide, room = ax.get_ylim(), (high - low) / 2  # a wide band must not flatten the points
     ax.set_ylim(max(wide[0], low - room), min(wide[1], high + room))
     ax.set_xscale("log")
-    ticks, apart = [], (np.log(max(ends)) - np.log(min(ends))) / 4.2
-    for size in sorted(set(ends)):
-        if not ticks or np.log(size / ticks[-1]) >= apart:
+    ends = sorted(set(ends))
+    ticks, apart = [], 0.17 * np.log(ends[-1] / ends[0])
+    for size in (ends[-1], ends[0], *ends[-2:0:-1]):  # the largest matter most
+        if all(abs(np.log(size / other)) >= apart for other in ticks):
             ticks.append(size)
     ax.set_xticks(ticks, [count(size) for size in ticks])
     ax.set_xticks([], minor=True)
