@@ -84,7 +84,7 @@ def _checked(text, kind, ok, wanted):
 def write_text(path, text):
     """Write a small text file so that a reader sees the old content or the new, never half."""
     temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # as paths of any bytes are read
     os.replace(temporary, path)
 
 

@@ -11,7 +11,7 @@ Manifests themselves are in manifest.py, decoding in audio.py, shards in shards.
 import json
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
@@ -20,7 +20,8 @@ import numpy as np
 import audio
 import cli
 from cli import UserError
-from manifest import Manifest, holdout, mix, open_manifest, permutation, subset, unit, warn  # noqa: F401
+from manifest import Manifest, holdout, mix, open_manifest, permutation, subset, unit  # noqa: F401
+from tasks import Task, load_task  # noqa: F401
 
 # Which number of a sample's stream is for what; masks and augmentation on the device have streams of their own.
 _CROP, _PARTNER, _PARTNER_CROP = 101, 102, 103
@@ -196,60 +197,6 @@ class BadLog:
             raise UserError(f"{self.bad} of {self.seen} clips could not be read, more than --max-bad "
                             f"{self.max_bad:g}; they are listed in {self.path}: mend or remove them (python data.py "
                             "check), or raise --max-bad")
-
-
-# ---------------------------------------------------------------------------------------------------------- tasks
-
-@dataclass
-class Task:
-    """A labelled data set. `splits[name].label` holds indices into `labels`."""
-    name: str
-    kind: str  # "classification": one label a clip
-    labels: list
-    splits: dict = field(default_factory=dict)  # "train", "valid", "test" -> Manifest
-
-
-def load_task(task, root=None):
-    """A classification task in BEANS layout: a folder with train.csv, valid.csv and test.csv (path, label).
-
-    task: a folder, or the name of one in `root`. Paths are looked up from the CSV's folder, its parents up to `root`,
-    and the current folder. Classes are the sorted labels of the training split; others come after them.
-    """
-    folder = next((p for p in (Path(root or ".") / str(task), Path(task)) if p.is_dir()), None)
-    if folder is None:
-        raise UserError(f"--task {task}: neither a folder nor a folder in {root or '.'}")
-    if not (folder / "train.csv").exists():
-        inside = sorted(p.name for p in folder.iterdir())[:5]
-        raise UserError(f"--task {task}: {folder}/train.csv is missing; a classification task has train.csv, "
-                        f"valid.csv and test.csv, columns path and label (there is {', '.join(inside) or 'nothing'})")
-    splits = {split: _open_split(folder / f"{split}.csv", root) for split in ("train", "valid", "test")}
-    labels = sorted({splits["train"].labels[c] for c in np.unique(splits["train"].label)})
-    for split in ("valid", "test"):
-        if new := sorted(set(splits[split].labels) - set(labels)):
-            warn(f"{folder}/{split}.csv has labels that the training split lacks: {', '.join(new[:5])}"
-                 f"{' …' * (len(new) > 5)}")
-            labels += new
-    code = {label: k for k, label in enumerate(labels)}
-    for rows in splits.values():
-        rows.label, rows.labels = np.array([code[name] for name in rows.labels], np.int32)[rows.label], labels
-    return Task(folder.resolve().name, "classification", labels, splits)
-
-
-def _open_split(path, root):
-    """One CSV of a task, all of whose files exist."""
-    if not path.exists():
-        raise UserError(f"{path} is missing: a classification task has train.csv, valid.csv and test.csv")
-    rows = open_manifest(path)
-    if rows.label is None:
-        raise UserError(f"{path} has no column label")
-    top = Path(root).resolve() if root else path.resolve().parent
-    parents = [str(p) for p in path.resolve().parent.parents if p == top or top in p.parents]
-    rows.bases = tuple(dict.fromkeys([str(path.parent), *parents, "."]))
-    for i in range(len(rows)):
-        if not os.path.exists(rows.locate(i)):
-            raise UserError(f"{path} names {audio.shown(rows.path(i))}, which is neither in "
-                            f"{' nor in '.join(rows.bases)}")
-    return rows
 
 
 # --------------------------------------------------------------------------------------------------- augmentation

@@ -90,7 +90,7 @@ def knn_rows(task, contestants, device, args):
     fit, test = (vectors(functions, task.splits[split], rate, device, args.batch_size, args.workers)
                  for split in ("train", "test"))
     seconds = (time.perf_counter() - began) / len(contestants)
-    labels, truth = task.splits["train"].label, task.splits["test"].label
+    labels, truth = task.splits["train"].targets, task.splits["test"].targets
     rows = []
     for name, a, b in zip(contestants, fit, test):
         for probe, standardise in (("knn", True), ("knn-raw", False))[0 if args.standardise else 1:]:

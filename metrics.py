@@ -1,11 +1,192 @@
-"""Scores and their uncertainty: accuracy and bootstrap intervals. NumPy only."""
+"""Scores and their uncertainty: accuracy, average precision, events, bootstrap intervals. NumPy and SciPy only.
+
+Two averages of average precision are kept apart, because published numbers differ by them: BEANS's
+(`mean_average_precision`: a class without positives counts as 0, ties fall as sorting leaves them) and the one of
+Perch and BirdSet (`cmap`: tied scores share one threshold, classes without positives are left out).
+"""
 import numpy as np
+
+from annotations import Event
 
 
 def accuracy(predicted, truth):
     """Share of equal labels of two integer arrays (n,)."""
     return float(np.mean(np.asarray(predicted) == np.asarray(truth)))
 
+
+# ------------------------------------------------------------------------------------------------------ ranking
+
+def average_precision(scores, truth, ties=False):
+    """Average precision of each class: scores (n, C), truth (n, C) bool -> float64 (C,).
+
+    Sum over the positives of the precision at their rank, divided by max(positives, 1) (BEANS, after torchnet's
+    APMeter): a class without positives scores 0. Equal scores stay in the order of the rows; with `ties` they share
+    the precision at the end of their group, which is scikit-learn's definition and independent of the rows' order.
+    """
+    scores, truth = _checked(scores, truth)
+    out = np.zeros(scores.shape[1])
+    ranks = np.arange(1, len(scores) + 1)
+    for k in range(scores.shape[1]):
+        order = np.argsort(-scores[:, k], kind="stable")
+        hits = truth[order, k]
+        precision = np.cumsum(hits) / ranks
+        if ties and len(scores):
+            ordered = scores[order, k]
+            last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+            precision = precision[last[np.searchsorted(last, np.arange(len(ordered)))]]
+        out[k] = precision[hits].sum() / max(hits.sum(), 1)
+    return out
+
+
+def mean_average_precision(scores, truth):
+    """BEANS's mAP: the plain mean over all classes of `average_precision`."""
+    return float(average_precision(scores, truth).mean())
+
+
+def cmap(scores, truth):
+    """Class-averaged mAP as Perch and BirdSet have it: tie-aware, over the classes that occur; NaN if none does."""
+    present = np.asarray(truth, bool).any(axis=0)
+    return float(average_precision(scores, truth, ties=True)[present].mean()) if present.any() else float("nan")
+
+
+def auroc(scores, truth):
+    """Area under the ROC curve, averaged over the classes that have both positives and negatives; NaN if none has.
+
+    It is the probability that a positive outranks a negative, a tie counting half (Mann and Whitney's U).
+    """
+    from scipy.stats import rankdata
+    scores, truth = _checked(scores, truth)
+    positives = truth.sum(axis=0)
+    negatives = len(truth) - positives
+    both = (positives > 0) & (negatives > 0)
+    if not both.any():
+        return float("nan")
+    sums = np.array([rankdata(scores[:, k])[truth[:, k]].sum() for k in np.flatnonzero(both)])
+    areas = (sums - positives[both] * (positives[both] + 1) / 2) / (positives[both] * negatives[both])
+    return float(areas.mean())
+
+
+def _checked(scores, truth):
+    """Scores and truth as arrays (n, C) that fit together."""
+    scores, truth = np.asarray(scores), np.asarray(truth).astype(bool)
+    if scores.ndim != 2 or scores.shape != truth.shape:
+        raise ValueError(f"scores {scores.shape} and truth {truth.shape} should both be (items, classes)")
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of the {scores.size} scores are NaN")
+    return scores, truth
+
+
+# ------------------------------------------------------------------------------------------------------- events
+
+def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minimum=0.0, gap=0.0, file="",
+                  smoothing="mean", score="peak"):
+    """Scores of frames or windows of one recording -> list of Event in order of time.
+
+    scores (T, C); starts, ends (T,): each frame's time in seconds, ascending, overlapping or not; labels: C names;
+    threshold: a number or (C,), reached by `>=`; smooth: length in seconds of a centred mean or maximum (`smoothing`)
+    over frames; gap: frames of one class at most this far apart (s) are one event; minimum: shorter events (s) are
+    dropped. An event reaches from the onset of its first frame to the offset of its last; its score is the peak or
+    the mean of its frames' smoothed scores.
+    """
+    scores, starts, ends = np.asarray(scores, np.float64), np.asarray(starts, float), np.asarray(ends, float)
+    if score not in ("peak", "mean") or smoothing not in ("mean", "max"):
+        raise ValueError(f"score {score!r} is peak or mean, smoothing {smoothing!r} is mean or max")
+    if len(scores) > 1 and smooth > 0:
+        scores = _smoothed(scores, smooth / float(np.median(np.diff(starts))), smoothing)
+    events = []
+    for k, limit in enumerate(np.broadcast_to(threshold, (len(labels),))):
+        frames = np.flatnonzero(scores[:, k] >= limit)
+        if not len(frames):
+            continue
+        apart = starts[frames[1:]] - ends[frames[:-1]] > gap + 1e-6  # a microsecond: times are sums of decimals
+        first = np.flatnonzero(np.append(True, apart))
+        last = np.append(first[1:], len(frames)) - 1
+        value = scores[frames, k]
+        value = (np.maximum.reduceat(value, first) if score == "peak"
+                 else np.add.reduceat(value, first) / (last - first + 1))
+        onset, offset = starts[frames[first]], ends[frames[last]]
+        events += [Event(file, float(a), float(b), labels[k], float(v)) for a, b, v in zip(onset, offset, value)
+                   if b - a >= minimum - 1e-6]
+    return sorted(events, key=lambda event: (event.start, event.end))
+
+
+def _smoothed(scores, frames, smoothing):
+    """A centred mean or maximum over an odd number of frames (at least `frames`); the edges see what is there."""
+    from scipy.ndimage import maximum_filter1d, uniform_filter1d
+    size = 2 * int(np.ceil((frames - 1) / 2 - 1e-9)) + 1
+    if smoothing == "max":
+        return maximum_filter1d(scores, size, axis=0, mode="constant", cval=-np.inf)
+    weight = uniform_filter1d(np.ones(len(scores)), size, mode="constant")
+    return uniform_filter1d(scores, size, axis=0, mode="constant") / weight[:, None]
+
+
+def match_events(predicted, truth, iou=0.3, onset_collar=None, offset_collar=None, offset_share=0.0):
+    """How many annotated events were found -> dict with precision, recall, f1, tp, fp, fn, macro_f1 and per_class.
+
+    predicted, truth: lists of Event. Events of one file and label are paired one to one, as many pairs as possible
+    (maximum bipartite matching). A pair may match if intersection over union is at least `iou` (0: any overlap;
+    DCASE's few-shot task takes 0.3), or, with `onset_collar` seconds, if the onsets lie within it, and with
+    `offset_collar` the offsets within the larger of it and `offset_share` of the annotation's length (sed_eval:
+    0.2 s, 0.2 s, 0.2 or 0.5).
+    """
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
+    groups = {}
+    for side, events in enumerate((predicted, truth)):
+        for event in events:
+            groups.setdefault((event.label, event.file), ([], []))[side].append((event.start, event.end))
+    counts = {}
+    for (label, _), (found, wanted) in groups.items():
+        pairs = 0
+        if found and wanted:
+            fits = _fits(np.array(found), np.array(wanted), iou, onset_collar, offset_collar, offset_share)
+            pairs = int((maximum_bipartite_matching(csr_matrix(fits), perm_type="column") >= 0).sum())
+        counts[label] = counts.get(label, 0) + np.array([pairs, len(found) - pairs, len(wanted) - pairs])
+    return _found(counts)
+
+
+def _fits(found, wanted, iou, onset_collar, offset_collar, offset_share):
+    """Which pairs may match: found (P, 2), wanted (Q, 2) start and end -> bool (P, Q)."""
+    if onset_collar is not None:
+        near = 1e-9 + onset_collar >= np.abs(found[:, None, 0] - wanted[None, :, 0])
+        if offset_collar is None:
+            return near
+        collar = np.maximum(offset_collar, offset_share * (wanted[:, 1] - wanted[:, 0]))
+        return near & (np.abs(found[:, None, 1] - wanted[None, :, 1]) <= collar + 1e-9)
+    overlap = (np.minimum(found[:, None, 1], wanted[None, :, 1])
+               - np.maximum(found[:, None, 0], wanted[None, :, 0])).clip(min=0)
+    union = (found[:, 1] - found[:, 0])[:, None] + (wanted[:, 1] - wanted[:, 0]) - overlap
+    return (overlap > 0) & (overlap >= iou * union)
+
+
+def segment_f1(predicted, truth, segment=1.0):
+    """Agreement in segments of `segment` seconds -> dict as from `match_events`.
+
+    A class is on in each segment of a file's own time grid that one of its events touches (sed_eval).
+    """
+    found, wanted = ({(event.label, event.file, k) for event in events
+                      for k in range(int(np.floor(event.start / segment + 1e-9)),
+                                     int(np.ceil(event.end / segment - 1e-9)))} for events in (predicted, truth))
+    counts = {}
+    for kind, cells in enumerate((found & wanted, found - wanted, wanted - found)):
+        for label, _, _ in cells:
+            counts.setdefault(label, np.zeros(3, int))[kind] += 1
+    return _found(counts)
+
+
+def _found(counts):
+    """{label: (tp, fp, fn)} -> precision, recall, F1 over all and by class; 0 where nothing is to be divided."""
+    def scores(tp, fp, fn):
+        return {"precision": float(tp / max(tp + fp, 1)), "recall": float(tp / max(tp + fn, 1)),
+                "f1": float(2 * tp / max(2 * tp + fp + fn, 1)), "tp": int(tp), "fp": int(fp), "fn": int(fn)}
+    by_class = {label: scores(*counts[label]) for label in sorted(counts)}
+    total = scores(*sum(counts.values(), np.zeros(3, int)))
+    macro = float(np.mean([row["f1"] for row in by_class.values()])) if by_class else 0.0
+    return {**total, "macro_f1": macro, "per_class": by_class}
+
+
+# ---------------------------------------------------------------------------------------------------- intervals
 
 def bootstrap(values, groups=None, draws=1000, seed=0):
     """95 % percentile interval [lo, hi] of the mean of `values` (n,) over resampled items.
@@ -21,3 +202,21 @@ def bootstrap(values, groups=None, draws=1000, seed=0):
         pick = rng.integers(len(totals), size=len(totals))
         means[i] = totals[pick].sum() / sizes[pick].sum()
     return [float(v) for v in np.percentile(means, (2.5, 97.5))]
+
+
+def bootstrap_metric(function, scores, truth, groups=None, draws=1000, seed=0):
+    """Like `bootstrap`, for a metric that is no mean over items: function(scores, truth) -> number.
+
+    scores, truth: arrays whose first axis are the n items; groups (n,) as above. Draws in which the metric is NaN
+    (no positives) are left out; [NaN, NaN] if all are.
+    """
+    scores, truth = np.asarray(scores), np.asarray(truth)
+    names = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    members = np.split(np.argsort(names, kind="stable"), np.cumsum(np.bincount(names))[:-1])
+    rng = np.random.default_rng(seed)
+    values = np.empty(draws)
+    for i in range(draws):
+        rows = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
+        values[i] = function(scores[rows], truth[rows])
+    values = values[~np.isnan(values)]
+    return [float(v) for v in np.percentile(values, (2.5, 97.5))] if len(values) else [float("nan")] * 2

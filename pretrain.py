@@ -403,7 +403,7 @@ def species_knn(path, device):
     encoders = [trained, Encoder(trained.config).eval().to(device)]
     fit, test = (vectors(encoders, task.splits[split], trained.config.sample_rate, device)
                  for split in ("train", "test"))
-    labels = task.splits["train"].label, task.splits["test"].label
+    labels = task.splits["train"].targets, task.splits["test"].targets
     scores = [accuracy(knn(a, labels[0], b), labels[1]) for a, b in zip(fit, test)]
     return (f"species kNN accuracy {scores[0]:.3f}, untrained {scores[1]:.3f}, chance {1 / len(task.labels):.3f} "
             f"({len(labels[1])} test clips)")

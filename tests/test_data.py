@@ -148,14 +148,14 @@ def test_a_task_in_beans_layout_is_found_by_name_or_folder(tmp_path, monkeypatch
     for task in (data.load_task("bats", root=root), data.load_task(root / "bats", root=root)):
         assert (task.name, task.kind, task.labels) == ("bats", "classification", ["b,ig", "small"])
         assert set(task.splits) == {"train", "valid", "test"}
-        assert task.splits["test"].label.tolist() == [0, 1, 0, 1] and len(task.splits["test"].read(3)) == 4800
+        assert task.splits["test"].targets.tolist() == [0, 1, 0, 1] and len(task.splits["test"].read(3)) == 4800
     monkeypatch.chdir(root)  # without --data: from the CSV's folder, then from the current one
     assert len(data.load_task("bats").splits["train"]) == 4
 
 
 def test_a_label_that_training_lacks_is_added_with_a_warning(tmp_path, capsys):
     task = data.load_task("bats", root=task_folder(tmp_path, test_labels=("b,ig", "new")))
-    assert task.labels == ["b,ig", "small", "new"] and task.splits["test"].label.tolist() == [0, 2, 0, 2]
+    assert task.labels == ["b,ig", "small", "new"] and task.splits["test"].targets.tolist() == [0, 2, 0, 2]
     assert "training split lacks: new" in capsys.readouterr().err
 
 
