@@ -74,15 +74,29 @@ def _hide_first(key, grid, n, columns):
     return (rank < count).unflatten(1, grid)
 
 
+def _shuffled(seeds, grid, stream):
+    """(B, T', F') int64 below 2^60: each clip's tokens in a random order, no two alike."""
+    tokens = grid[0] * grid[1]
+    return ((random_bits(seeds, tokens, stream, 40) << 20) + torch.arange(tokens, device=seeds.device)).unflatten(1, grid)
+
+
+def _ordered(turn, grid, seeds=None, stream=0):
+    """Keys for `_hide_first`: by turn (B, N) int64 below 2^40, then at random, or by position without seeds."""
+    tokens = turn.shape[1]
+    tie = torch.arange(tokens, device=turn.device)
+    if seeds is not None:
+        tie = tie + random_bits(seeds, tokens, stream, 18) * (1 << 20)
+        return ((turn << 38) + tie).unflatten(1, grid)
+    return ((turn << 20) + tie).unflatten(1, grid)
+
+
 def frame_mask(seeds, grid, n, columns=None):
     """Uniform masks without structure: n tokens drawn without replacement.
 
     On a frame grid (T', 1) this is SSAST's frame masking. seeds (B,) int64, grid (T', F'), n a count or a share,
     columns (B,) valid columns -> bool (B, T', F').
     """
-    tokens = grid[0] * grid[1]
-    key = (random_bits(seeds, tokens, 1, 40) << 20) + torch.arange(tokens, device=seeds.device)  # ties by position
-    return _hide_first(key.unflatten(1, grid), grid, n, columns)
+    return _hide_first(_shuffled(seeds, grid, 1), grid, n, columns)
 
 
 def patch_mask(seeds, grid, n, columns=None, cluster=(3, 5)):
@@ -133,3 +147,63 @@ def patch_mask_upstream(seeds, grid, n, columns=None, cluster=(3, 5)):
             held[hit[(hit > 0) & (hit < total)]] = True
         mask.flat[np.flatnonzero(held)[:count]] = True
     return torch.from_numpy(masks).transpose(1, 2).contiguous().to(seeds.device)
+
+
+def block_mask(seeds, grid, n, columns=None, side=5, extra=0.07):
+    """EAT's inverse block masks: what stays visible lies in a few blocks; n tokens are hidden.
+
+    With L valid tokens, of which v stay visible, max(1, int((v + extra L) / side²)) centres are drawn anywhere and the
+    blocks around them are cut at the edges; where their union holds more than v tokens some of it is hidden at random,
+    where it holds less other tokens are shown at random. EAT: 5 centres, 102 of 512 visible; large: extra 0.10.
+    """
+    (t, f), total = grid, grid[0] * grid[1]
+    t_valid = torch.full_like(seeds, t) if columns is None else columns
+    count = n_hidden(n, total, t_valid, f)  # (B,)
+    tokens = t_valid * f
+    centres = ((tokens - count + extra * tokens) / side ** 2).long().clamp(min=1)  # (B,)
+    most = max(1, int((total - n_hidden(n, total) + extra * total) / side ** 2))
+    place = uniform(seeds, 2 * most, 5)
+    at_t = (place[:, :most] * t_valid[:, None]).long()  # (B, K)
+    at_f = (place[:, most:] * f).long()
+    reach = side // 2
+    in_t = (torch.arange(t, device=seeds.device) - at_t[..., None]).abs() <= reach  # (B, K, T')
+    in_f = (torch.arange(f, device=seeds.device) - at_f[..., None]).abs() <= reach  # (B, K, F')
+    drawn = (torch.arange(most, device=seeds.device) < centres[:, None])[..., None, None]
+    shown = (in_t[..., None] & in_f[:, :, None] & drawn).any(1)  # (B, T', F')
+    key = (shown.long() << 62) + _shuffled(seeds, grid, 6)
+    return _hide_first(key, grid, n, columns)
+
+
+def group_mask(seeds, grid, n, columns=None, group=2):
+    """Dasheng's masks: runs of `group` tokens are hidden or visible together, but for one run that n may cut.
+
+    Tokens are counted time-major. Deviation: a last run that the grid leaves incomplete takes part (Dasheng's code
+    wants whole runs).
+    """
+    total = grid[0] * grid[1]
+    turn = random_bits(seeds, -(-total // group), 7, 40)
+    return _hide_first(_ordered(turn.repeat_interleave(group, 1)[:, :total], grid), grid, n, columns)
+
+
+def span_mask(seeds, grid, n, columns=None, span=5):
+    """Spans of `span` columns (all their rows) are hidden, in random places that may overlap, until n tokens are.
+
+    All columns lie in equally many spans; the last span is cut at random. ATST-Frame: 5 of 250 columns, nominally
+    0.65 of them, of which its code hides 0.50; animal2vec: 2 of 2000 columns, 0.93. Their samplers (fairseq's) reach
+    those shares on average only and hide the ends less often.
+    """
+    t, f = grid
+    turn = random_bits(seeds, t + span - 1, 8).to(torch.float32)  # 24 bits, exact in float32
+    turn = -F.max_pool1d(-turn[:, None], span, stride=1)[:, 0]  # (B, T'): the first span that covers a column
+    return _hide_first(_ordered(turn.long().repeat_interleave(f, 1), grid, seeds, 9), grid, n, columns)
+
+
+def structured_mask(seeds, grid, n, columns=None, axis="both"):
+    """Whole columns ("time"), whole rows ("frequency") or both are hidden, in random order, until n tokens are; the
+    last line is cut at random. AudioMAE's fine-tuning masks are of this kind."""
+    t, f = grid
+    last = torch.full((len(seeds), 1), 1 << 24, device=seeds.device)
+    time = random_bits(seeds, t, 10) if axis != "frequency" else last.expand(-1, t)
+    rows = random_bits(seeds, f, 11) if axis != "time" else last.expand(-1, f)
+    turn = torch.minimum(time[:, :, None], rows[:, None])  # (B, T', F')
+    return _hide_first(_ordered(turn.flatten(1), grid, seeds, 12), grid, n, columns)

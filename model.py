@@ -13,68 +13,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import convert
 from cli import UserError
-from recipes import PRESETS, EncoderConfig
+from frontends import LOG_FLOOR, KaldiFbank, MelDb, WaveEmbed, mel_filters  # noqa: F401  (names that stay here)
+from recipes import CONV_POSITIONS, PRESETS, EncoderConfig
 
 VERSION = 1  # of our encoder files
-LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon, Kaldi's floor under the logarithm
-
-
-# ---------------------------------------------------------------------------------------------------- front end
-
-def mel_filters(n_mels, n_fft, sample_rate, f_min, f_max):
-    """Kaldi's triangular HTK-mel filters: float64 (n_fft / 2 + 1, n_mels); the Nyquist bin takes no part.
-
-    Triangles are straight in mel, mel(f) = 1127 ln(1 + f / 700), so some narrow ones may hold no bin at all.
-    """
-    def mel(hertz):
-        return 1127.0 * torch.log1p(torch.as_tensor(hertz, dtype=torch.float64) / 700.0)
-
-    edges = torch.linspace(float(mel(f_min)), float(mel(f_max or sample_rate / 2)), n_mels + 2, dtype=torch.float64)
-    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    bins = mel(torch.arange(n_fft // 2, dtype=torch.float64) * sample_rate / n_fft)[:, None]
-    triangles = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
-    return F.pad(triangles, (0, 0, 0, 1))
-
-
-class KaldiFbank(nn.Module):
-    """Kaldi-style log-mel spectrogram, batched: wave (B, S) -> (B, F, T), natural log, not normalised.
-
-    Equals torchaudio.compliance.kaldi.fbank(htk_compat=True, window_type="hanning", use_energy=False, dither=0) after
-    the mean of the clip is subtracted. Frames are transformed in float64: between a loud and a silent band float32
-    rounds by up to 1e-2 in the log, torchaudio's included. On the CPU they pass in blocks that fit its cache.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.window, self.hop = config.window_samples, config.hop_samples
-        self.n_fft = 1 << (self.window - 1).bit_length()
-        with torch.device("cpu"):  # tables are real even when the encoder is only described, on "meta"
-            hann = torch.hann_window(self.window, periodic=False, dtype=torch.float64)
-            filters = mel_filters(config.n_mels, self.n_fft, config.sample_rate, config.f_min, config.f_max)
-        self.register_buffer("hann", F.pad(hann, (0, self.n_fft - self.window)), persistent=False)
-        self.register_buffer("filters", filters.float(), persistent=False)
-
-    def forward(self, wave):
-        block = len(wave) if wave.is_cuda else max(1, (1 << 18) // wave.shape[1])
-        return torch.cat([self._log_mel(part.double()) for part in wave.split(block)]).transpose(1, 2)
-
-    def _log_mel(self, wave):
-        """wave (B, S) float64 -> (B, T, F) float32.
-
-        Kaldi subtracts a frame's mean, then pre-emphasises within the frame. Here the wave is pre-emphasised and the
-        means are subtracted after: the same, since the one sample of a frame whose predecessor lies outside of it,
-        the first, has weight 0 in the window.
-        """
-        mean = F.avg_pool1d(wave[:, None], self.window, self.hop).transpose(1, 2)  # (B, T, 1)
-        wave = F.pad(wave[:, 1:] - 0.97 * wave[:, :-1], (1, self.n_fft - self.window))
-        frames = wave.unfold(1, self.n_fft, self.hop) * self.hann  # (B, T, n_fft)
-        frames.addcmul_(mean, self.hann, value=0.97 - 1)
-        real, imag = torch.view_as_real(torch.fft.rfft(frames)).float().unbind(-1)
-        power = real.square().addcmul_(imag, imag)
-        return (power @ self.filters).clamp_(min=LOG_FLOOR).log_()
 
 
 def foreground(spec, margin, beyond=None):
@@ -93,16 +39,19 @@ def foreground(spec, margin, beyond=None):
 # -------------------------------------------------------------------------------------------------- transformer
 
 class Attention(nn.Module):
-    """Multi-head self-attention; x (B, N, D), keep (B, 1, 1, N) bool or None: the tokens that may be attended."""
+    """Multi-head self-attention; x (B, N, D), keep: what may be attended, bool (B, 1, 1, N), or a float bias
+    (B, H, N, N) added to the logits, or None."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim, heads, bias=True):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x, keep=None):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 × (B, H, N, D / H)
+        if keep is not None and keep.is_floating_point():
+            keep = keep.to(q.dtype)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         return self.proj(x.transpose(1, 2).flatten(2))
 
@@ -118,18 +67,70 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, as timm's ViT."""
+    """Transformer block, pre-norm as timm's ViT or post-norm as data2vec 2.0; drop: share that skip a half."""
 
-    def __init__(self, config):
+    def __init__(self, config, drop=0.0):
         super().__init__()
+        self.post, self.drop = config.norm == "post", drop
         self.norm1 = nn.LayerNorm(config.dim, eps=config.eps)
-        self.attn = Attention(config.dim, config.heads)
+        self.attn = Attention(config.dim, config.heads, config.qkv_bias)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.eps)
         self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
 
     def forward(self, x, keep=None):
-        x = x + self.attn(self.norm1(x), keep)
-        return x + self.mlp(self.norm2(x))
+        return self.step(x, keep)[0]
+
+    def step(self, x, keep=None):
+        """x (B, N, D) -> (x, the feed-forward output before it is added), the second a teacher's target."""
+        if self.post:
+            x = self.norm1(x + self._skip(self.attn(x, keep)))
+            out = self.mlp(x)
+            return self.norm2(x + self._skip(out)), out
+        x = x + self._skip(self.attn(self.norm1(x), keep))
+        out = self.mlp(self.norm2(x))
+        return x + self._skip(out), out
+
+    def _skip(self, x):
+        if not (self.drop and self.training):
+            return x
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop
+        return x * kept / (1 - self.drop)
+
+
+class ConvPositions(nn.Module):
+    """Positions from the tokens around: grouped convolutions in time, each with LayerNorm and GELU, as animal2vec."""
+
+    def __init__(self, dim):
+        super().__init__()
+        layers, kernel, groups = CONV_POSITIONS
+        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups)
+                                   for _ in range(layers))
+
+    def forward(self, x, valid=None):
+        """x (B, T, D), valid (B, T) bool or None -> (B, T, D); padding never reaches a clip."""
+        for conv in self.convs:
+            x = x if valid is None else x * valid[..., None]
+            x = conv(x.transpose(1, 2)).transpose(1, 2)
+            x = F.gelu(F.layer_norm(x, x.shape[-1:]))
+        return x
+
+
+def sincos_table(grid, dim):
+    """Fixed positions (T', F', D): first half of D for the mel row, second for time; each half is sines, then cosines
+    of index · 10000^(-i / (D / 4))."""
+    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+
+    def waves(n):
+        phase = torch.arange(n, dtype=torch.float64)[:, None] * frequency
+        return torch.cat([phase.sin(), phase.cos()], 1).float()
+
+    time, rows = waves(grid[0])[:, None], waves(grid[1])[None]
+    return torch.cat([rows.expand(*grid, -1), time.expand(*grid, -1)], 2)
+
+
+def alibi_slopes(heads):
+    """How steeply attention falls with distance in each head: 2^(-8 h / H), h = 1 … H."""
+    return 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
 
 
 class Encoder(nn.Module):
@@ -139,59 +140,108 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = c = config
         self.checkpoint_activations = False
-        self.fbank = KaldiFbank(c)
-        self.patch = nn.Linear(c.patch[0] * c.patch[1], c.dim)  # PyTorch's default initialisation, as SSAST's
-        self.mask_token = nn.Parameter(torch.randn(c.dim) * c.dim ** -0.5)
-        self.positions = nn.Parameter(torch.empty(*c.grid, c.dim))
+        self.heads = {}  # published heads that came with the weights, {name: {key: tensor}}; see head_outputs
+        if c.frontend == "wave":
+            self.patch = WaveEmbed(c)
+        else:
+            self.fbank = {"kaldi": KaldiFbank, "mel-db": MelDb}[c.frontend](c)
+            self.patch = nn.Linear(c.patch[0] * c.patch[1], c.dim)  # PyTorch's default initialisation, as SSAST's
+        if c.input_norm:
+            self.input_norm = nn.BatchNorm1d(c.n_mels, momentum=0.01)
+        if c.mask_token:
+            self.mask_token = nn.Parameter(torch.randn(c.dim) * c.dim ** -0.5)
+        self._add_positions()
+        drops = [c.drop_path * i / max(1, c.depth - 1) for i in range(c.depth)]
+        if c.norm == "post":
+            self.token_norm = nn.LayerNorm(c.dim, eps=c.eps)
+        self.blocks = nn.ModuleList(Block(c, drop) for drop in drops)
+        self.norm = nn.LayerNorm(c.dim, eps=c.eps) if c.norm == "pre" and c.final_norm else nn.Identity()
+        self._initialise()
+
+    def _add_positions(self):
+        """Tables are (T', F', D), or (T', 1, D) beside (F', D) over frequency; sine-cosine ones are not trained."""
+        c = self.config
+        if c.positions == "learned":
+            self.positions = nn.Parameter(torch.empty(*c.grid, c.dim))
+        elif c.positions == "factorised":
+            self.positions = nn.Parameter(torch.empty(c.grid[0], 1, c.dim))
+            self.frequency_positions = nn.Parameter(torch.empty(c.grid[1], c.dim))
+        elif c.positions == "conv":
+            self.positions = ConvPositions(c.dim)
+        else:
+            columns = max(c.grid[0], c.columns(c.chunk_frames))
+            self.register_buffer("positions", sincos_table((columns, c.grid[1]), c.dim),
+                                 persistent=c.positions == "fixed")
         if c.specials:
             self.specials = nn.Parameter(torch.empty(c.specials, c.dim))
-            self.special_positions = nn.Parameter(torch.empty(c.specials, c.dim))
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
-        self.norm = nn.LayerNorm(c.dim, eps=c.eps)
-        self._initialise()
+            if c.positions in ("learned", "factorised"):
+                self.special_positions = nn.Parameter(torch.empty(c.specials, c.dim))
+            elif c.positions == "fixed":
+                self.register_buffer("special_positions", torch.zeros(c.specials, c.dim))
+        if c.alibi:
+            self.alibi_scale = nn.Parameter(torch.ones(c.heads))
 
     def _initialise(self):
         """Truncated normal of deviation 0.02 for linears, positions and special tokens, as DeiT."""
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters(recurse=False):
-            if name != "mask_token":
+            if name not in ("mask_token", "alibi_scale"):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def frontend(self, wave, lengths=None):
-        """wave (B, S) float in [-1, 1], lengths (B,) valid samples -> normalised log-mel spec (B, F, T), float32.
+        """wave (B, S) float in [-1, 1], lengths (B,) valid samples -> normalised spec (B, F, T), float32.
 
-        The mean of the valid samples is subtracted. With pad "masked" frames beyond a clip's valid length are 0 (the
-        mean after normalisation) and nothing downstream looks at them; with "published" the log-mel is padded with
-        zeros to the training length before normalisation, as the published code does.
+        kaldi: the mean of the valid samples is subtracted; mel-db: decibels above each clip's own floor; wave: valid
+        samples brought to mean 0 and variance 1, (B, 1, S). With pad "masked" what lies beyond a clip's valid length
+        is 0 (the mean after normalisation) and nothing downstream looks at it. With "published" the log-mel of kaldi
+        is padded with zeros to the training length before normalisation and attended, as the published code does;
+        mel-db and wave mask padding there too, and only drop the last frames that fill no patch.
         """
         c = self.config
         with torch.autocast(wave.device.type, enabled=False):
-            wave = wave.float()
-            if lengths is None:
-                wave = wave - wave.mean(1, keepdim=True)
-            else:
+            wave, valid = wave.float(), None
+            if lengths is not None:
                 valid = torch.arange(wave.shape[1], device=wave.device) < lengths[:, None]
                 wave = wave.masked_fill(~valid, 0)
-                mean = wave.sum(1, keepdim=True) / lengths[:, None].clamp(min=1)
-                wave = (wave - mean).masked_fill(~valid, 0)
-            if wave.shape[1] < c.window_samples:
-                wave = F.pad(wave, (0, c.window_samples - wave.shape[1]))
-            spec = self.fbank(wave)
+            if c.frontend == "wave":
+                return self._standardised(wave, valid)
+            if c.frontend == "kaldi":
+                spec = self._kaldi(wave, valid)
+            else:
+                spec = self.fbank(wave, lengths)
             beyond = None
             if lengths is not None:
                 beyond = (torch.arange(spec.shape[2], device=spec.device) >= c.n_frames(lengths)[:, None])[:, None]
             if c.denoise is not None:
                 spec = foreground(spec, c.denoise, beyond)
-            fill = 0.0 if c.pad == "masked" else -c.mean / c.scale
+            fill = -c.mean / c.scale if c.attends_padding else 0.0
             spec = (spec - c.mean) / c.scale
             if beyond is not None:
                 spec = spec.masked_fill(beyond, fill)
-            if c.pad == "published" and spec.shape[2] < c.frames:
+            if c.attends_padding and spec.shape[2] < c.frames:
                 spec = F.pad(spec, (0, c.frames - spec.shape[2]), value=fill)
             return spec
+
+    def _kaldi(self, wave, valid):
+        """Log-mel (B, F, T) after the mean of the valid samples is subtracted; wave (B, S), 0 where not valid."""
+        if valid is None:
+            wave = wave - wave.mean(1, keepdim=True)
+        else:
+            mean = wave.sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
+            wave = (wave - mean).masked_fill(~valid, 0)
+        return self.fbank(F.pad(wave, (0, max(0, self.config.window_samples - wave.shape[1]))))
+
+    def _standardised(self, wave, valid):
+        """Mean 0 and variance 1 over the valid samples; silence stays silence. wave (B, S) -> (B, 1, S)."""
+        valid = torch.ones_like(wave, dtype=torch.bool) if valid is None else valid
+        n = valid.sum(1, keepdim=True).clamp(min=1)
+        wave = (wave - wave.sum(1, keepdim=True) / n).masked_fill(~valid, 0)
+        wave = wave / (wave.square().sum(1, keepdim=True) / n + 1e-10).sqrt()
+        return F.pad(wave, (0, max(0, self.config.convs[0][1] - wave.shape[1])))[:, None]
 
     def patches(self, spec):
         """spec (B, F, T) -> (B, T', F', patch height × width), pixels ordered (mel band, frame) within a patch."""
@@ -203,85 +253,183 @@ class Encoder(nn.Module):
 
     def valid_columns(self, lengths):
         """lengths (B,) samples -> (B,) token columns that hold any of them; None stays None (all are valid)."""
-        if lengths is None or self.config.pad == "published":
+        return None if lengths is None else self._columns(self._extent(lengths))
+
+    def _extent(self, lengths):
+        """(B,) samples -> what is valid of the front end's last axis: frames, or samples of a raw wave."""
+        return lengths if lengths is None or self.config.frontend == "wave" else self.config.n_frames(lengths)
+
+    def _columns(self, extent):
+        """(B,) valid frames (or samples of a raw wave) -> (B,) columns that may be attended, None if all may."""
+        c = self.config
+        if extent is None or (c.attends_padding and c.chunk_frames <= c.frames):
             return None
-        return self.config.columns(self.config.n_frames(lengths))
+        columns = c.columns(c.n_frames(extent) if c.frontend == "wave" else extent)
+        return columns.clamp(min=c.grid[0]) if c.attends_padding else columns
 
     def tokens(self, spec, mask=None, lengths=None, visible_only=False, depth=None):
         """spec (B, F, T) -> normed tokens (B, K + N, D): K special tokens, then N = T'·F' patch tokens, time-major.
 
         mask (B, T', F') bool: hidden tokens are replaced by the mask token before positions are added (SSAST), or,
         with `visible_only`, left out (MAE); then N is the largest number of visible tokens of a clip, in order, and
-        clips with fewer are filled up with tokens that nobody attends. lengths (B,) samples: columns beyond them are
-        never attended. depth: run only the first blocks.
+        clips with fewer are filled up with tokens that nobody attends. A mask of B·C rows encodes each clip C times,
+        rows b·C … b·C + C - 1, and embeds its patches once (data2vec 2.0's clones). lengths (B,) samples: columns
+        beyond them are never attended. depth: run only the first blocks.
         """
+        return self.contextual(self.patch_tokens(spec, lengths), mask, lengths, visible_only, depth)
+
+    def patch_tokens(self, spec, lengths=None):
+        """spec (B, F, T) -> what a token is before position and context: (B, T', F', D)."""
+        return self._patch_tokens(spec, self._extent(lengths))
+
+    def contextual(self, x, mask=None, lengths=None, visible_only=False, depth=None):
+        """patch_tokens (B, T', F', D) -> tokens (B, K + N, D); see `tokens`."""
+        return self._run(*self._embedded(x, mask, self._extent(lengths), visible_only), depth)[0]
+
+    def ffn_outputs(self, x, lengths=None):
+        """patch_tokens (B, T', F', D) -> the feed-forward output of each block after the prenet, a list of
+        (B, K + N, D): what EAT's and animal2vec's teachers are asked for."""
+        return self._run(*self._embedded(x, None, self._extent(lengths), False), collect=True)[1]
+
+    def _patch_tokens(self, spec, extent):
         c = self.config
-        x = self.patch(self.patches(spec))  # (B, T', F', D)
-        batch, t, f, _ = x.shape
-        if t > c.grid[0] or f != c.grid[1]:
+        if c.frontend == "wave":
+            x = self.patch(spec, extent)[:, :, None]  # (B, T', 1, D)
+        else:
+            x = self.patch(self.patches(self._normed_input(spec, extent)))  # (B, T', F', D)
+        t, f = x.shape[1:3]
+        most = max(c.grid[0], c.columns(c.chunk_frames))
+        if t > most or f != c.grid[1]:
             raise ValueError(f"spectrogram of {tuple(spec.shape[1:])} gives {t} × {f} tokens, the encoder's training "
-                             f"length {c.grid[0]} × {c.grid[1]}: cut it into windows, or load with frames=…")
+                             f"length {most} × {c.grid[1]}: cut it into windows, or load with frames=…")
+        return x
+
+    def _embedded(self, x, mask, extent, visible_only):
+        """patch_tokens x (B, T', F', D) -> what enters the blocks: tokens (B, K + N, D), and what may be attended (see
+        Attention) or None."""
+        c = self.config
+        clones = 1 if mask is None else len(mask) // len(x)
+        if clones > 1:
+            x = x.repeat_interleave(clones, dim=0)
+            extent = None if extent is None else extent.repeat_interleave(clones)
+        batch, t, f, _ = x.shape
+        columns = self._columns(extent)
+        valid = None if columns is None else torch.arange(t, device=x.device) < columns[:, None]  # (B, T')
         if mask is not None and not visible_only:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        x = (x + self.positions[:t]).flatten(1, 2)  # (B, N, D)
-        columns = self.valid_columns(lengths)
-        keep = None
-        if columns is not None:
-            keep = (torch.arange(t, device=x.device) < columns[:, None]).repeat_interleave(f, dim=1)  # (B, N)
+        x = self._positioned(x, valid, mask if visible_only else None).flatten(1, 2)  # (B, N, D)
+        keep = None if valid is None else valid.repeat_interleave(f, dim=1)  # (B, N)
+        place = torch.arange(t, device=x.device).repeat_interleave(f)[None]  # (1, N) column of each token
         if visible_only:
-            x, keep = self._visible(x, mask.flatten(1), keep)
+            x, keep, place = self._visible(x, mask.flatten(1), keep, place)
         if c.specials:
-            x = torch.cat([(self.specials + self.special_positions).expand(batch, -1, -1), x], dim=1)
+            specials = self.specials + self.special_positions if hasattr(self, "special_positions") else self.specials
+            x = torch.cat([specials.expand(batch, -1, -1).to(x.dtype), x], dim=1)
             keep = None if keep is None else F.pad(keep, (c.specials, 0), value=True)
+        if c.norm == "post":
+            x = self.token_norm(x)
         keep = None if keep is None else keep[:, None, None]
-        for block in self.blocks[:depth]:
+        return x, self._alibi(place, keep) if c.alibi else keep
+
+    def _normed_input(self, spec, extent):
+        """BatchNorm over mel bands, if the encoder has one: padding is not counted and stays 0. spec (B, F, T)."""
+        if not self.config.input_norm:
+            return spec
+        if extent is None:
+            return self.input_norm(spec)
+        valid = torch.arange(spec.shape[2], device=spec.device) < extent[:, None]  # (B, T)
+        out = torch.zeros_like(spec).transpose(1, 2)
+        out[valid] = self.input_norm(spec.transpose(1, 2)[valid]).to(out.dtype)
+        return out.transpose(1, 2)
+
+    def _positioned(self, x, valid, hidden):
+        """Add positions to x (B, T', F', D). Convolutional ones see neither padding nor tokens that are left out."""
+        c = self.config
+        if c.positions == "conv":
+            seen = x[:, :, 0] if hidden is None else x[:, :, 0].masked_fill(hidden, 0)
+            return x + self.positions(seen, valid)[:, :, None]
+        x = x + self.positions[:x.shape[1]]
+        return x + self.frequency_positions if c.positions == "factorised" else x
+
+    def _alibi(self, place, keep):
+        """Attention bias (B or 1, H, N, N): minus distance times slope times learned scale; -inf at padding."""
+        distance = (place[:, :, None] - place[:, None]).abs()[:, None]  # (B, 1, N, N)
+        slopes = alibi_slopes(self.config.heads).to(place.device) * self.alibi_scale.clamp(min=0)
+        bias = -distance * slopes[:, None, None]
+        return bias if keep is None else bias.masked_fill(~keep, float("-inf"))
+
+    def _run(self, x, keep, depth=None, collect=False):
+        """Blocks and final norm: (tokens, feed-forward outputs of the blocks after the prenet, if collected)."""
+        outputs = []
+        for i, block in enumerate(self.blocks[:depth]):
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(block, x, keep, use_reentrant=False)
+                x, out = checkpoint(block.step, x, keep, use_reentrant=False)
             else:
-                x = block(x, keep)
-        return self.norm(x)
+                x, out = block.step(x, keep)
+            if collect and i >= self.config.prenet:
+                outputs.append(out)
+        return self.norm(x), outputs
 
     @staticmethod
-    def _visible(x, hidden, keep):
-        """Gather the visible tokens of each clip, in order. x (B, N, D), hidden (B, N) -> (B, V, D), keep (B, V)."""
+    def _visible(x, hidden, keep, place):
+        """Gather the visible tokens of each clip, in order.
+
+        x (B, N, D), hidden (B, N), keep (B, N) or None, place (1, N) -> those of the
+        visible: x (B, V, D), keep (B, V) or None, place (B, V).
+        """
         shown = ~hidden if keep is None else ~hidden & keep
         counts = shown.sum(1)
         most = int(counts.max())
         index = (~shown).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
         rest = torch.arange(most, device=x.device) < counts[:, None]
-        return x.gather(1, index[..., None].expand(-1, -1, x.shape[2])), None if bool(rest.all()) else rest
+        x = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+        return x, None if bool(rest.all()) else rest, place.expand(len(x), -1).gather(1, index)
 
-    def _windows(self, wave, lengths):
-        """Cut waves into windows of the training length; yields nothing that lies wholly beyond a clip's end.
+    def _windows(self, x, extent, size):
+        """Cut the last axis of x into windows of `size`; yields nothing that lies wholly beyond a clip's end.
 
-        wave (B, S), lengths (B,) or None -> windows (M, S'), lengths (M,) or None, clip (M,), place (M,).
+        x (B, …, S), extent (B,) valid or None -> windows (M, …, S'), extent (M,) or None, clip (M,), place (M,).
         """
-        batch, samples = wave.shape
-        size = self.config.clip_samples
-        if samples <= size:
-            return wave, lengths, torch.arange(batch), torch.zeros(batch, dtype=torch.int64)
-        n = -(-samples // size)
-        ends = torch.full((batch,), samples) if lengths is None else lengths.cpu()
-        rest = (ends[:, None] - torch.arange(n) * size).clamp(0, size)  # (B, n) valid samples of each window
+        batch, length = len(x), x.shape[-1]
+        if length <= size:
+            return x, extent, torch.arange(batch), torch.zeros(batch, dtype=torch.int64)
+        n = -(-length // size)
+        ends = torch.full((batch,), length) if extent is None else extent.cpu()
+        rest = (ends[:, None] - torch.arange(n) * size).clamp(0, size)  # (B, n) valid part of each window
         rest[:, 0].clamp_(min=1)
+        if self.config.frontend == "mel-db" and self.config.pad == "published":
+            rest[:, 1:][rest[:, 1:] < self.config.patch[1]] = 0  # too short for a token
         clip, place = (rest > 0).nonzero(as_tuple=True)
-        windows = F.pad(wave, (0, n * size - samples)).view(batch, n, size)[clip, place]
-        return windows, rest[clip, place].to(wave.device), clip, place
+        x = F.pad(x, (0, n * size - length)).unflatten(-1, (n, size)).movedim(-2, 1)  # (B, n, …, size)
+        return x[clip, place], rest[clip, place].to(x.device), clip, place
 
     def _pieces(self, wave, lengths, depth):
-        """(windows' tokens (M, K + N, D), valid columns (M,), clip (M,), place (M,)) of waves of any length."""
-        windows, lengths, clip, place = self._windows(wave, lengths)
-        spec = self.frontend(windows, lengths)
-        tokens = self.tokens(spec, lengths=lengths, depth=depth)
-        columns = self.valid_columns(lengths)
+        """(windows' features (M, K + N, D), valid columns (M,), clip (M,), place (M,)) of waves of any length.
+
+        Waves are cut before the front end; but decibels have their floor and mirrored ends over the whole clip, as
+        published, so there the spectrogram is cut.
+        """
+        c = self.config
+        if c.frontend == "mel-db":
+            spec = self.frontend(wave, lengths)
+            spec, extent, clip, place = self._windows(spec, self._extent(lengths), c.chunk_frames)
+        else:
+            windows, lengths, clip, place = self._windows(wave, lengths, c.chunk_samples)
+            spec, extent = self.frontend(windows, lengths), self._extent(lengths)
+        x = self._patch_tokens(spec, extent)
+        x, outputs = self._run(*self._embedded(x, None, extent, False), depth, collect=c.features == "ffn")
+        if outputs:
+            x = torch.stack(outputs).mean(0)
+        columns = self._columns(extent)
         if columns is None:
-            columns = torch.full((len(windows),), self.config.columns(spec.shape[2]), device=wave.device)
-        return tokens, columns, clip.to(wave.device), place.to(wave.device)
+            columns = torch.full((len(x),), (x.shape[1] - c.specials) // c.grid[1], device=wave.device)
+        return x, columns, clip.to(wave.device), place.to(wave.device)
 
     def frames(self, wave, lengths=None, depth=None):
-        """wave (B, S) of any length -> (B, T', D): patch tokens averaged over frequency, a column each stride × hop s.
+        """wave (B, S) of any length -> (B, T', D): patch tokens averaged over frequency, one each stride × hop s.
 
-        Columns beyond a clip's valid length are zero. Longer input is cut into windows of the training length.
+        Columns beyond a clip's valid length are zero. Longer input is cut into windows of the training length (or of
+        `chunk`, if the config has one).
         """
         tokens, columns, clip, place = self._pieces(wave, lengths, depth)
         x = tokens[:, self.config.specials:].unflatten(1, (-1, self.config.grid[1])).mean(2)  # (M, T', D)
@@ -292,19 +440,28 @@ class Encoder(nn.Module):
 
     def embed(self, wave, lengths=None, depth=None):
         """wave (B, S) of any length -> clip vectors (B, D): the mean of its valid patch tokens, or (pool "specials")
-        of its special tokens, windows weighted by their valid columns."""
+        of its special tokens, or ("both", B, 2 D) these and then those, windows weighted by their valid columns."""
         tokens, columns, clip, _ = self._pieces(wave, lengths, depth)
         k, f = self.config.specials, self.config.grid[1]
-        weight = columns.to(tokens.dtype)[:, None]
-        if self.config.pool == "specials":
-            x = tokens[:, :k].mean(1) * weight
-        else:
+        weight, parts = columns.to(tokens.dtype)[:, None], []
+        if self.config.pool != "mean":
+            parts.append(tokens[:, :k].mean(1) * weight)
+        if self.config.pool != "specials":
             x = tokens[:, k:].unflatten(1, (-1, f)).mean(2)  # (M, T', D)
-            x = (x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1)
+            parts.append((x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1))
+        x = torch.cat(parts, 1)
         total = x.new_zeros(len(wave), x.shape[1]).index_add_(0, clip, x)
         return total / x.new_zeros(len(wave), 1).index_add_(0, clip, weight)
 
     forward = embed
+
+
+def head_outputs(head, x):
+    """Logits (…, classes) of a published head, encoder.heads["head"] of clip vectors or ["frames"] of frame features:
+    x (…, D), LayerNorm if the head has one, linear."""
+    if "norm.weight" in head:
+        x = F.layer_norm(x, x.shape[-1:], head["norm.weight"], head["norm.bias"], float(head["norm.eps"]))
+    return F.linear(x, head["linear.weight"], head["linear.bias"])
 
 
 # ------------------------------------------------------------------------------------------- loading and saving
@@ -323,6 +480,19 @@ def resize_positions(table, grid):
         table = F.interpolate(table.permute(2, 0, 1)[None], size=tuple(grid), mode="bilinear", align_corners=False)
         table = table[0].permute(1, 2, 0)
     return table.contiguous()
+
+
+def fitted(state, encoder):
+    """The state with its position tables resized to the encoder's grid, if they are tables of another one."""
+    state, own = dict(state), encoder.state_dict()
+    for key in ("positions", "frequency_positions"):
+        if key not in state or key not in own or state[key].shape[-1] != own[key].shape[-1]:
+            continue  # load_exactly says so
+        if state[key].shape != own[key].shape:
+            rows = state[key].dim() == 2
+            table = resize_positions(state[key][None] if rows else state[key], (1, *own[key].shape)[-3:-1])
+            state[key] = table[0] if rows else table
+    return state
 
 
 def newest_encoder(folder):
@@ -349,10 +519,8 @@ def load_encoder(path_or_preset, format=None, **overrides):
     found = convert.read(path, format)
     config = _override(found.config, overrides, path)
     encoder = Encoder(config)
-    state = dict(found.state)
-    if found.config.grid != config.grid:
-        state["positions"] = resize_positions(state["positions"], config.grid)
-    load_exactly(encoder, state, path)
+    load_exactly(encoder, fitted(found.state, encoder), path)
+    encoder.heads = found.heads
     return encoder.eval()
 
 
@@ -363,7 +531,7 @@ def _override(config, overrides, name):
         raise UserError(f"{name}: {error}") from None
 
 
-def load_exactly(module, state, name):
+def load_exactly(module, state, name, assign=False):
     """Load a state dict that must fit key by key and shape by shape, or say what does not in one line."""
     own = module.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -373,7 +541,7 @@ def load_exactly(module, state, name):
         parts = [f"{label} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
                  for label, keys in (("missing", missing), ("unknown", extra), ("wrong shape", wrong)) if keys]
         raise UserError(f"{name}: weights do not fit: {'; '.join(parts)}")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)
 
 
 def save_encoder(encoder, path):

@@ -136,9 +136,14 @@ def print_paper(recipe):
 
 def print_meta(args):
     """What training the preset takes, without allocating it."""
+    import torch
+
+    from model import Encoder
     config = PRESETS[args.preset]
     micro = args.micro_batch or args.batch_size
-    parameters, tokens = config.parameters(), config.n_tokens + config.specials
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Encoder(config).parameters())
+    tokens = config.n_tokens + config.specials
     state = 16 * parameters / 1e9  # float32 weights, gradients and two Adam moments, 4 bytes each
     # bf16: what a block keeps for its backward pass is about 34 values a token and width at 2 bytes (half of them the
     # feed-forward's), and its input alone when activations are computed again

@@ -2,46 +2,65 @@
 
 Plain values, no torch: a table can be printed, compared and saved as JSON, and `--help` answers at once.
 """
+import json
 from dataclasses import asdict, dataclass, fields, replace
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # log-mel statistics of AudioSet, SSAST's normalisation
+WAVE_CONVS = ((127, 63, 1), (512, 10, 5), *3 * ((512, 3, 2),), (512, 3, 1), *2 * ((512, 2, 1),))  # animal2vec's
 
 
 @dataclass
 class EncoderConfig:
     """Everything needed to use an encoder, in physical units; it travels inside every checkpoint.
 
-    Frames are spectrogram columns; the token grid is (T', F') = (columns, rows), time first everywhere.
+    Frames are spectrogram columns; the token grid is (T', F') = (columns, rows), time first everywhere. A raw-wave
+    encoder has one row of tokens, and its frames are its tokens.
     """
     name: str = "custom"
     # sound and front end
     sample_rate: int = 16000  # Hz; audio at another rate is resampled to it
-    frontend: str = "kaldi"  # log-mel as Kaldi computes it
+    frontend: str = "kaldi"  # kaldi: log-mel as Kaldi's. mel-db: decibels, centred frames. wave: convolutions
     window: float = 0.025  # s
     hop: float = 0.010  # s
     n_mels: int = 128
     f_min: float = 20.0  # Hz
     f_max: float = 0.0  # Hz; 0 is the Nyquist frequency
-    denoise: float | None = None  # nats above a band's median over the clip that still are background, set to 0
+    denoise: float | None = None  # nats (mel-db: dB) above a band's median over the clip that are background, set to 0
+    floor_db: float = 0.0  # mel-db: no value lies further below the loudest one of its own clip
     mean: float = AUDIOSET_MEAN  # (log-mel - mean) / scale is what the encoder sees
     scale: float = 2 * AUDIOSET_STD
+    convs: tuple = ()  # wave: (channels, kernel, stride) of the Sinc filters, then of each convolution, in samples
     # tokens
-    frames: int = 1024  # training length; longer input is cut into windows of it
+    frames: int = 1024  # training length
+    chunk: int = 0  # frames of the windows that longer input is cut into; 0 is the training length
     patch: tuple = (16, 16)  # (mel bands, frames)
     stride: tuple = (16, 16)
     specials: int = 2  # special tokens before the patch tokens
+    mask_token: bool = True  # has a learned token for hidden patches
+    input_norm: bool = False  # BatchNorm over mel bands between front end and patches (Dasheng)
+    # learned: a table. fixed: a stored sine-cosine table (AudioMAE). factorised: learned, time + frequency (Dasheng).
+    # sincos: computed, specials without position (EAT). conv: from the tokens around, by convolution (animal2vec)
+    positions: str = "learned"
+    alibi: bool = False  # attention falls with the distance in time, by a learned scale a head
     # transformer
     dim: int = 768
-    depth: int = 12
+    depth: int = 12  # blocks, `prenet` included
+    prenet: int = 0  # first blocks whose outputs are never averaged into features or targets
     heads: int = 12
     mlp_ratio: float = 4.0
-    eps: float = 1e-6  # of every LayerNorm
+    eps: float = 1e-6  # of every LayerNorm in the transformer
+    qkv_bias: bool = True
+    norm: str = "pre"  # LayerNorm before each half of a block, or ("post") before the first block and after each half
+    final_norm: bool = True  # pre: LayerNorm at the end
+    drop_path: float = 0.0  # share of clips that skip the last block's halves in training; rises linearly from 0
     # use
-    pad: str = "masked"  # masked: padding takes no part. published: padded and attended as the published code does
-    pool: str = "mean"  # clip vector: mean of patch tokens, or of the special tokens
+    pad: str = "masked"  # masked: padding takes no part. published: as the published code does (see Encoder.frontend)
+    pool: str = "mean"  # clip vector: mean of patch tokens, of the special tokens, or "both", one after the other
+    features: str = "tokens"  # what is pooled: tokens, or ("ffn") feed-forward outputs averaged over the blocks
 
     def __post_init__(self):
         self.patch, self.stride = tuple(self.patch), tuple(self.stride)
+        self.convs = tuple(tuple(c) for c in self.convs)
         for ok, complaint in (
             (self.dim % self.heads == 0, f"dim {self.dim} is not a multiple of heads {self.heads}"),
             (self.n_mels >= self.patch[0], f"a patch of {self.patch[0]} mel bands does not fit n_mels {self.n_mels}"),
@@ -49,9 +68,17 @@ class EncoderConfig:
                                            f"one patch of {self.patch[1]} frames"),
             (all(0 < s <= p for s, p in zip(self.stride, self.patch)), f"stride {self.stride} must be from 1 to the "
                                                                        f"patch {self.patch}"),
-            (self.pad in ("masked", "published"), f"pad {self.pad!r} is neither 'masked' nor 'published'"),
-            (self.pool in ("mean", "specials"), f"pool {self.pool!r} is neither 'mean' nor 'specials'"),
-            (self.pool == "mean" or self.specials > 0, "pool 'specials' needs special tokens"),
+            *((getattr(self, name) in known, f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
+              for name, known in CHOICES.items()),
+            (self.pool == "mean" or self.specials > 0, f"pool {self.pool!r} needs special tokens"),
+            (bool(self.convs) == (self.frontend == "wave"), "convs belong to frontend 'wave', and it needs them"),
+            (self.chunk == 0 or self.chunk >= self.patch[1], f"chunk {self.chunk} is shorter than one patch"),
+            (not self.chunk or self.chunk <= self.frames or self.positions in ("sincos", "conv"),
+             f"chunk {self.chunk} is longer than the {self.frames} frames that have learned positions"),
+            (0 <= self.prenet < max(1, self.depth), f"prenet {self.prenet} leaves none of {self.depth} blocks"),
+            (not (self.alibi or self.positions == "conv") or self.specials == 0,
+             "alibi and conv positions know no special tokens"),
+            (self.positions not in ("sincos", "fixed") or self.dim % 4 == 0, f"dim {self.dim} is no multiple of 4"),
         ):
             if not ok:
                 raise ValueError(complaint)
@@ -65,6 +92,15 @@ class EncoderConfig:
         return round(self.frames * self.hop * self.sample_rate)
 
     @property
+    def chunk_frames(self):
+        """Frames of the windows that longer input is cut into."""
+        return self.chunk or self.frames
+
+    @property
+    def chunk_samples(self):
+        return round(self.chunk_frames * self.hop * self.sample_rate)
+
+    @property
     def hop_samples(self):
         return int(self.hop * self.sample_rate)
 
@@ -73,14 +109,45 @@ class EncoderConfig:
         return int(self.window * self.sample_rate)
 
     @property
+    def width(self):
+        """Length of a clip vector."""
+        return self.dim * (2 if self.pool == "both" else 1)
+
+    @property
+    def attends_padding(self):
+        """The published code of the kaldi families pads the log-mel to the training length and attends to it."""
+        return self.pad == "published" and self.frontend == "kaldi"
+
+    @property
     def grid(self):
         """(T', F') of a clip of the training length."""
         return self.columns(self.frames), (self.n_mels - self.patch[0]) // self.stride[0] + 1
 
     def n_frames(self, samples):
-        """Whole windows in `samples` (an int or an integer tensor); a shorter clip counts as one."""
-        frames = 1 + (samples - self.window_samples) // self.hop_samples
+        """Frames of `samples` (an int or an integer tensor), at least one.
+
+        kaldi: whole windows. mel-db: a frame every hop, centred on it; a clip of a whole number of hops has one more
+        at its very end, which only pad "published" keeps. wave: what the convolutions give.
+        """
+        if self.frontend == "wave":
+            frames = self.conv_lengths(samples)[-1]
+        elif self.frontend == "mel-db":
+            frames = (samples - int(self.pad == "masked")) // self.hop_samples + 1
+        else:
+            frames = 1 + (samples - self.window_samples) // self.hop_samples
         return frames.clamp(min=1) if hasattr(frames, "clamp") else max(1, frames)
+
+    def conv_lengths(self, samples):
+        """wave: the length after each layer; padding is half a stride on both sides, or "same" at stride 1.
+
+        A clip shorter than the first kernel is filled up to it with silence.
+        """
+        least = self.convs[0][1]
+        lengths = [samples.clamp(min=least) if hasattr(samples, "clamp") else max(least, samples)]
+        for _, kernel, stride in self.convs[1:]:
+            n = lengths[-1]
+            lengths.append(n if stride == 1 else (n + 2 * ((stride + 1) // 2) - kernel) // stride + 1)
+        return lengths
 
     def columns(self, frames):
         """Token columns T' for `frames` (an int or an integer tensor).
@@ -95,21 +162,35 @@ class EncoderConfig:
     def n_tokens(self):
         return self.grid[0] * self.grid[1]
 
-    def parameters(self):
-        """How many the encoder has (a test holds it against the encoder itself)."""
-        hidden = int(self.dim * self.mlp_ratio)
-        block = 4 * self.dim ** 2 + 2 * self.dim * hidden + 9 * self.dim + hidden
-        embeddings = self.patch[0] * self.patch[1] + 1 + self.n_tokens + 2 * self.specials + 1
-        return self.depth * block + (embeddings + 2) * self.dim
+    def patch_flops(self):
+        """Floating-point operations that embed one clip's patches, or convolve its wave."""
+        n = self.n_tokens
+        if self.frontend != "wave":
+            return 2 * n * self.patch[0] * self.patch[1] * self.dim
+        inputs = (1, *(c for c, _, _ in self.convs))
+        lengths = self.conv_lengths(self.clip_samples)
+        return (sum(2 * t * i * c * k for t, i, (c, k, _) in zip(lengths, inputs, self.convs))
+                + 2 * n * inputs[-1] * self.dim)
 
-    def forward_flops(self, tokens=None):
-        """Floating-point operations of the encoder for one clip: 24 d² + 4 N d a token and layer, and the patches."""
-        n = (self.n_tokens if tokens is None else tokens) + self.specials
-        block = 2 * self.dim ** 2 * (4 + 2 * self.mlp_ratio) + 4 * n * self.dim
-        return n * self.depth * block + 2 * n * self.patch[0] * self.patch[1] * self.dim
+    def position_flops(self):
+        if self.positions != "conv":
+            return 0
+        layers, kernel, groups = CONV_POSITIONS
+        return layers * kernel * 2 * self.n_tokens * self.dim * self.dim // groups
+
+    def embed_flops(self):
+        return self.patch_flops() + self.position_flops()
+
+    def block_flops(self, tokens):
+        """Of all blocks for one clip of so many tokens: 24 d² + 4 N d a token and block (feed-forward 4 d wide)."""
+        return tokens * self.depth * (2 * self.dim ** 2 * (4 + 2 * self.mlp_ratio) + 4 * tokens * self.dim)
+
+    def forward_flops(self):
+        """Of the encoder for one clip."""
+        return self.embed_flops() + self.block_flops(self.n_tokens + self.specials)
 
     def to_dict(self):
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return json.loads(json.dumps(asdict(self)))  # tuples become lists
 
     @classmethod
     def from_dict(cls, values):
@@ -118,6 +199,12 @@ class EncoderConfig:
         if unknown:
             raise ValueError(f"unknown encoder settings {', '.join(unknown)}: written by a newer version of wren?")
         return cls(**values)
+
+
+CHOICES = {"frontend": ("kaldi", "mel-db", "wave"), "pad": ("masked", "published"), "norm": ("pre", "post"),
+           "positions": ("learned", "fixed", "factorised", "sincos", "conv"), "pool": ("mean", "specials", "both"),
+           "features": ("tokens", "ffn")}
+CONV_POSITIONS = (5, 19, 16)  # layers, kernel and groups of animal2vec's convolutional positions
 
 
 def _sizes():
@@ -144,6 +231,50 @@ def _presets():
         name = f"ssast-laptop-{kind}"
         table[name] = EncoderConfig(name=name, n_mels=64, denoise=0.5, mean=0.0, scale=1.2, frames=400, patch=patch,
                                     stride=patch, dim=128, depth=4, heads=4)
+    return table | _mel_presets() | _wave_presets()
+
+
+def _sized(table, shared, sizes):
+    """Add a preset for each name of `sizes`: the family's shared settings, then its own."""
+    for name, own in sizes.items():
+        table[name] = EncoderConfig(name=name, **shared | own)
+
+
+def _mel_presets():
+    """Dasheng, AudioMAE, EAT and ATST. The laptop sizes are 128 wide, 4 deep and hear 4 s."""
+    small, base = dict(dim=384, heads=6), dict(dim=768, heads=12)
+    large = dict(dim=1024, depth=24, heads=16)
+    laptop = dict(dim=128, depth=4, heads=4, frames=400)
+    table = {}
+    mel_db = dict(frontend="mel-db", n_mels=64, patch=(64, 4), stride=(64, 4))
+    dasheng = mel_db | dict(window=0.032, f_min=0.0, floor_db=120.0, mean=0.0, scale=1.0, frames=1008, specials=0,
+                            mask_token=False, input_norm=True, positions="factorised")
+    _sized(table, dasheng, {"dasheng-base": base, "dasheng-0.6b": dict(dim=1280, depth=32, heads=16),
+                            "dasheng-1.2b": dict(dim=1536, depth=40, heads=24), "dasheng-laptop": laptop})
+    audiomae = dict(specials=1, mask_token=False, positions="fixed")
+    _sized(table, audiomae, {"audiomae-base": base, "audiomae-laptop": laptop | dict(n_mels=64)})
+    eat = dict(mean=-4.268, scale=2 * 4.569, specials=1, mask_token=False, positions="sincos", norm="post",
+               pool="specials")
+    _sized(table, eat, {"eat-base": base, "eat-large": large, "eat-laptop": laptop | dict(n_mels=64)})
+    # ATST scales decibels to [-1, 1]: (dB + 79.6482) / 130.3324 · 2 - 1
+    atst = mel_db | dict(window=0.064, f_min=60.0, f_max=7800.0, floor_db=80.0, mean=130.3324 / 2 - 79.6482,
+                         scale=130.3324 / 2, frames=1000, qkv_bias=False)
+    clip = atst | dict(specials=1, mask_token=False, chunk=600, pool="specials")
+    frame = atst | dict(specials=0)
+    _sized(table, clip, {"atst-small": small, "atst-base": base, "atst-laptop": laptop | dict(chunk=0)})
+    _sized(table, frame, {"atst-frame-small": small, "atst-frame-base": base, "atst-frame-laptop": laptop})
+    return table
+
+
+def _wave_presets():
+    """animal2vec: 8 kHz waves, 200 tokens a second. The laptop size hears 4 s at 50 tokens a second."""
+    table = {}
+    shared = dict(sample_rate=8000, frontend="wave", n_mels=1, patch=(1, 1), stride=(1, 1), specials=0,
+                  mask_token=False, positions="conv", alibi=True, norm="post", eps=1e-5, features="ffn")
+    narrow = ((32, 63, 1), (64, 10, 5)) + 5 * ((64, 3, 2),)
+    _sized(table, shared, {
+        "animal2vec-large": dict(convs=WAVE_CONVS, hop=0.005, frames=2000, dim=1024, depth=24, prenet=8, heads=16),
+        "animal2vec-laptop": dict(convs=narrow, hop=0.020, frames=200, dim=128, depth=4, prenet=1, heads=4)})
     return table
 
 

@@ -1,0 +1,217 @@
+"""What stands before the transformer: log-mel as Kaldi, mel in decibels, raw-wave convolutions."""
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon, Kaldi's floor under the logarithm
+
+
+# ------------------------------------------------------------------------------------------- log-mel as Kaldi's
+
+def mel_filters(n_mels, n_fft, sample_rate, f_min, f_max):
+    """Kaldi's triangular HTK-mel filters: float64 (n_fft / 2 + 1, n_mels); the Nyquist bin takes no part.
+
+    Triangles are straight in mel, mel(f) = 1127 ln(1 + f / 700), so some narrow ones may hold no bin at all.
+    """
+    def mel(hertz):
+        return 1127.0 * torch.log1p(torch.as_tensor(hertz, dtype=torch.float64) / 700.0)
+
+    edges = torch.linspace(float(mel(f_min)), float(mel(f_max or sample_rate / 2)), n_mels + 2, dtype=torch.float64)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    bins = mel(torch.arange(n_fft // 2, dtype=torch.float64) * sample_rate / n_fft)[:, None]
+    triangles = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
+    return F.pad(triangles, (0, 0, 0, 1))
+
+
+class KaldiFbank(nn.Module):
+    """Kaldi-style log-mel spectrogram, batched: wave (B, S) -> (B, F, T), natural log, not normalised.
+
+    Equals torchaudio.compliance.kaldi.fbank(htk_compat=True, window_type="hanning", use_energy=False, dither=0) after
+    the mean of the clip is subtracted. Frames are transformed in float64: between a loud and a silent band float32
+    rounds by up to 1e-2 in the log, torchaudio's included. On the CPU they pass in blocks that fit its cache.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.window, self.hop = config.window_samples, config.hop_samples
+        self.n_fft = 1 << (self.window - 1).bit_length()
+        with torch.device("cpu"):  # tables are real even when the encoder is only described, on "meta"
+            hann = torch.hann_window(self.window, periodic=False, dtype=torch.float64)
+            filters = mel_filters(config.n_mels, self.n_fft, config.sample_rate, config.f_min, config.f_max)
+        self.register_buffer("hann", F.pad(hann, (0, self.n_fft - self.window)), persistent=False)
+        self.register_buffer("filters", filters.float(), persistent=False)
+
+    def forward(self, wave):
+        block = len(wave) if wave.is_cuda else max(1, (1 << 18) // wave.shape[1])
+        return torch.cat([self._log_mel(part.double()) for part in wave.split(block)]).transpose(1, 2)
+
+    def _log_mel(self, wave):
+        """wave (B, S) float64 -> (B, T, F) float32.
+
+        Kaldi subtracts a frame's mean, then pre-emphasises within the frame. Here the wave is pre-emphasised and the
+        means are subtracted after: the same, since the one sample of a frame whose predecessor lies outside of it,
+        the first, has weight 0 in the window.
+        """
+        mean = F.avg_pool1d(wave[:, None], self.window, self.hop).transpose(1, 2)  # (B, T, 1)
+        wave = F.pad(wave[:, 1:] - 0.97 * wave[:, :-1], (1, self.n_fft - self.window))
+        frames = wave.unfold(1, self.n_fft, self.hop) * self.hann  # (B, T, n_fft)
+        frames.addcmul_(mean, self.hann, value=0.97 - 1)
+        real, imag = torch.view_as_real(torch.fft.rfft(frames)).float().unbind(-1)
+        power = real.square().addcmul_(imag, imag)
+        return (power @ self.filters).clamp_(min=LOG_FLOOR).log_()
+
+
+# ------------------------------------------------------------------------------------------------ mel in decibels
+
+def reflect(wave, pad, lengths=None):
+    """Mirror each clip at its own ends: wave (B, S), lengths (B,) > pad or None -> (B, pad + S + pad).
+
+    What follows a shorter clip's mirrored end is of no use to anyone.
+    """
+    if lengths is None:
+        return F.pad(wave[:, None], (pad, pad), mode="reflect")[:, 0]
+    index = torch.arange(-pad, wave.shape[1] + pad, device=wave.device).abs().expand(len(wave), -1)
+    last = lengths[:, None] - 1
+    return wave.gather(1, torch.where(index > last, 2 * last - index, index).clamp(min=0))
+
+
+def mel_filters_hertz(n_mels, n_fft, sample_rate, f_min, f_max):
+    """HTK-mel filters whose triangles are straight in hertz and 1 at their peaks: float64 (n_fft / 2 + 1, n_mels)."""
+    def mel(hertz):
+        return 2595.0 * torch.log10(1 + torch.as_tensor(hertz, dtype=torch.float64) / 700.0)
+
+    edges = torch.linspace(float(mel(f_min)), float(mel(f_max or sample_rate / 2)), n_mels + 2, dtype=torch.float64)
+    edges = 700.0 * (10.0 ** (edges / 2595.0) - 1)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
+    return torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
+
+
+class MelDb(nn.Module):
+    """Mel power in decibels: wave (B, S), lengths (B,) or None -> (B, F, T), not normalised.
+
+    Frames are centred, the wave mirrored at both ends (of each clip). The floor is taken `floor_db` below each clip's
+    own maximum: over a batch, as Dasheng's code takes it, a loud neighbour lifts the silence of the others. Clips of
+    less than half a window are filled up with silence.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.n_fft = config, config.window_samples
+        with torch.device("cpu"):
+            hann = torch.hann_window(self.n_fft, dtype=torch.float64)
+            filters = mel_filters_hertz(config.n_mels, self.n_fft, config.sample_rate, config.f_min, config.f_max)
+        self.register_buffer("hann", hann, persistent=False)
+        self.register_buffer("filters", filters.float(), persistent=False)
+
+    def forward(self, wave, lengths=None):
+        c, half = self.config, self.n_fft // 2
+        count = c.n_frames(wave.shape[1])
+        wave = F.pad(wave, (0, max(0, half + 1 - wave.shape[1])))
+        wave = reflect(wave, half, None if lengths is None else lengths.clamp(min=half + 1))
+        block = len(wave) if wave.is_cuda else max(1, (1 << 18) // wave.shape[1])
+        db = 10 * torch.cat([self._power(part.double()) for part in wave.split(block)]).clamp(min=1e-10).log10()
+        db = db[:, :count]  # (B, T, F)
+        if c.floor_db:
+            valid = db
+            if lengths is not None:
+                frames = torch.arange(count, device=db.device)
+                valid = db.masked_fill((frames >= c.n_frames(lengths)[:, None])[..., None], float("-inf"))
+            db = db.maximum(valid.amax((1, 2), keepdim=True) - c.floor_db)
+        return db.transpose(1, 2)
+
+    def _power(self, wave):
+        """wave (B, S) float64, mirrored -> mel power (B, T, F) float32."""
+        frames = wave.unfold(1, self.n_fft, self.config.hop_samples) * self.hann
+        return torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1).float() @ self.filters
+
+
+# ------------------------------------------------------------------------------------------------------ raw wave
+
+class WaveEmbed(nn.Module):
+    """animal2vec's patch embedding: a learned filterbank and convolutions, wave (B, 1, S) -> tokens (B, T', D).
+
+    Sinc filters (band-passes given by two learned cut-offs), LayerNorm, PSwish, then convolutions with LayerNorm and
+    GELU, then LayerNorm and a linear layer. lengths (B,) samples: each clip is convolved as if it were alone.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.sinc = SincFilters(config.convs[0][0], config.convs[0][1], config.sample_rate)
+        channels = [c for c, _, _ in config.convs]
+        self.swish_alpha = nn.Parameter(torch.full((channels[0],), 2.0))
+        self.swish_beta = nn.Parameter(torch.zeros(channels[0]))
+        self.convs = nn.ModuleList(
+            nn.Conv1d(before, c, kernel, stride, bias=False, padding=0 if stride == 1 else (stride + 1) // 2)
+            for before, (c, kernel, stride) in zip(channels, config.convs[1:]))
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
+        self.norm = nn.LayerNorm(channels[-1])
+        self.linear = nn.Linear(channels[-1], config.dim)
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight)
+
+    def forward(self, wave, lengths=None):
+        return self.linear(self.norm(self.features(wave, lengths)))
+
+    def features(self, wave, lengths=None):
+        """wave (B, 1, S) -> (B, T', C), before the projection."""
+        lengths = [None] * len(self.norms) if lengths is None else self.config.conv_lengths(lengths)
+        x = self.norms[0](self.sinc(wave[:, 0], lengths[0]).transpose(1, 2))
+        x = x * self.swish_alpha * torch.sigmoid(self.swish_beta * x)
+        x = self._cut(x, lengths[0])
+        for conv, norm, length in zip(self.convs, self.norms[1:], lengths[1:]):
+            x = x.transpose(1, 2)
+            if conv.stride[0] == 1:  # "same"; PyTorch's own warns at even kernels
+                x = F.pad(x, ((conv.kernel_size[0] - 1) // 2, conv.kernel_size[0] // 2))
+            x = F.gelu(norm(conv(x).transpose(1, 2)))
+            x = self._cut(x, length)
+        return x
+
+    @staticmethod
+    def _cut(x, lengths):
+        """Zeros beyond each clip's end, which is what a convolution over the clip alone would see there."""
+        if lengths is None:
+            return x
+        return x * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
+
+
+class SincFilters(nn.Module):
+    """Band-pass filters between learned cut-offs (Ravanelli and Bengio 2018): wave (B, S) -> (B, filters, S).
+
+    low = 50 + |low|, high = low + sample_rate / kernel + |band| in Hz, at most the Nyquist frequency. The filters are
+    differences of two sinc functions under a Hamming window, 1 at their centre.
+    """
+
+    def __init__(self, n, kernel, sample_rate):
+        super().__init__()
+        self.kernel, self.sample_rate, self.least = kernel, sample_rate, ceil(sample_rate / kernel)
+        edges = torch.linspace(_mel(30.0), _mel(sample_rate / 2 - 50 - self.least), n + 1)
+        edges = 700 * (10 ** (edges / 2595) - 1)  # Hz, evenly spaced in mel
+        self.low = nn.Parameter(edges[:-1].clone())
+        self.band = nn.Parameter(edges.diff())
+        with torch.device("cpu"):
+            half = kernel // 2
+            ramp = torch.linspace(0, kernel / 2 - 1, half)
+            window = 0.53836 - 0.46164 * torch.cos(2 * torch.pi * ramp / kernel)
+            self.register_buffer("window", window, persistent=False)
+            time = torch.arange(-half, 0) / sample_rate  # s
+            self.register_buffer("time", time, persistent=False)
+
+    def filters(self):
+        """(n, kernel)"""
+        low = 50 + self.low.abs()
+        high = (low + self.least + self.band.abs()).clamp(50, self.sample_rate / 2)
+        band = (high - low)[:, None]
+        phase = 2 * torch.pi * self.time
+        left = 2 * (torch.sin(high[:, None] * phase) - torch.sin(low[:, None] * phase)) / phase * self.window
+        return torch.cat([left, 2 * band, left.flip(1)], 1) / (2 * band)
+
+    def forward(self, wave, lengths=None):
+        return F.conv1d(reflect(wave, self.kernel // 2, lengths)[:, None], self.filters()[:, None])
+
+
+def _mel(hertz):
+    return float(2595 * torch.log10(torch.tensor(1 + hertz / 700, device="cpu")))

@@ -1,0 +1,368 @@
+"""Published checkpoints: parity at true size, layouts, round trips, files that are no good, long and short input."""
+import json
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import cases
+import convert
+from cli import UserError
+from model import Encoder, head_outputs, load_encoder
+from recipes import PRESETS
+
+FOLDER = Path(__file__).parent / "parity"
+TOKENS = {"dasheng": "dasheng_base_tokens", "audiomae": "audiomae_base_tokens", "eat": "eat_base_tokens",
+          "atst-clip": "atst_clip_small_tokens", "atst-frame": "atst_frame_base_tokens",
+          "animal2vec": "animal2vec_tokens", "ssast": "ssast_tiny_patch"}
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+@lru_cache(maxsize=None)
+def shortened(name, blocks):
+    """The published state of a parity case cut to its first blocks and a width of 64: its keys, fast to write."""
+    state = {k: v for k, v in case(name)[0].items()
+             if "blocks." not in k or int(k.split("blocks.")[1].split(".")[0]) < blocks}
+    width = next((len(v) for k, v in state.items() if k.endswith("blocks.0.norm1.weight")))
+    cut = {width: 64, 3 * width: 192, 4 * width: 256}
+    return {k: v[tuple(slice(cut.get(n, n)) for n in v.shape)].clone() for k, v in state.items()}
+
+
+def case(name, blocks=None):
+    """(published state, inputs, outputs) of a parity case, tensors throughout; `blocks` keeps the first ones only."""
+    if blocks is not None:
+        return dict(shortened(name, blocks)), {}, {}
+    state, _, inputs, outputs = cases.load(FOLDER / f"{name}.npz")
+    return tuple({k: torch.as_tensor(v) for k, v in d.items()} for d in (state, inputs, outputs))
+
+
+def nested(format, state, layout=None):
+    """The content of a published file that holds `state`."""
+    if format == "ssast":
+        return state
+    if format == "atst-clip" and layout == "dino":
+        return {"student": {}, "teacher": {f"module.backbone.{k}": v for k, v in state.items()}, "args": _Foreign()}
+    if format.startswith("atst"):
+        inside = {f"model.teacher.encoder.{k}": v for k, v in state.items()}
+        inside["model.student.projector.0.weight"] = torch.zeros(4, 4)
+        return {"pytorch-lightning_version": "2.2.1", "state_dict": inside, "hyper_parameters": _Foreign()}
+    if layout == "fine-tuned" and format == "eat":
+        head = {"fc_norm.weight": torch.rand(64), "fc_norm.bias": torch.rand(64), "head.weight": torch.rand(5, 64),
+                "head.bias": torch.rand(5)}
+        return {"model": {f"model.{k}": v for k, v in (state | head).items()}, "cfg": _Foreign()}
+    if layout == "fine-tuned" and format == "animal2vec":
+        inside = {f"w2v_encoder.w2v_model.{k}": v for k, v in state.items()}
+        head = {"w2v_encoder.proj.weight": torch.rand(12, 64), "w2v_encoder.proj.bias": torch.rand(12)}
+        return {"model": inside | head}
+    extra = {"_ema": {"a": torch.zeros(1)}} if format in ("eat", "animal2vec") else {}
+    return {"model": state | extra, "args": None, "config": {"embed_dim": 768}}
+
+
+class _Foreign:
+    """An object of a class that the reader does not know."""
+
+    def __init__(self):
+        self.arch = "base"
+
+
+class _Hostile:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def opened(tmp_path, format, state, layout=None):
+    path = tmp_path / "published.pt"
+    torch.save(nested(format, state, layout), path)
+    return load_encoder(path, "ssast" if format == "ssast" else None)
+
+
+def huggingface_eat(state):
+    names = {k: "model." + k.replace("modality_encoders.IMAGE.context_encoder.norm.", "pre_norm.")
+             .replace("modality_encoders.IMAGE.", "") for k in state}
+    return {names[k]: v for k, v in state.items()}
+
+
+def far(a, b):
+    return float((a - b).abs().max())
+
+
+# ------------------------------------------------------------------------------------------------- parity
+
+def test_dasheng_equals_the_published_implementation_from_the_wave_on(tmp_path):
+    state, inputs, outputs = case("dasheng_base_tokens")
+    encoder = opened(tmp_path, "dasheng", state)
+    spec = encoder.frontend(inputs["waveform"])
+    assert far(encoder.input_norm(spec)[..., ::10], outputs["spec_every10"][0]) < 5e-5
+    assert far(encoder.tokens(spec), outputs["tokens"]) < 5e-5
+    assert far(encoder.embed(inputs["waveform"]), outputs["tokens"].mean(1)) < 5e-5
+
+
+def test_audiomae_equals_the_published_implementation_from_the_wave_on(tmp_path):
+    state, inputs, outputs = case("audiomae_base_tokens")
+    encoder = opened(tmp_path, "audiomae", state)
+    spec = encoder.frontend(inputs["waveform"])
+    assert far(spec[0].T[::32], outputs["fbank_norm"]) < 5e-5
+    assert far(encoder.tokens(spec)[:, ::8], outputs["tokens"]) < 5e-5
+
+
+def test_the_atst_front_end_equals_the_published_one_with_its_floor():
+    _, inputs, outputs = case("atst_mel")
+    encoder = Encoder(replace(PRESETS["atst-frame-laptop"], n_mels=64, pad="published"))
+    assert far(encoder.frontend(inputs["wav"]), outputs["mel"]) < 1e-5
+
+
+def test_atst_clip_equals_the_published_implementation_with_and_without_padding(tmp_path):
+    state, inputs, outputs = case("atst_clip_small_tokens")
+    encoder, mel = opened(tmp_path, "atst-clip", state), inputs["mel"][:, 0]
+    assert far(encoder.tokens(mel), outputs["tokens"]) < 5e-5
+    assert far(encoder.tokens(mel, lengths=torch.tensor([199, 149]) * 160), outputs["tokens_padded"]) < 5e-5
+    both = encoder.tokens(mel)
+    assert far(torch.cat([both[:, 0], both[:, 1:].mean(1)], 1), outputs["finetune_feat"]) < 5e-5
+    for depth in (1, 12):  # the published linear feature: class tokens of blocks 1 … 12, then patch means
+        tokens = encoder.tokens(mel, depth=depth)
+        first = (depth - 1) * 384
+        assert far(tokens[:, 0], outputs["linear_feat"][:, first:first + 384]) < 5e-5
+
+
+def test_atst_frame_equals_the_published_implementation_with_and_without_a_mask(tmp_path):
+    state, inputs, outputs = case("atst_frame_base_tokens")
+    encoder, mel, mask = opened(tmp_path, "atst-frame", state), inputs["mel"][:, 0], inputs["mask"].bool()
+    tokens = encoder.tokens(mel)
+    assert far(tokens, outputs["tokens"]) < 5e-5
+    assert far(encoder.tokens(mel, mask[..., None])[mask], outputs["masked_student"]) < 5e-5
+
+
+def test_the_eat_front_end_pads_before_it_normalises():
+    _, inputs, outputs = case("eat_fbank")
+    encoder = Encoder(replace(PRESETS["eat-laptop"], n_mels=128, frames=256, pad="published"))
+    assert far(encoder.frontend(inputs["wav"][None]).transpose(1, 2), outputs["fbank"][0]) < 2e-4
+
+
+def test_eat_equals_the_published_implementation(tmp_path):
+    state, inputs, outputs = case("eat_base_tokens")
+    encoder = opened(tmp_path, "eat", state)
+    assert far(encoder.tokens(inputs["fbank"][:, 0].transpose(1, 2)), outputs["tokens"]) < 5e-5
+    assert far(encoder.positions[:32].flatten(0, 1), outputs["pos"]) < 5e-6
+
+
+def test_eats_three_layouts_hold_the_same_encoder(tmp_path):
+    state, _, _ = case("eat_base_tokens", blocks=2)
+    encoder = opened(tmp_path, "eat", state)
+    tuned = opened(tmp_path, "eat", state, "fine-tuned")
+    assert tuned.heads["head"]["linear.weight"].shape == (5, 64) and float(tuned.heads["head"]["norm.eps"]) == 1e-6
+    assert head_outputs(tuned.heads["head"], tuned.embed(0.1 * torch.randn(1, 16000))).shape == (1, 5)
+    convert.write_safetensors(huggingface_eat(state), tmp_path / "model.safetensors")
+    for other in (tuned, load_encoder(tmp_path / "model.safetensors")):
+        assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), encoder.state_dict().values()))
+
+
+def test_animal2vec_equals_the_published_implementation_at_every_stage(tmp_path):
+    """Tokens stand at 2e-5, behind three layers that a change of one float32 rounding moves by 5e-6."""
+    state, inputs, outputs = case("animal2vec_tokens")
+    encoder, wave = opened(tmp_path, "animal2vec", state), inputs["wav"][:, None]
+    assert far(encoder.patch.sinc(inputs["wav"])[:, :4, :400], outputs["sinc"]) < 1e-5
+    assert far(encoder.patch.features(wave).transpose(1, 2)[:, :8], outputs["local"]) < 2e-5
+    assert far(encoder.tokens(wave), outputs["tokens"]) < 5e-5
+    outputs_of_blocks = encoder.ffn_outputs(encoder.patch_tokens(wave))
+    assert len(outputs_of_blocks) == 2, "the prenet block is left out"
+    assert far(torch.stack(outputs_of_blocks).mean(0), outputs["avg"]) < 5e-6
+    assert far(encoder.frames(inputs["wav"]), outputs["avg"]) < 1e-4, "the wave is standardised again"
+
+
+def test_animal2vecs_fine_tuned_head_gives_named_logits_for_each_frame(tmp_path):
+    state, inputs, _ = case("animal2vec_tokens")
+    encoder = opened(tmp_path, "animal2vec", state, "fine-tuned")
+    assert head_outputs(encoder.heads["frames"], encoder.frames(inputs["wav"])).shape == (1, 200, 12)
+    assert convert.read(tmp_path / "published.pt").labels[-1] == "focal"
+
+
+def test_atst_opens_lightning_and_dino_files_alike(tmp_path):
+    state, _, _ = case("atst_clip_small_tokens", blocks=2)
+    one, two = (opened(tmp_path, "atst-clip", state, layout).state_dict() for layout in (None, "dino"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+# ----------------------------------------------------------------------------------------------- round trips
+
+def test_ssast_goes_to_ours_and_back_bit_for_bit(tmp_path):
+    state, _, _ = case("ssast_tiny_patch")
+    torch.save(state, tmp_path / "in.pth")
+    convert.main([str(tmp_path / "in.pth"), str(tmp_path / "ours.pt"), "--format", "ssast"])
+    convert.main([str(tmp_path / "ours.pt"), str(tmp_path / "out.pth"), "--to", "ssast"])
+    back = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert back.keys() == state.keys() and all(torch.equal(back[k], state[k]) for k in state)
+    assert all(back[k].dtype == state[k].dtype for k in state)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_dasheng_goes_to_ours_and_back_bit_for_bit(tmp_path, suffix):
+    state, _, _ = case("dasheng_base_tokens", blocks=2)
+    torch.save({"model": state, "config": {}}, tmp_path / "in.pt")
+    convert.main([str(tmp_path / "in.pt"), str(tmp_path / f"ours.{suffix}")])
+    convert.main([str(tmp_path / f"ours.{suffix}"), str(tmp_path / "out.pt"), "--to", "dasheng"])
+    back = torch.load(tmp_path / "out.pt", weights_only=True)["model"]
+    assert back.keys() == state.keys() and all(torch.equal(back[k], state[k]) for k in state)
+
+
+def test_dasheng_opens_from_hugging_faces_layout(tmp_path):
+    state, _, _ = case("dasheng_base_tokens", blocks=2)
+    torch.save({"model": state, "config": {}}, tmp_path / "in.pt")
+    convert.main([str(tmp_path / "in.pt"), str(tmp_path / "model.safetensors"), "--to", "dasheng"])
+    assert not any("front_end" in k for k in convert.read_safetensors(tmp_path / "model.safetensors"))
+    one, two = (load_encoder(tmp_path / name).state_dict() for name in ("in.pt", "model.safetensors"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_training_checkpoint_gives_ssast_its_objectives_heads(tmp_path):
+    state, _, _ = case("ssast_tiny_patch")
+    torch.save(state, tmp_path / "in.pth")
+    found = convert.read(tmp_path / "in.pth", "ssast")
+    (tmp_path / "config.json").write_text(json.dumps({"encoder": found.config.to_dict()}))
+    objective = {f"encoder.{k}": v for k, v in found.state.items()} | found.heads["objective"]
+    torch.save({"version": 1, "objective": objective, "optimizer": {}}, tmp_path / "checkpoint-00000001.pt")
+    back = convert.to_ssast(convert.read(tmp_path / "checkpoint-00000001.pt"), "it")
+    assert all(torch.equal(back[k], state[k]) for k in state if "v.head" not in k)
+
+
+def test_what_is_no_ssast_encoder_is_not_written_as_one(tmp_path):
+    state, _, _ = case("dasheng_base_tokens", blocks=1)
+    torch.save({"model": state}, tmp_path / "in.pt")
+    with pytest.raises(UserError, match="is no SSAST encoder"):
+        convert.main([str(tmp_path / "in.pt"), str(tmp_path / "out.pth"), "--to", "ssast"])
+
+
+def test_the_command_describes_a_file(tmp_path, capsys):
+    state, _, _ = case("eat_base_tokens", blocks=2)
+    torch.save(nested("eat", state), tmp_path / "in.pt")
+    convert.main([str(tmp_path / "in.pt")])
+    said = capsys.readouterr().out
+    assert "format      eat" in said and "16000 Hz" in said and "64 × 8" in said
+
+
+# ------------------------------------------------------------------------------------------ files that are no good
+
+SAMPLE = {"ssast": "v.norm.weight", "dasheng": "norm.weight", "audiomae": "norm.weight", "atst-clip": "norm.weight",
+          "atst-frame": "norm_frame.weight", "eat": "blocks.0.norm1.weight", "animal2vec": "blocks.0.norm1.weight"}
+
+
+@pytest.mark.parametrize("damage", ["prefix", "missing", "extra", "shape", "truncated", "hostile"])
+@pytest.mark.parametrize("format", TOKENS)
+def test_each_damage_to_each_format_is_one_clear_line(tmp_path, format, damage):
+    state, _, _ = case(TOKENS[format], blocks=2)
+    key = ("module." if format == "ssast" else "") + SAMPLE[format]
+    assert key in state
+    path = tmp_path / "published.pt"
+    if damage == "prefix":
+        state = {f"wrong.{k}": v for k, v in state.items()}
+    elif damage == "missing":
+        del state[key]
+    elif damage == "extra":
+        state[key.replace("weight", "surprise")] = torch.zeros(1)
+    elif damage == "shape":
+        state[key] = torch.zeros(7)
+    elif damage == "hostile":
+        state[key] = _Hostile(tmp_path / "ran")
+    torch.save(nested(format, state), path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:50_000])
+    with pytest.raises(UserError) as error:
+        load_encoder(path, "ssast" if format == "ssast" else None)
+    message = str(error.value)
+    assert "\n" not in message and str(path) in message
+    wanted = {"missing": "missing", "extra": "surprise", "shape": "shape", "truncated": "cannot be opened",
+              "hostile": "needs code to run"}.get(damage)
+    assert wanted is None or wanted in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_truncated_safetensors_file_is_one_clear_line(tmp_path):
+    path = tmp_path / "model.safetensors"
+    convert.write_safetensors({"encoder.time_pos_embed": torch.zeros(1, 8, 1, 4)}, path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="beyond the end of the file"):
+        load_encoder(path)
+
+
+def test_a_hostile_object_beside_the_weights_is_never_run(tmp_path):
+    state, _, _ = case("dasheng_base_tokens", blocks=1)
+    torch.save({"model": state, "config": _Hostile(tmp_path / "ran")}, tmp_path / "in.pt")
+    assert load_encoder(tmp_path / "in.pt").config.depth == 1
+    assert not (tmp_path / "ran").exists()
+
+
+# ------------------------------------------------------------------------------------------- long and short input
+
+@pytest.mark.parametrize("pad", ["masked", "published"])
+@pytest.mark.parametrize("name", ["dasheng-laptop", "atst-laptop", "atst-frame-laptop", "eat-laptop",
+                                  "audiomae-laptop", "animal2vec-laptop"])
+def test_a_clip_alone_equals_the_same_clip_in_a_padded_batch(name, pad):
+    """From a hundred samples to two training lengths and a half, beside a loud neighbour."""
+    torch.manual_seed(0)
+    frames = PRESETS[name].frames // 4
+    chunk = 2 * frames if name == "eat-laptop" else 0
+    encoder = Encoder(replace(PRESETS[name], depth=2, pad=pad, frames=frames, chunk=chunk)).eval()
+    size = encoder.config.clip_samples
+    lengths = torch.tensor([int(2.5 * size), size, size - 1, size // 3 + 7, 1601, 100])
+    wave = 0.01 * torch.randn(len(lengths), int(2.5 * size), generator=torch.Generator().manual_seed(1))
+    wave[0] *= 50
+    batch, frames = encoder.embed(wave, lengths), encoder.frames(wave, lengths)
+    for i, n in enumerate(lengths):
+        assert far(encoder.embed(wave[i:i + 1, :n])[0], batch[i]) < 2e-5
+        alone = encoder.frames(wave[i:i + 1, :n])[0]
+        assert far(alone, frames[i, :len(alone)]) < 2e-5 and not frames[i, len(alone):].any()
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2, 3, 4, 500, 1008])
+def test_dasheng_splits_long_clips_by_tokens_at_its_training_length(extra):
+    """Frames over one training length: one to three of them fill no token; positions start anew in each chunk."""
+    torch.manual_seed(0)
+    encoder = Encoder(replace(PRESETS["dasheng-laptop"], frames=1008, depth=1, pad="published")).eval()
+    wave = 0.1 * torch.randn(1, (1008 + extra - 1) * 160)
+    spec = encoder.frontend(wave)
+    assert spec.shape[2] == 1008 + extra
+    chunks = [encoder.tokens(part) for part in spec.split(1008, 2) if part.shape[2] >= 4]
+    assert far(encoder.frames(wave), torch.cat(chunks, 1)) < 1e-5
+    assert far(encoder.embed(wave), torch.cat(chunks, 1).mean(1)) < 1e-5
+
+
+def test_eat_reads_long_clips_whole_as_far_as_its_table_goes(tmp_path):
+    state, _, _ = case("eat_base_tokens", blocks=1)
+    encoder = opened(tmp_path, "eat", state)
+    wave = 0.1 * torch.randn(1, 20 * 16000)
+    whole = encoder.tokens(encoder.frontend(wave))
+    assert whole.shape == (1, 1 + 124 * 8, 64) and encoder.positions.shape == (768, 8, 64)
+    assert far(encoder.embed(wave), whole[:, 0]) < 1e-5
+
+
+def test_atst_clip_averages_chunks_by_the_tokens_they_hold():
+    """Released code divides every chunk by the uncut length, 250 tokens for 150."""
+    torch.manual_seed(0)
+    config = replace(PRESETS["atst-laptop"], frames=1000, chunk=600, depth=1, pad="published", pool="both")
+    encoder = Encoder(config).eval()
+    wave = 0.1 * torch.randn(1, 160000)
+    spec = encoder.frontend(wave)
+    one, two = encoder.tokens(spec[..., :600]), encoder.tokens(spec[..., 600:])
+    assert (one.shape[1], two.shape[1]) == (151, 101)
+    mean = torch.cat([one[:, 1:], two[:, 1:]], 1).mean(1)
+    assert far(encoder.embed(wave)[:, 128:], mean) < 1e-5
+    assert far(encoder.embed(wave)[:, :128], 0.6 * one[:, 0] + 0.4 * two[:, 0]) < 1e-5
+
+
+def test_alibi_and_convolutional_positions_agree_for_gathered_and_masked_tokens():
+    """All tokens visible: leaving none out is the plain encoder."""
+    encoder = Encoder(replace(PRESETS["animal2vec-laptop"], depth=2)).eval()
+    spec = encoder.frontend(0.1 * torch.randn(1, 32000))
+    none = torch.zeros(1, 200, 1, dtype=torch.bool)
+    assert far(encoder.tokens(spec), encoder.tokens(spec, none, visible_only=True)) < 1e-5

@@ -1,0 +1,77 @@
+"""Views of a clip for mean-teacher learning: crops, mixtures, warped spectrograms.
+
+All are batched, run on the device of their input, and are functions of each clip's seed.
+"""
+import torch
+import torch.nn.functional as F
+
+from masking import uniform
+
+
+def crop(wave, lengths, samples, seeds, stream):
+    """A random part of each clip: wave (B, S), lengths (B,) or None -> (B, samples), int64 (B,) valid samples.
+    Clips that are not longer stay whole."""
+    batch, size = wave.shape
+    lengths = torch.full((batch,), size, device=wave.device) if lengths is None else lengths
+    room = (lengths - samples).clamp(min=0)
+    start = (uniform(seeds, 1, stream)[:, 0].double() * (room + 1)).long()
+    index = start[:, None] + torch.arange(samples, device=wave.device)
+    part = wave.gather(1, index.clamp(max=size - 1)).masked_fill(index >= lengths[:, None], 0)
+    return part, lengths.clamp(max=samples)
+
+
+def log_mix(spec, other, share, valid=None):
+    """ATST's log-mixup-exp: log((1 - share) eˣ + share eᵐ), on the scale of the spectrogram, not on power.
+
+    spec, other (B, F, T), share (B,) in [0, 1), valid (B, T) bool: frames of `other` that take part, or None.
+    """
+    share = share[:, None, None].clamp(min=1e-6)
+    mixed = torch.logaddexp(spec + torch.log1p(-share), other + share.log())
+    return mixed if valid is None else torch.where(valid[:, None], mixed, spec)
+
+
+def resize_crop(spec, seeds, stream, time=True, fill=0.0, low=0.6, high=1.5):
+    """Random resize crop (BYOL-A, ATST): a rectangle of a canvas 1.5 times as long as the clip, stretched to its size.
+
+    spec (B, F, T), centred in the canvas, around it `fill` (a number, or (B, 1, 1)); height U(low, high) · F, at most
+    F; width U(low, high) · T, or with time=False all of T, unmoved (ATST-Frame's frequency warp, the identity in more
+    than half of the draws, as there). Bicubic; deviation: at the rectangle's border the spline looks beyond it.
+    """
+    batch, f, t = spec.shape
+    draw = uniform(seeds, 4, stream)  # (B, 4)
+    canvas = int(high * t)
+    height = (f * (low + (high - low) * draw[:, 0])).int().clamp(max=f)
+    top = (draw[:, 1] * (f - height + 1)).int()
+    y = top[:, None] + (height[:, None] - 1) * torch.linspace(0, 1, f, device=spec.device)  # (B, F)
+    if time:
+        width = (t * (low + (high - low) * draw[:, 2])).int().clamp(max=canvas)
+        left = (draw[:, 3] * (canvas - width + 1)).int() - (canvas - t) // 2
+        x = left[:, None] + (width[:, None] - 1) * torch.linspace(0, 1, t, device=spec.device)  # (B, T)
+    else:
+        x = torch.arange(t, device=spec.device, dtype=torch.float32).expand(batch, t)
+    scale = lambda place, size: 2 * place / max(1, size - 1) - 1
+    grid = torch.stack([scale(x, t)[:, None].expand(-1, f, -1), scale(y, f)[..., None].expand(-1, -1, t)], -1)
+    warped = F.grid_sample((spec - fill)[:, None], grid, mode="bicubic", padding_mode="zeros", align_corners=True)
+    return warped[:, 0] + fill
+
+
+def loudness(wave, sample_rate):
+    """The loudest 50 ms of each clip, A-weighted (IEC 61672), in dB: wave (B, S) -> (B,)."""
+    size = round(0.05 * sample_rate)
+    frames = F.pad(wave, (0, max(0, size - wave.shape[1]))).unfold(1, size, max(1, size // 2))
+    power = torch.fft.rfft(frames * torch.hann_window(size, device=wave.device)).abs().square()
+    f2 = torch.fft.rfftfreq(size, 1 / sample_rate, device=wave.device).square()
+    weight = 12194 ** 2 * f2 ** 2 / ((f2 + 20.6 ** 2) * (f2 + 12194 ** 2)
+                                     * ((f2 + 107.7 ** 2) * (f2 + 737.9 ** 2)).sqrt())
+    return 2.0 + 10 * (power @ weight.square()).amax(1).clamp(min=1e-12).log10()
+
+
+def between_class(wave, other, ratio, sample_rate):
+    """Between-class mixing (Tokozume et al. 2018, as animal2vec uses it): `ratio` is what is heard, not amplitude.
+
+    wave, other (B, S), ratio (B,) in (0, 1]: with loudnesses G (dB), p = 1 / (1 + 10^((G - G') / 20) (1 - r) / r), and
+    the mixture (p x + (1 - p) x') / √(p² + (1 - p)²). Labels mix as r to 1 - r.
+    """
+    difference = loudness(wave, sample_rate) - loudness(other, sample_rate)
+    p = (1 / (1 + 10 ** (difference / 20) * (1 - ratio) / ratio))[:, None]
+    return (p * wave + (1 - p) * other) / (p.square() + (1 - p).square()).sqrt()
