@@ -70,6 +70,15 @@ def axes_of(body, panels, columns, **kwargs):
     return axes[:panels]
 
 
+def label_outer(axes, columns, xlabel):
+    """In a grid of equal axes label only the left and the lowest ones."""
+    for k, ax in enumerate(axes):
+        lowest = k + columns >= len(axes)
+        ax.tick_params(labelleft=k % columns == 0, labelbottom=lowest)
+        ax.set_xlabel(xlabel if lowest else "")
+        ax.set_ylabel(ax.get_ylabel() if k % columns == 0 else "")
+
+
 @lru_cache(maxsize=4096)
 def inches(text):
     """Printed width of a line of text."""
@@ -133,8 +142,9 @@ def mel_image(ax, spec, config, start=0.0, **looks):
     return image
 
 
-def power_image(ax, wave, rate, start=0.0, depth=60.0):
-    """Draw a spectrogram of a wave (S,) at `rate` Hz, in dB down to `depth` below its maximum; linear frequency.
+def power_image(ax, wave, rate, start=0.0):
+    """Draw a spectrogram of a wave (S,) at `rate` Hz in dB above each frequency's median over time, which flattens
+    steady noise; linear frequency. White: less than 3 dB.
 
     The window is 25 ms, or 1024 samples of a faster recording; at most about 2000 frames, as many as can be printed.
     """
@@ -142,8 +152,9 @@ def power_image(ax, wave, rate, start=0.0, depth=60.0):
     size = min(1024, max(64, round(0.025 * rate)), len(wave))
     hop = max(size // 4, len(wave) // 2000)
     power = ShortTimeFFT(get_window("hann", size), hop, rate, mfft=max(size, 512)).spectrogram(wave)  # (F, T)
-    db = 10 * np.log10(power + 1e-20)
-    image = ax.imshow(db, origin="lower", aspect="auto", vmin=db.max() - depth, vmax=db.max(),
+    db = 10 * np.log10(power + 1e-12 * power.max() + 1e-20)
+    db -= np.median(db, axis=1, keepdims=True)
+    image = ax.imshow(db, origin="lower", aspect="auto", vmin=3, vmax=max(20, np.percentile(db, 99.9)),
                       extent=(start, start + power.shape[1] * hop / rate, 0, rate / 2000))
     ax.set_xlim(start, start + len(wave) / rate)
     ax.set_ylabel("frequency (kHz)")

@@ -72,41 +72,53 @@ def _perplexity(text):
 # ------------------------------------------------------------------------------------------- a map of embeddings
 
 def open_clips(args):
-    """(name, manifest, label of each clip) of the clips to show."""
+    """(name, Split, label of each clip (n,)) of the clips to show: a task's split, or a whole manifest."""
+    from dataclasses import replace
+
     import numpy as np
 
     import demo
-    from data import load_task
     from manifest import open_manifest
+    from tasks import Split, load_task
     if Path(args.task).is_file():
-        name, rows = Path(args.task).stem, open_manifest(args.task)
-        names = rows.labels if rows.label is not None else []
-        tables = [Path(args.task)]
-        codes = rows.label
+        rows = open_manifest(args.task)
+        name, table, split = Path(args.task).stem, Path(args.task), Split(rows, None, None)
+        own = None if rows.label is None else np.array(rows.labels)[rows.label]
     else:
         if args.data == DEMO and not Path(args.task).is_dir():
             demo.ensure(DEMO)
         task = load_task(args.task, root=args.data)
-        name, rows = f"{task.name} ({args.split})", task.splits[args.split]
-        names, codes = task.labels, rows.label
-        folder = next(p for p in (Path(args.data) / args.task, Path(args.task)) if p.is_dir())
-        tables = [folder / f"{args.split}.csv"]
-    if len(rows) > args.points:
-        keep = np.sort(np.random.default_rng(args.seed).permutation(len(rows))[:args.points])
-        rows, codes = rows.select(keep), None if codes is None else codes[keep]
-    column = read_column(tables[0], args.label)
+        name, split = f"{task.name} ({args.split})", task.splits[args.split]
+        table, own = Path(split.rows.origin), own_labels(split.targets, task.labels)
+    keep = np.arange(len(split))
+    if len(split) > args.points:
+        keep = np.sort(np.random.default_rng(args.seed).permutation(len(split))[:args.points])
+        split = replace(split, rows=split.rows.select(keep))
+    column = read_column(table, args.label)
     if column:
-        labels = [column.get(rows.path(i), "") for i in range(len(rows))]
-    elif args.label == "species" and codes is not None:
-        labels = [names[c] for c in codes]
+        labels = np.array([column.get(split.rows.path(i)) or "(none)" for i in range(len(split))])
+    elif args.label == "species" and own is not None:
+        labels = own[keep]
     else:
-        raise UserError(f"--label {args.label}: {tables[0]} has no such column")
-    return name, rows, np.array(labels)
+        raise UserError(f"--label {args.label}: {table} has no such column")
+    return name, split, labels
+
+
+def own_labels(targets, labels):
+    """A task's targets, int (n,) or bool (n, C), as one text a clip (n,)."""
+    import numpy as np
+    labels = np.array([*labels, "(none)", "(several)"])
+    if targets.ndim == 1:
+        return labels[targets]
+    count = targets.sum(1)
+    return labels[np.where(count == 1, targets.argmax(1), np.where(count == 0, -2, -1))]
 
 
 def read_column(path, name):
     """{path of a clip: its value in a column of a table}, or {} if there is no such column."""
     import csv
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return {}
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         if name not in (rows.fieldnames or ()) or "path" not in rows.fieldnames:
@@ -129,18 +141,18 @@ def open_encoders(args):
     return {s: found[s] for s in dict.fromkeys(sources)}
 
 
-def embed(encoders, rows, args):
+def embed(encoders, split, args):
     """{name: vectors (n, D)}; encoders of one sampling rate share one pass over the audio."""
     from probes import vectors
-    device = cli_device(args)
+    device = device_of(args)
     out = {}
     for rate in dict.fromkeys(e.config.sample_rate for e in encoders.values()):
         some = {name: e.to(device) for name, e in encoders.items() if e.config.sample_rate == rate}
-        out |= zip(some, vectors(list(some.values()), rows, rate, device, args.batch_size, args.workers))
+        out |= zip(some, vectors(list(some.values()), split, rate, device, args.batch_size, args.workers))
     return {name: out[name] for name in encoders}
 
 
-def cli_device(args):
+def device_of(args):
     import torch
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU found; use --device cpu")
@@ -195,8 +207,8 @@ def plot_map(args):
     import numpy as np
 
     import figures
-    name, rows, labels = open_clips(args)
-    encoders = open_encoders(args)
+    name, split, labels = open_clips(args)
+    rows, encoders = split.rows, open_encoders(args)
     if len(rows) < 4:
         raise UserError(f"--task {args.task}: {len(rows)} clips are too few for a map")
     classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -207,7 +219,7 @@ def plot_map(args):
     else:
         kept, look = np.arange(len(classes)), np.arange(len(classes))
     maps = {source: flatten(x, args.method, args.perplexity, args.seed) for source, x in
-            embed(encoders, rows, args).items()}
+            embed(encoders, split, args).items()}
     scores = {source: separation(x, codes, args.seed) for source, (_, x, _) in maps.items()}
     caption = describe_map(args, name, len(rows), len(classes), next(iter(maps.values()))[2], scores)
 
@@ -320,8 +332,8 @@ def plot_curves(args):
 
 
 def plot_confusion(args):
-    """Confusion matrices of the rows of a result file that hold one: {"labels": [C], "confusion": [C][C] counts, the
-    truth down, the prediction across}."""
+    """Confusion matrices of the rows of a result file that hold one: {"confusion": [C][C] counts, the truth down, the
+    prediction across; "per_class": {label: …} or "labels": [C], in the same order}."""
     import numpy as np
 
     import figures
@@ -330,29 +342,28 @@ def plot_confusion(args):
         rows = json.loads(path.read_text()).get("results", [])
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"--confusion {path}: not a result file ({error})") from None
-    rows = [r for r in rows if r.get("confusion") and r.get("labels")]
+    rows = [r | {"labels": r.get("labels") or list(r["per_class"])} for r in rows if r.get("confusion")]
     if not rows:
         raise UserError(f"--confusion {path}: none of its results holds a confusion matrix; finetune.py writes them for "
                         "classification tasks")
     shares = [np.array(r["confusion"], float) for r in rows]
     shares = [m / np.maximum(m.sum(1, keepdims=True), 1) for m in shares]
-    names = [f"{r['task']}, {r.get('probe', '')}: {r['metric']} {r['value']:.3f}" for r in rows]
+    titles = [f"{r['task']}, {r.get('probe', '')}: {r['metric']} {r['value']:.3f}" for r in rows]
     caption = (f"Confusion of {', '.join(dict.fromkeys(Path(r['encoder']).name for r in rows))}: share of the clips of "
-               f"the class at the left that were taken for the class below. {'; '.join(names)}.")
+               f"the class at the left that were taken for the class below. {'; '.join(titles)}.")
 
     def draw(width):
-        count = max(len(m) for m in shares)
-        down, across = figures.grid_of(len(shares), 2 if width > 5 and count <= 20 else 1)
-        side = width / across
-        figure, body = figures.page(width, min(side, 5.5) * down, caption)
-        for ax, m, r, name in zip(figures.axes_of(body, len(shares), across), shares, rows, names):
+        across = 2 if width > 5 and len(shares) > 1 and max(len(m) for m in shares) <= 20 else 1
+        names = [[figures.shortened(label, 16) for label in r["labels"]] for r in rows]
+        room = max(figures.inches(label) for some in names for label in some) + 0.4  # beside and below each matrix
+        side = min(width / across - room - 0.7, 4.5)
+        figure, body = figures.page(width, (side + room + 0.3) * figures.grid_of(len(shares), across)[0], caption)
+        for ax, m, some, title in zip(figures.axes_of(body, len(shares), across), shares, names, titles):
             image = ax.imshow(m, vmin=0, vmax=1, cmap="cividis")
-            step = -(-len(m) // int((min(side, 5.5) - 1.2) / figures.LINE))  # so many labels fit
-            ticks = range(0, len(m), step)
-            labels = [figures.shortened(r["labels"][k], 16) for k in ticks]
-            ax.set_xticks(ticks, labels, rotation=90)
-            ax.set_yticks(ticks, labels)
-            ax.set(title=figures.shortened(name, int(side / 0.07)), xlabel="predicted", ylabel="true")
+            ticks = range(0, len(m), -(-len(m) // int(side / figures.LINE)))  # as many labels as fit
+            ax.set_xticks(ticks, [some[k] for k in ticks], rotation=90)
+            ax.set_yticks(ticks, [some[k] for k in ticks])
+            ax.set(title=figures.shortened(title, int(width / across / 0.07)), xlabel="predicted", ylabel="true")
             body.colorbar(image, ax=ax, shrink=0.6, label="share")
         return figure
     table = [{"task": r["task"], "true": r["labels"][i], "predicted": r["labels"][j], "clips": r["confusion"][i][j]}

@@ -4,12 +4,15 @@ Each function takes the arguments of plot_tsne.py and returns (name, draw(width)
 figures.save wants them.
 """
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import to_rgba
 
 import figures
 from cli import UserError
+from recipes import PRESETS
 
 VEIL = "#56B4E9"  # over what is hidden
 
@@ -22,8 +25,73 @@ def plot(args):
 
 # ----------------------------------------------------------------------------------------- one clip, one encoder
 
+@dataclass
+class Clip:
+    """A clip of at most an encoder's training length, and what the encoder makes of it."""
+    encoder: object
+    run: Path | None  # the run folder the encoder is from
+    source: str  # what was named
+    name: str  # of the file
+    start: float  # s in the file
+    wave: object  # (1, S)
+    spec: object = None  # (1, F, T); (1, 1, S) of an encoder of raw waves
+    grid: tuple = ()  # (T', F') tokens
+
+    def __post_init__(self):
+        import torch
+        with torch.inference_mode():
+            self.spec = self.encoder.frontend(self.wave)
+            self.grid = tuple(self.encoder.patch_tokens(self.spec).shape[1:3])
+
+    @property
+    def config(self):
+        return self.encoder.config
+
+    @property
+    def hears_waves(self):
+        return self.config.frontend == "wave"
+
+    def identity(self):
+        """What the run was trained with, from its config.json."""
+        return json.loads((self.run / "config.json").read_text())["identity"] if self.run else {}
+
+    def draw(self, ax):
+        """The spectrogram as the encoder gets it; an encoder of raw waves gets none, so one for people."""
+        if self.hears_waves:
+            figures.power_image(ax, self.wave[0].numpy(), self.config.sample_rate, self.start)
+        else:
+            figures.mel_image(ax, self.spec[0], self.config, self.start, vmin=self.spec.min(), vmax=self.spec.max())
+
+    def draw_tokens(self, ax, values, **looks):
+        """values (T', F', …) of each token, in its place."""
+        values = np.asarray(values)
+        if self.hears_waves:
+            extent = (self.start, self.start + len(values) * self.config.hop, 0, self.config.sample_rate / 2000)
+            ax.set_ylabel("frequency (kHz)")
+            return ax.imshow(np.swapaxes(values, 0, 1), origin="lower", aspect="auto", extent=extent, **looks)
+        planes = values.reshape(*values.shape[:2], -1)  # 1, or red, green, blue, opacity
+        pixels = self.config.patch[0] * self.config.patch[1]
+        image = np.stack([self.paint(np.repeat(plane[..., None], pixels, 2)) for plane in np.moveaxis(planes, 2, 0)], 2)
+        return figures.mel_image(ax, image[..., 0] if image.shape[2] == 1 else image, self.config, self.start, **looks)
+
+    def paint(self, patches):
+        """Put patches back in their places: (T', F', P), P pixels ordered (band, frame) -> (F, T); where patches
+        overlap, their mean; where there are none, 0."""
+        import torch
+        from torch.nn.functional import fold
+        c, patches = self.config, torch.as_tensor(patches, dtype=torch.float32)
+        size = [(n - 1) * step + side for n, step, side in zip(self.grid[::-1], c.stride, c.patch)]
+
+        def folded(x):
+            return fold(x.permute(2, 1, 0).flatten(1)[None], size, c.patch, stride=c.stride)[0, 0]
+        image = folded(patches) / folded(torch.ones_like(patches)).clamp(min=1)
+        out = torch.zeros([max(pair) for pair in zip(size, self.spec.shape[1:])])
+        out[:size[0], :size[1]] = image
+        return out[:self.spec.shape[1], :self.spec.shape[2]].numpy()
+
+
 def open_clip(args, path):
-    """(encoder, run folder or None, wave (1, S), name) of a clip of at most the encoder's training length."""
+    """The clip of a recording from --start, or of the demo, before the encoder of --checkpoint or the newest run."""
     import torch
 
     import audio
@@ -33,27 +101,33 @@ def open_clip(args, path):
     source = Path(args.checkpoint[0]) if args.checkpoint else newest_encoder("runs").parent
     torch.manual_seed(args.seed)
     encoder = load_encoder(source, args.format)
-    config = encoder.config
-    path = path or demo_clip(args, config.clip_seconds)
+    path, config = path or lively_clip(args, encoder.config.clip_seconds), encoder.config
+    wave, rate = read_part(path, args.start, config.clip_seconds)
+    wave = audio.resample(wave, rate, config.sample_rate)[:config.clip_samples]
+    folder = source if source.is_dir() else source.parent
+    run = folder if (folder / "config.json").exists() and (folder / "encoder.pt").exists() else None
+    return Clip(encoder, run, str(source), Path(path).name, args.start, torch.from_numpy(wave)[None])
+
+
+def read_part(path, start, seconds):
+    """(wave (S,), rate in Hz) of a recording from `start`, at most `seconds`."""
+    import audio
     with audio.Sound(path) as sound:
-        first, need = round(args.start * sound.rate), round(config.clip_seconds * sound.rate)
+        first = round(start * sound.rate)
         if not 0 <= first < sound.frames:
-            raise UserError(f"--start {args.start:g}: {path} is {sound.frames / sound.rate:.1f} s long")
-        wave = sound.read(first, min(need, sound.frames - first))
-        wave = audio.resample(wave, sound.rate, config.sample_rate)[:config.clip_samples]
-    run = source if source.is_dir() else source.parent if (source.parent / "config.json").exists() else None
-    return encoder, run, torch.from_numpy(wave)[None], Path(path).name
+            raise UserError(f"--start {start:g}: {path} is {sound.frames / sound.rate:.1f} s long")
+        return sound.read(first, min(round(seconds * sound.rate), sound.frames - first)), sound.rate
 
 
-def demo_clip(args, seconds):
+def lively_clip(args, seconds):
     """The liveliest of the first 20 clips of the task (the demo's species by default), a long one if possible."""
     import audio
     import demo
     from activity import activity
-    from data import load_task
+    from tasks import load_task
     if args.data == "data/demo":
         demo.ensure(args.data)
-    rows = load_task(args.task, root=args.data).splits[args.split]
+    rows = load_task(args.task, root=args.data).splits[args.split].rows
 
     def lively(path):
         with audio.Sound(path) as sound:
@@ -61,64 +135,43 @@ def demo_clip(args, seconds):
     return max((rows.locate(i) for i in range(min(20, len(rows)))), key=lively)
 
 
-def spectrogram(encoder, wave):
-    """wave (1, S) -> spec (F, T) as the encoder sees it; a raw-wave encoder has none."""
-    import torch
-    with torch.inference_mode():
-        spec = encoder.frontend(wave)[0]
-    if spec.shape[0] != encoder.config.n_mels or spec.shape[0] == 1:
-        raise UserError(f"{encoder.config.name} hears the wave itself and has no spectrogram to draw")
-    return spec
-
-
 # -------------------------------------------------------------------------------------------------------- masks
 
-def paint(cells, config, shape):
-    """Put patches back in their places: cells (T', F', P), P pixels ordered (band, frame) -> (F, T) of `shape`; where
-    patches overlap, their mean; where there are none, 0."""
+def reconstruct(clip, mask, args):
+    """What the head of the pre-training objective paints in hidden patches: mask (1, T', F') -> (T', F', P), or None if
+    there is no such head. The objective's state comes from the run's newest checkpoint or from a published file.
+
+    SSAST's head paints pixels. A masked autoencoder's paints patches of mean 0 and variance 1, so each gets the mean
+    and deviation that it has in truth; its shape is what is painted.
+    """
     import torch
-    from torch.nn.functional import fold
-    t, f, _ = cells.shape
-    size = [(n - 1) * step + side for n, step, side in zip((f, t), config.stride, config.patch)]
-
-    def folded(x):
-        return fold(x.permute(2, 1, 0).flatten(1)[None], size, config.patch, stride=config.stride)[0, 0]
-    image = folded(cells) / folded(torch.ones_like(cells)).clamp(min=1)
-    out = torch.zeros(max(shape[0], size[0]), max(shape[1], size[1]))
-    out[:size[0], :size[1]] = image
-    return out[:shape[0], :shape[1]]
-
-
-def veil(ax, hidden, config, start):
-    """Cover the hidden tokens (F, T), 1 where hidden."""
-    from matplotlib.colors import to_rgba
-    color = np.broadcast_to(to_rgba(VEIL), (*hidden.shape, 4)).copy()
-    color[..., 3] = 0.85 * (hidden > 0.5)
-    figures.mel_image(ax, color, config, start)
-
-
-def generative_head(args, encoder, run):
-    """SSAST's objective with a trained head that paints hidden patches, from the newest checkpoint of a run folder or
-    from a published file that holds one; None where there is none."""
     from convert import read
     from engine import load_checkpoint
-    from objectives import SSAST
-    from recipes import PRESETS
-    identity = json.loads((run / "config.json").read_text())["identity"] if run else {}
-    if run:
-        state = (load_checkpoint(run) or {}).get("objective", {})
-    else:
-        source = args.checkpoint[0]
-        state = {} if source in PRESETS else read(source, args.format).heads.get("objective", {})
-    part = {k.removeprefix("reconstruct."): v for k, v in state.items() if k.startswith("reconstruct.")}
-    if not part or identity.get("loss") == "nce":
+    from objectives import MAE, SSAST
+    encoder, identity = clip.encoder, clip.identity()
+    if clip.hears_waves or clip.source in PRESETS:
         return None
-    objective = SSAST(encoder)
-    objective.reconstruct.load_state_dict(part)
-    own = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
-    if own:  # the weights that were trained with this head, should encoder.pt be older
-        encoder.load_state_dict(own)
-    return objective
+    state = (load_checkpoint(clip.run) or {}).get("objective", {}) if clip.run else \
+        read(clip.source, args.format).heads.get("objective", {})
+    if "reconstruct.0.weight" in state and identity.get("loss") != "nce":
+        objective = SSAST(encoder)
+    elif "predict.weight" in state and "mask_token" in state:
+        depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+        objective = MAE(encoder, decoder_dim=len(state["mask_token"]), decoder_depth=depth,
+                        decoder_heads=identity.get("decoder_heads") or 16)
+    else:
+        return None
+    if not any(k.startswith("encoder.") for k in state):  # a published file's heads come apart from its encoder
+        state = {**objective.state_dict(), **state}
+    objective.load_state_dict(state)
+    objective.eval()
+    with torch.inference_mode():
+        if isinstance(objective, SSAST):
+            return objective.reconstruct(encoder.tokens(clip.spec, mask)[0, clip.config.specials:]).unflatten(0, clip.grid)
+        patches = encoder.patches(clip.spec)[0]  # (T', F', P)
+        tokens = encoder.tokens(clip.spec, mask, visible_only=True)[:, clip.config.specials:]
+        guess = objective.decode(tokens, mask)[0].view_as(patches)
+        return guess * (patches.var(2, keepdim=True) + 1e-6).sqrt() + patches.mean(2, keepdim=True)
 
 
 def plot_masks(args):
@@ -126,63 +179,55 @@ def plot_masks(args):
     import torch
 
     from objectives import MASKS
-    encoder, run, wave, name = open_clip(args, args.masks)
-    config, spec = encoder.config, spectrogram(encoder, wave)
-    identity = json.loads((run / "config.json").read_text())["identity"] if run else {}
-    share, trained_with = identity.get("hidden", 400 / 512), identity.get("masking", "patch")
-    patches = encoder.patches(spec[None])[0]  # (T', F', P)
-    columns = None if len(patches) == config.grid[0] else torch.tensor([len(patches)])
-    seeds, panels, hidden = torch.tensor([args.seed]), {}, {}
+    clip = open_clip(args, args.masks)
+    identity, config = clip.identity(), clip.config
+    share, trained_with = identity.get("hidden") or 400 / 512, identity.get("masking") or "patch"
+    columns = None if clip.grid[0] == config.grid[0] else torch.tensor([clip.grid[0]])
+    masks = {}
     for kind, mask in MASKS.items():
         try:
-            hidden[kind] = mask(seeds, config.grid, share, columns)[:, :len(patches)]  # (1, T', F')
+            masks[kind] = mask(torch.tensor([args.seed]), config.grid, share, columns)[:, :clip.grid[0]]  # (1, T', F')
         except ValueError:  # this mask can't hide so many, or knows no short clips
             continue
-        panels[f"{kind}: {int(hidden[kind].sum())} of {hidden[kind].numel()} hidden"] = hidden[kind]
-    objective, painted = generative_head(args, encoder, run), None
-    text = ""
-    if objective is not None and trained_with in hidden:
-        mask = hidden[trained_with]
-        with torch.inference_mode():
-            tokens = encoder.tokens(spec[None], mask)[0, config.specials:]
-            guess = objective.reconstruct(tokens).view_as(patches)
-        error = float((guess - patches)[mask[0]].square().mean())
-        flat = float((patches[~mask[0]].mean() - patches)[mask[0]].square().mean())
-        painted = paint(torch.where(mask[0, ..., None], guess, patches), config, spec.shape)
-        text = (f" Last: the generative head of {Path(run or args.checkpoint[0]).name} paints what the {trained_with} "
-                f"mask hides; mean squared error {error:.3f}, painted with the visible patches' mean {flat:.3f}.")
-    caption = (f"{name}: log-mel spectrogram as the encoder gets it (darker: more energy) and what each mask hides of "
-               f"its {patches.shape[0]} × {patches.shape[1]} tokens (time × frequency).{text}")
-    count = 1 + len(panels) + (painted is not None)
-    span = {"vmin": float(spec.min()), "vmax": float(spec.max())}
+    painted, text, about = None, "", {}
+    if trained_with in masks and (guess := reconstruct(clip, masks[trained_with], args)) is not None:
+        hidden, patches = masks[trained_with][0], clip.encoder.patches(clip.spec)[0]
+        about = {"reconstruction_error": float((guess - patches)[hidden].square().mean()),
+                 "error_of_visible_mean": float((patches[~hidden].mean() - patches)[hidden].square().mean())}
+        painted = clip.paint(torch.where(hidden[..., None], guess, patches))
+        text = (f" Last: what the pre-training head of {Path(clip.source).name} paints under the {trained_with} mask; mean "
+                f"squared error {about['reconstruction_error']:.3f}, with the visible patches' mean instead "
+                f"{about['error_of_visible_mean']:.3f}.")
+    caption = (f"{clip.name}: what the encoder gets (darker: more energy) and what each mask hides (blue) of its "
+               f"{clip.grid[0]} × {clip.grid[1]} tokens (time × frequency).{text}")
 
     def draw(width):
-        across = 2 if width > 5 else 1
-        figure, body = figures.page(width, 1.2 * figures.grid_of(count, across)[0], caption)
-        axes = figures.axes_of(body, count, across)
-        for ax, (title, mask) in zip(axes, {"the clip": None, **panels}.items()):
-            figures.mel_image(ax, spec, config, args.start, **span)
-            if mask is not None:
-                veil(ax, paint(mask[0, ..., None].expand_as(patches).float(), config, spec.shape), config, args.start)
-            ax.set_title(title)
+        count, across = 1 + len(masks) + (painted is not None), 3 if width > 5 else 2
+        figure, body = figures.page(width, 1.15 * figures.grid_of(count, across)[0], caption)
+        axes = figures.axes_of(body, count, across, sharex=True, sharey=True)
+        for ax, kind in zip(axes, ["the clip", *masks]):
+            clip.draw(ax)
+            ax.set_title(kind)
+            if kind in masks:
+                veil = np.broadcast_to(to_rgba(VEIL), (*clip.grid, 4)).copy()
+                veil[..., 3] = 0.85 * masks[kind][0].numpy()
+                clip.draw_tokens(ax, veil)
+                ax.set_title(f"{kind}: {int(masks[kind].sum())} of {masks[kind].numel()}")
         if painted is not None:
-            figures.mel_image(axes[-1], painted, config, args.start, **span)
-            axes[-1].set_title(f"reconstruction under the {trained_with} mask")
-        for ax in axes[-across:]:
-            ax.set_xlabel("time (s)")
+            figures.mel_image(axes[-1], painted, config, clip.start, vmin=clip.spec.min(), vmax=clip.spec.max())
+            axes[-1].set_title("reconstruction")
+        figures.label_outer(axes, across, "time (s)")
         return figure
-    table = [{"mask": kind, "column": t, "row": f, "hidden": int(mask[0, t, f])} for kind, mask in hidden.items()
-             for t in range(mask.shape[1]) for f in range(mask.shape[2])]
-    about = {"clip": name, "start": args.start, "seed": args.seed, "hidden": share, "masks": list(hidden)}
-    if text:
-        about |= {"reconstruction_error": error, "error_of_visible_mean": flat}
+    table = [{"mask": kind, "column": t, "row": f, "hidden": int(mask[0, t, f])} for kind, mask in masks.items()
+             for t in range(clip.grid[0]) for f in range(clip.grid[1])]
+    about |= {"clip": clip.name, "start": args.start, "seed": args.seed, "hidden": share, "masks": list(masks)}
     return "masks", draw, caption, table, about
 
 
 # ---------------------------------------------------------------------------------------------------- attention
 
-def attention(encoder, wave, depth=None):
-    """What each patch token receives in one block: wave (1, S) -> (T', F'), the mean over heads and patch tokens of
+def attention(encoder, spec, depth=None):
+    """What each patch token receives in one block: spec (1, F, T) -> (T', F'), the mean over heads and patch tokens of
     the attention weight, times the number of tokens, so that 1 is what even attention would give."""
     import torch
     block = encoder.blocks[(depth or len(encoder.blocks)) - 1]
@@ -192,49 +237,46 @@ def attention(encoder, wave, depth=None):
         x, keep = inputs[0], inputs[1] if len(inputs) > 1 else None
         q, k, _ = module.qkv(x).unflatten(-1, (3, module.heads, -1)).permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (1, H, N, N)
-        if keep is not None:
+        if keep is not None:  # what may be attended, or a bias
             scores = scores.masked_fill(~keep, float("-inf")) if keep.dtype == torch.bool else scores + keep
         seen["weights"] = scores.softmax(-1)[0]
     hook = block.attn.register_forward_pre_hook(note)
     try:
         with torch.inference_mode():
-            encoder.tokens(encoder.frontend(wave))
+            encoder.tokens(spec)
     finally:
         hook.remove()
-    first = encoder.config.specials
-    received = seen["weights"][:, first:, first:].mean((0, 1)) * seen["weights"].shape[-1]
-    return received.view(-1, encoder.config.grid[1])
+    first, n = encoder.config.specials, seen["weights"].shape[-1]
+    return seen["weights"][:, first:, first:].mean((0, 1)).mul(n).unflatten(0, (-1, encoder.config.grid[1]))
 
 
 def plot_attention(args):
-    """One recording: its spectrogram, and above what the tokens of a block look at over time and frequency."""
-    encoder, run, wave, name = open_clip(args, args.attention)
-    config, spec = encoder.config, spectrogram(encoder, wave)
-    depth = args.depth or config.depth
+    """One recording: its spectrogram, and below what the tokens of a block look at over time and frequency."""
+    clip = open_clip(args, args.attention)
+    config, depth = clip.config, args.depth or clip.config.depth
     if depth > config.depth:
         raise UserError(f"--depth {depth}: this encoder has {config.depth} blocks")
-    received = attention(encoder, wave, depth)
-    image = paint(received[..., None].expand(-1, -1, config.patch[0] * config.patch[1]), config, spec.shape)
-    middles = args.start + (np.arange(len(received)) * config.stride[1] + config.patch[1] / 2) * config.hop  # s
-    source = Path(run).name if run else args.checkpoint[0]
-    caption = (f"{name}: log-mel spectrogram, and the attention that each token of block {depth} of {source} receives, "
-               "mean over heads and over the tokens that attend; 1 is even attention.")
+    received = attention(clip.encoder, clip.spec, depth).numpy()
+    width_s, step_s = (config.hop,) * 2 if clip.hears_waves else (config.patch[1] * config.hop, config.stride[1] * config.hop)
+    middles = clip.start + np.arange(len(received)) * step_s + width_s / 2
+    caption = (f"{clip.name}: spectrogram, and the attention that each token of block {depth} of {Path(clip.source).name} "
+               "receives, mean over heads and over the tokens that attend; 1 is even attention.")
 
     def draw(width):
         figure, body = figures.page(width, 3.0, caption)
         axes = body.subplots(3, 1, sharex=True, height_ratios=(1, 1, 0.6))
-        figures.mel_image(axes[0], spec, config, args.start)
-        heat = figures.mel_image(axes[1], image, config, args.start, cmap="viridis")
+        clip.draw(axes[0])
+        heat = clip.draw_tokens(axes[1], received, cmap="viridis")
         body.colorbar(heat, ax=list(axes), location="right", aspect=40, pad=0.01, label="attention (1 = even)")
         axes[2].plot(middles, received.mean(1), color=figures.COLOURS[0], marker=".", markersize=3)
         axes[2].axhline(1, color=figures.GREY, linewidth=0.6)
         axes[2].set(ylabel="mean over\nfrequency", xlabel="time (s)")
         body.align_ylabels(axes)
         return figure
-    middle_bands = np.arange(received.shape[1]) * config.stride[0] + config.patch[0] / 2 - 0.5
-    table = [{"time_s": round(float(middles[t]), 4), "mel_band": float(middle_bands[f]),
-              "attention": round(float(received[t, f]), 5)} for t in range(len(received)) for f in range(received.shape[1])]
-    return "attention", draw, caption, table, {"clip": name, "start": args.start, "block": depth, "encoder": source}
+    table = [{"time_s": round(float(middles[t]), 4), "row": f, "attention": round(float(received[t, f]), 5)}
+             for t in range(clip.grid[0]) for f in range(clip.grid[1])]
+    return "attention", draw, caption, table, {"clip": clip.name, "start": args.start, "block": depth,
+                                               "encoder": clip.source}
 
 
 # ------------------------------------------------------------------------------------------------------- events
@@ -256,17 +298,12 @@ def find_recording(args, tables):
 
 def plot_events(args):
     """A recording with what was detected over what was annotated."""
-    import audio
     from annotations import read_annotations
     tables = {args.events: read_annotations(args.events)}
     if args.annotations:
         tables[args.annotations] = read_annotations(args.annotations)
     path = find_recording(args, tables)
-    with audio.Sound(path) as sound:
-        rate, first = sound.rate, round(args.start * sound.rate)
-        if not 0 <= first < sound.frames:
-            raise UserError(f"--start {args.start:g}: {path} is {sound.frames / rate:.1f} s long")
-        wave = sound.read(first, min(round(args.seconds * rate), sound.frames - first))
+    wave, rate = read_part(path, args.start, args.seconds)
     end = args.start + len(wave) / rate
     shown = {table: [e for e in events if (not e.file or Path(e.file).name == path.name) and e.start < end
                      and e.end > args.start] for table, events in tables.items()}
@@ -274,8 +311,10 @@ def plot_events(args):
     labels = sorted({e.label for some in shown.values() for e in some})
     if not labels:
         raise UserError(f"{', '.join(tables)}: no events of {path.name} from {args.start:g} to {end:g} s")
-    caption = (f"{path.name}: spectrogram with {len(detected)} detections (dark bars{', opaque: sure' * any(e.score is not None for e in detected)})"
-               + (f" over {len(annotated)} annotations (light bars)." if args.annotations else "."))
+    scored = any(e.score is not None for e in detected)
+    caption = (f"{path.name}: spectrogram (dB above each frequency's median) with {len(detected)} detections (dark bars"
+               f"{', the fainter the less sure' * scored})" +
+               (f" over {len(annotated)} annotations (light bars)." if args.annotations else "."))
 
     def draw(width):
         lanes = max(0.35, figures.LINE * 1.3 * len(labels))
