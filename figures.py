@@ -1,8 +1,8 @@
 """How figures look and where they go: colours, legends, spectrogram axes, files.
 
-A figure is a function `draw(width in inches) -> matplotlib Figure`. `save` calls it once for a column of a paper
-(3.4 in) and once for its full width (7 in), and writes NAME.png, NAME.pdf, NAME-column.png, NAME-column.pdf, the drawn
-numbers as NAME.csv, and NAME.json with the caption and the settings. Text is never smaller than 7 pt.
+A figure is a function `draw(width in inches) -> matplotlib Figure`. `save` calls it for the full width of a page
+(7 in) and for a column (3.4 in), and writes NAME.png, NAME.pdf, NAME-column.png, NAME-column.pdf, the drawn numbers
+as NAME.csv, and NAME.json with the caption and the settings. Text is never smaller than 7 pt.
 """
 import csv
 import io
@@ -31,8 +31,8 @@ MARKERS = "o^sDvPX<>p"
 LOOKS = len(COLOURS) * len(MARKERS)
 GREY = "#8C8C8C"
 STYLE = {
-    "font.size": SIZE, "axes.titlesize": SIZE, "axes.labelsize": SIZE, "xtick.labelsize": SIZE, "ytick.labelsize": SIZE,
-    "legend.fontsize": SIZE, "figure.titlesize": SIZE, "axes.linewidth": 0.6, "lines.linewidth": 1.0,
+    "font.size": SIZE, "axes.titlesize": SIZE, "axes.labelsize": SIZE, "xtick.labelsize": SIZE,
+    "ytick.labelsize": SIZE, "legend.fontsize": SIZE, "axes.linewidth": 0.6, "lines.linewidth": 1.0,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "axes.spines.top": False, "axes.spines.right": False, "image.cmap": "gray_r", "image.interpolation": "nearest",
     "pdf.fonttype": 42, "savefig.dpi": 300, "figure.constrained_layout.h_pad": 0.03,
@@ -42,11 +42,12 @@ STYLE = {
 # --------------------------------------------------------------------------------------------------------- pages
 
 def page(width, height, caption, handles=()):
-    """(figure, subfigure for the panels): panels of `height` inches, a legend of `handles` below, then the caption."""
+    """(figure, its part for the panels): panels of `height` inches, a legend of `handles` below, then the caption."""
     # textwrap counts characters, so lines hold what the average one leaves room for, less 5 % for wide ones
     text = fill(caption, int(0.95 * (width - 0.1) / (inches(caption) / len(caption)))).splitlines()
     columns = legend_columns(width, [handle.get_label() for handle in handles])
-    heights = [height, LINE * 1.15 * -(-len(handles) // columns) + 0.08 if handles else 0.001, LINE * len(text) + 0.08]
+    legend = LINE * 1.15 * -(-len(handles) // columns) + 0.08 if handles else 0.001
+    heights = [height, legend, LINE * len(text) + 0.08]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     body, low, foot = figure.subfigures(3, 1, height_ratios=heights, hspace=0)
     if handles:
@@ -56,15 +57,15 @@ def page(width, height, caption, handles=()):
     return figure, body
 
 
-def grid_of(panels, columns):
-    """(rows, columns) for a number of panels."""
-    columns = min(panels, columns)
+def grid_of(panels, width):
+    """(rows, columns) for a number of panels: on a full page three or four columns, whichever leaves fewer holes."""
+    columns = min(panels, 2 if width < 5 else min(4, 3, key=lambda n: -panels % n))
     return -(-panels // columns), columns
 
 
 def axes_of(body, panels, columns, **kwargs):
     """The axes of a number of panels, row by row."""
-    axes = list(body.subplots(*grid_of(panels, columns), squeeze=False, **kwargs).flat)
+    axes = list(body.subplots(-(-panels // columns), columns, squeeze=False, **kwargs).flat)
     for ax in axes[panels:]:
         ax.remove()
     return axes[:panels]
@@ -92,8 +93,9 @@ def legend_columns(width, labels):
 
 
 def shortened(label, most=28):
-    """A label that leaves room for others."""
-    return label if len(label) <= most else label[:most - 1] + "…"
+    """A label that leaves room for others: its beginning and its end."""
+    tail = most // 3
+    return label if len(label) <= most else f"{label[:most - 1 - tail]}…{label[-tail:]}"
 
 
 def look(k):
@@ -164,8 +166,8 @@ def power_image(ax, wave, rate, start=0.0):
 # --------------------------------------------------------------------------------------------------------- files
 
 def save(draw, out, name, caption, rows, about):
-    """Write a figure at both widths, its numbers (rows: list of dicts with the same keys) and what it is (about: plain
-    values). Returns the path of the full-width PNG. Each file appears whole or not at all."""
+    """Write a figure at both widths, its numbers (rows: list of dicts with the same keys) and what it is (about:
+    plain values). Returns the path of the full-width PNG. Each file appears whole or not at all."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for suffix, width in WIDTHS.items():
@@ -176,6 +178,7 @@ def save(draw, out, name, caption, rows, about):
                 temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                 figure.savefig(temporary, format=kind)
                 os.replace(temporary, path)
+                figure.set_layout_engine("none")  # computed once, both files get it
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()

@@ -6,10 +6,9 @@
     python plot_tsne.py --scaling runs                              the same of your runs, with fitted laws
     python plot_tsne.py --curves runs/A runs/B                      or --masks, --attention, --confusion, --events
 
-Each figure is written as PNG and PDF for the width of a page (7 in) and of a column (3.4 in), its numbers beside it as
-CSV, its caption and settings as JSON.
+Each figure is written as PNG and PDF for the width of a page (7 in) and of a column (3.4 in), its numbers beside it
+as CSV, its caption and settings as JSON.
 """
-import json
 from pathlib import Path
 
 import cli
@@ -27,7 +26,8 @@ def parse_args(argv=None):
     g.add_argument("--curves", nargs="+", metavar="RUN", help="loss parts, rate, online scores, speed from log.jsonl")
     g.add_argument("--masks", nargs="?", const="", metavar="AUDIO", help="what each mask hides of a clip (default: a "
                    "call of the demo), and what the run's generative head paints there")
-    g.add_argument("--attention", nargs="?", const="", metavar="AUDIO", help="where a block looks, in time and frequency")
+    g.add_argument("--attention", nargs="?", const="", metavar="AUDIO", help="where a block looks, over time and "
+                   "frequency")
     g.add_argument("--confusion", metavar="RESULT", help="confusion matrices of a result file")
     g.add_argument("--events", metavar="DETECTIONS", help="detections (Raven, Audacity, CSV, JSONL) over annotations")
 
@@ -46,8 +46,8 @@ def parse_args(argv=None):
     g.add_argument("--points", type=cli.positive_int, default=50_000, help="at most this many clips, drawn by --seed")
 
     g = p.add_argument_group("the others")
-    g.add_argument("--published", action="store_true", help="--scaling: GPM-BT's published points, alone when no runs "
-                                                            "are named")
+    g.add_argument("--published", action="store_true", help="--scaling: GPM-BT's published points, alone when no "
+                                                            "runs are named")
     g.add_argument("--probe", help="--scaling: knn, linear, finetune, … (default: the best that the results hold)")
     g.add_argument("--depth", type=cli.positive_int, help="--attention: which block (default: the last)")
     g.add_argument("--annotations", metavar="FILE", help="--events: what a person marked")
@@ -169,6 +169,7 @@ def flatten(vectors, method="tsne", perplexity="auto", seed=0):
     import numpy as np
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
     x = (vectors - vectors.mean(0)) / np.maximum(vectors.std(0), 1e-6)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     n, dims = len(x), min(50, *x.shape)
@@ -177,7 +178,9 @@ def flatten(vectors, method="tsne", perplexity="auto", seed=0):
     if method == "pca":
         return flat[:, :2], x, about
     perplexity = min(float(np.clip(n / 100, 30, 50)) if perplexity == "auto" else perplexity, (n - 1) / 3)
-    flat = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=-1).fit_transform(flat)
+    tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=-1)
+    with threadpool_limits(1 if n < 5000 else None, "openmp"):  # with few points threads wait longer than they work
+        flat = tsne.fit_transform(flat)
     return flat, x, about | {"perplexity": perplexity}
 
 
@@ -192,7 +195,8 @@ def separation(features, codes, seed=0):
     from sklearn.neighbors import NearestNeighbors
     n, sizes = len(codes), np.bincount(codes)
     k = min(NEIGHBOURS, n - 1)
-    near = NearestNeighbors(n_neighbors=k + 1, metric="cosine").fit(features).kneighbors(features, return_distance=False)
+    index = NearestNeighbors(n_neighbors=k + 1, metric="cosine").fit(features)
+    near = index.kneighbors(features, return_distance=False)
     other = near != np.arange(n)[:, None]
     other[other.all(1), -1] = False  # among many equal clips a clip need not be its own first neighbour
     purity = (codes[near] == codes[:, None])[other].mean()
@@ -228,7 +232,7 @@ def plot_map(args):
                    for k in kept]
         if len(kept) < len(classes):
             handles.append(figures.handle(f"{len(classes) - len(kept)} others", **figures.look(figures.LOOKS)))
-        down, across = figures.grid_of(len(maps), 4 if width > 5 else 2)
+        down, across = figures.grid_of(len(maps), width)
         side = min(width / across, 3.3)
         figure, body = figures.page(width, (side + 0.15) * down, caption, handles)
         size = float(np.clip(3000 / len(rows), 0.3, 9)) * (side / 3.3)
@@ -267,14 +271,16 @@ def describe_map(args, name, n, classes, done, scores):
     """The caption: what is shown, how it was made, and numbers that do not depend on the map."""
     how = f"t-SNE (perplexity {done['perplexity']:.0f}" if args.method == "tsne" else "PCA ("
     how += f"{', ' * (args.method == 'tsne')}of {done['dimensions']} principal components, seed {args.seed})"
-    parts = [f"{source}: purity {s['purity']:.3f}" +
-             ("" if s["silhouette"] is None else f", silhouette {s['silhouette']:.3f}") for source, s in scores.items()]
-    first = next(iter(scores.values()))
-    return (f"{name}: {n} clips of {classes} classes ({args.label}), {how}. Purity: share of the {first['k']} nearest "
-            f"neighbours in the full space with the clip's label (chance {first['chance']:.3f}). {'; '.join(parts)}.")
+    first, parts = next(iter(scores.values())), []
+    for source, s in scores.items():
+        silhouette = "" if s["silhouette"] is None else f", silhouette {s['silhouette']:.3f}"
+        parts.append(f"{source}: purity {s['purity']:.3f}{silhouette}")
+    return (f"{name}: {n} clips of {classes} classes ({args.label}), {how}. Purity: share of the {first['k']} "
+            f"nearest neighbours in the full space with the clip's label (chance {first['chance']:.3f}). "
+            f"{'; '.join(parts)}.")
 
 
-# ------------------------------------------------------------------------------------- scores, curves, confusions
+# ---------------------------------------------------------------------------------------------------------- scaling
 
 def plot_scaling(args):
     """Score against pre-training clips, of runs and of the published GPM-BT."""
@@ -290,87 +296,6 @@ def plot_scaling(args):
     return "scaling", lambda width: drawn(width, caption), caption, table, {"probe": probe, "laws": laws}
 
 
-BOOKKEEPING = ("step", "clips", "epoch", "chance", "skips", "audio_per_second", "data_wait", "memory_gb", "mfu", "count")
-NAMES = {"lr": "learning rate", "clips_per_second": "speed (clips/s)", "grad_norm": "gradient norm",
-         "spread": "spread of clips", "accuracy": "masked-patch accuracy", "valid_knn": "online kNN accuracy", "knn": "online kNN accuracy"}
-
-
-def plot_curves(args):
-    """A panel for each quantity of log.jsonl, training solid, held out dashed, a colour a run."""
-    import figures
-    runs = {}
-    for source in args.curves:
-        path = Path(source) / "log.jsonl"
-        if not path.exists():
-            raise UserError(f"{path}: no such log; --curves takes run folders of pretrain.py")
-        runs[source] = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    table = [{"run": run, "step": row["step"], "quantity": key, "value": value} for run, rows in runs.items()
-             for row in rows if "commit" not in row for key, value in row.items()
-             if key.removeprefix("valid_") not in BOOKKEEPING and isinstance(value, (int, float))]
-    if not table:
-        raise UserError(f"{', '.join(args.curves)}: log.jsonl holds no step yet")
-    found = dict.fromkeys(r["quantity"].removeprefix("valid_") for r in table)
-    last = [k for k in ("lr", "grad_norm", "clips_per_second") if k in found]
-    panels = [k for k in ("loss",) if k in found] + [k for k in found if k not in ("loss", *last)] + last
-    held = any(r["quantity"].startswith("valid_") for r in table)
-    caption = (f"Pre-training of {', '.join(runs)}. Solid: training, mean over the steps since the last row"
-               f"{'; dashed: held-out clips' * held}. Parts of the loss are before their weights.")
-
-    def draw(width):
-        handles = [figures.handle(run, color=figures.look(k)["color"], linestyle="-") for k, run in enumerate(runs)]
-        across = 4 if width > 5 else 2
-        figure, body = figures.page(width, 1.35 * figures.grid_of(len(panels), across)[0], caption, handles)
-        for ax, key in zip(figures.axes_of(body, len(panels), across), panels):
-            for k, run in enumerate(runs):
-                for quantity, line in ((key, "-"), (f"valid_{key}", "--")):
-                    dots = [(r["step"], r["value"]) for r in table if (r["run"], r["quantity"]) == (run, quantity)]
-                    ax.plot(*zip(*dots) if dots else ((), ()), linestyle=line, color=figures.look(k)["color"])
-            ax.set(ylabel=NAMES.get(key, key), xlabel="step")
-            ax.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
-        return figure
-    return "curves", draw, caption, table, {"runs": list(runs), "quantities": panels}
-
-
-def plot_confusion(args):
-    """Confusion matrices of the rows of a result file that hold one: {"confusion": [C][C] counts, the truth down, the
-    prediction across; "per_class": {label: …} or "labels": [C], in the same order}."""
-    import numpy as np
-
-    import figures
-    path = Path(args.confusion)
-    try:
-        rows = json.loads(path.read_text()).get("results", [])
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--confusion {path}: not a result file ({error})") from None
-    rows = [r | {"labels": r.get("labels") or list(r["per_class"])} for r in rows if r.get("confusion")]
-    if not rows:
-        raise UserError(f"--confusion {path}: none of its results holds a confusion matrix; finetune.py writes them for "
-                        "classification tasks")
-    shares = [np.array(r["confusion"], float) for r in rows]
-    shares = [m / np.maximum(m.sum(1, keepdims=True), 1) for m in shares]
-    titles = [f"{r['task']}, {r.get('probe', '')}: {r['metric']} {r['value']:.3f}" for r in rows]
-    caption = (f"Confusion of {', '.join(dict.fromkeys(Path(r['encoder']).name for r in rows))}: share of the clips of "
-               f"the class at the left that were taken for the class below. {'; '.join(titles)}.")
-
-    def draw(width):
-        across = 2 if width > 5 and len(shares) > 1 and max(len(m) for m in shares) <= 20 else 1
-        names = [[figures.shortened(label, 16) for label in r["labels"]] for r in rows]
-        room = max(figures.inches(label) for some in names for label in some) + 0.4  # beside and below each matrix
-        side = min(width / across - room - 0.7, 4.5)
-        figure, body = figures.page(width, (side + room + 0.3) * figures.grid_of(len(shares), across)[0], caption)
-        for ax, m, some, title in zip(figures.axes_of(body, len(shares), across), shares, names, titles):
-            image = ax.imshow(m, vmin=0, vmax=1, cmap="cividis")
-            ticks = range(0, len(m), -(-len(m) // int(side / figures.LINE)))  # as many labels as fit
-            ax.set_xticks(ticks, [some[k] for k in ticks], rotation=90)
-            ax.set_yticks(ticks, [some[k] for k in ticks])
-            ax.set(title=figures.shortened(title, int(width / across / 0.07)), xlabel="predicted", ylabel="true")
-            body.colorbar(image, ax=ax, shrink=0.6, label="share")
-        return figure
-    table = [{"task": r["task"], "true": r["labels"][i], "predicted": r["labels"][j], "clips": r["confusion"][i][j]}
-             for r in rows for i in range(len(r["labels"])) for j in range(len(r["labels"]))]
-    return "confusion", draw, caption, table, {"results": str(path)}
-
-
 # -------------------------------------------------------------------------------------------------------- story
 
 def main(argv=None):
@@ -379,10 +304,9 @@ def main(argv=None):
         raise UserError("--published belongs to --scaling: python plot_tsne.py --scaling --published")
     if args.scaling is not None:
         figure = plot_scaling(args)
-    elif args.curves:
-        figure = plot_curves(args)
-    elif args.confusion:
-        figure = plot_confusion(args)
+    elif args.curves or args.confusion:
+        import curves
+        figure = curves.plot(args)
     elif args.events or args.masks is not None or args.attention is not None:
         import spectrograms
         figure = spectrograms.plot(args)

@@ -1,4 +1,4 @@
-"""Score against the number of pre-training clips: points from run folders and from the published table, a law, a figure.
+"""Score against the number of pre-training clips: points of runs and of the published table, a law, a figure.
 
 A point is {"series", "column", "clips", "seed", "value", "low", "high", "run"}; low and high are a single run's 95 %
 interval over test clips, or None. Two laws are known, in n clips:
@@ -6,9 +6,9 @@ interval over test clips, or None. Two laws are known, in n clips:
     log-linear   score = c + a ln n
     power law    score = c + a n^-alpha, alpha > 0; c is what endless data would give
 
-The log-linear law is the power law's limit for alpha -> 0, so an F-test decides: the offset c and the exponent count as
-identifiable with four sizes or more, if the power law leaves significantly (5 %) less error than the straight line, and
-if alpha lies inside the range that is searched. Otherwise three parameters would only trade against each other.
+The log-linear law is the power law's limit for alpha -> 0, so an F-test decides: offset and exponent count as
+identifiable with four sizes or more, if the power law leaves significantly (5 %) less error than the straight line,
+and if alpha lies inside the range that is searched. Otherwise three parameters would only trade against each other.
 """
 import json
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Law:
         """Plain values for the figure's JSON, in n clips (not n / scale)."""
         c, a, *alpha = (float(p) for p in self.parameters)
         errors = np.sqrt(np.diag(self.covariance))
-        about = {"kind": self.kind, "why": self.why, "residual_deviation": float(self.variance ** 0.5), "dof": self.dof}
+        about = {"kind": self.kind, "why": self.why, "residual_deviation": self.variance ** 0.5, "dof": self.dof}
         if alpha:
             return about | {"formula": "c + a n^-alpha", "c": c, "a": a * self.scale ** alpha[0], "alpha": alpha[0],
                             "c_error": float(errors[0]), "alpha_error": float(errors[2])}
@@ -217,7 +217,7 @@ def read_scores(folders):
 
 
 def columns_of(rows):
-    """{column: names of its tasks}: BEANS's groups where tasks have them, else one a task; then all."""
+    """{column: names of its tasks}: BEANS's groups where tasks have them, else one a task; then all of them."""
     groups = {}
     rows = list(rows)
     grouped = any(row.get("group") in GROUPS for row in rows)
@@ -225,12 +225,13 @@ def columns_of(rows):
         groups.setdefault((row.get("group") or "other") if grouped else row["task"], set()).add(row["task"])
     order = [name for name in (*GROUPS, *sorted(groups)) if name in groups]
     columns = {name: groups[name] for name in dict.fromkeys(order)}
-    return columns | ({"all": set().union(*groups.values())} if len(columns) > 1 else {})
+    whole = "all" if grouped else "mean of tasks"  # another name: not to stand beside BEANS's in one panel
+    return columns | ({whole: set().union(*groups.values())} if len(columns) > 1 else {})
 
 
 def values(scores, name, columns, notes):
-    """[(column, mean value, low, high)] of one encoder; a column that lacks a task is left out and noted. The interval
-    of a mean takes the tasks' intervals as independent."""
+    """[(column, mean value, low, high)] of one encoder; a column that lacks a task is left out and noted. The
+    interval of a mean takes the tasks' intervals as independent."""
     out = []
     for column, tasks in columns.items():
         rows = [scores[name, task] for task in tasks if (name, task) in scores]
@@ -278,8 +279,7 @@ def count(clips):
 
 def drawing(points):
     """(draw, laws): a panel a column; laws {column: {series: plain values}}."""
-    columns = [c for c in dict.fromkeys(p["column"] for p in points) if c != LOSS]
-    columns += [LOSS] if any(p["column"] == LOSS for p in points) else []
+    columns = sorted(dict.fromkeys(p["column"] for p in points), key=lambda c: (c == LOSS, c == "all"))
     series = [s for s in dict.fromkeys(p["series"] for p in points) if s not in BASELINES]
     fitted = {(c, s): study(some) for c in columns for s in series
               if (some := [p for p in points if (p["column"], p["series"]) == (c, s)])}
@@ -292,11 +292,12 @@ def drawing(points):
         handles = [handle(s, **shapes[s]) for s in series]
         handles += [handle(b, color=GREY, linestyle=line, marker="") for b, line in zip(BASELINES, ("--", ":"))
                     if any(p["series"] == b for p in points)]
-        across = 2 if width < 5 else 4 if len(columns) in (4, 7, 8) else 3
-        figure, body = page(width, 1.8 * grid_of(len(columns), across)[0], caption, handles)
+        down, across = grid_of(len(columns), width)
+        figure, body = page(width, 1.8 * down, caption, handles)
         for ax, column in zip(axes_of(body, len(columns), across), columns):
-            panel(ax, column, {s: [p for p in points if (p["column"], p["series"]) == (column, s)] for s in
-                               (*series, *BASELINES)}, {s: fitted[column, s][0] for c, s in fitted if c == column}, shapes)
+            here = {s: [p for p in points if (p["column"], p["series"]) == (column, s)]
+                    for s in (*series, *BASELINES)}
+            panel(ax, column, here, {s: law for (c, s), (law, _) in fitted.items() if c == column}, shapes)
         return figure
     return draw, laws
 
@@ -304,7 +305,7 @@ def drawing(points):
 def panel(ax, column, by_series, laws, shapes):
     """One column: means with intervals, single runs as dots, laws with bands up to the next size."""
     from figures import GREY
-    ends, bands = [], []
+    sizes, following, bands = set(), set(), []
     for name, line in zip(BASELINES, ("--", ":")):
         if by_series[name]:
             ax.axhline(np.mean([p["value"] for p in by_series[name]]), color=GREY, linestyle=line, linewidth=0.8)
@@ -314,58 +315,61 @@ def panel(ax, column, by_series, laws, shapes):
             continue
         clips, mean, low, high = np.array(over_seeds(points)).T
         if len(points) > len(clips):
-            ax.plot([p["clips"] for p in points], [p["value"] for p in points], ".", markersize=2, color=color, alpha=0.6)
+            ax.plot(*zip(*[(p["clips"], p["value"]) for p in points]), ".", markersize=2, color=color, alpha=0.6)
         ax.errorbar(clips, mean, np.maximum(0, [mean - low, high - mean]), fmt="none", ecolor=color, elinewidth=0.6,
                     capsize=1.5)
         ax.plot(clips, mean, linestyle="none", markersize=4, markeredgewidth=0.8, zorder=3, **looks)
-        ends += [*clips]
+        sizes |= set(clips)
         if law := laws.get(name):
-            following = next_size(clips.tolist())
-            n = np.geomspace(clips.min(), following, 100)
+            end = next_size(clips.tolist())
+            n = np.geomspace(clips.min(), end, 100)
             ax.plot(n, law.value(n), color=color, linewidth=0.8)
-            ax.plot(following, law.value(following), marker="*", markersize=6, markerfacecolor="white", color=color,
+            ax.plot(end, law.value(end), marker="*", markersize=6, markerfacecolor="white", color=color,
                     markeredgewidth=0.7, zorder=3)
             bands.append((n, *law.interval(n), color))
-            ends.append(following)
+            following.add(end)
     low, high = ax.get_ylim()
     for n, below, above, color in bands:
         ax.fill_between(n, below, above, color=color, alpha=0.15, linewidth=0)
     wide, room = ax.get_ylim(), (high - low) / 2  # a wide band must not flatten the points
     ax.set_ylim(max(wide[0], low - room), min(wide[1], high + room))
     ax.set_xscale("log")
-    ends = sorted(set(ends))
-    ticks, apart = [], 0.17 * np.log(ends[-1] / ends[0])
-    for size in (ends[-1], ends[0], *ends[-2:0:-1]):  # the largest matter most
-        if all(abs(np.log(size / other)) >= apart for other in ticks):
+    every, ticks = sorted(sizes | following), []
+    for size in (max(sizes), min(sizes), *sorted(sizes, reverse=True), *following):  # labels that fit
+        if all(abs(np.log(size / other)) > 0.3 * np.log(every[-1] / every[0]) for other in ticks):
             ticks.append(size)
     ax.set_xticks(ticks, [count(size) for size in ticks])
-    ax.set_xticks([], minor=True)
+    ax.set_xticks(every, [""] * len(every), minor=True)
     ax.set_xlabel("pre-training clips")
     ax.set_ylabel("loss" if column == LOSS else "score")
     ax.set_title(column)
 
 
 def describe(points, laws, probe):
-    """The caption: what the marks mean and what the law of the last score column says."""
+    """The caption: what the marks mean, and what each series' law of its last score column says."""
     series = [s for s in dict.fromkeys(p["series"] for p in points) if s not in BASELINES]
     seeds = {len([p for p in points if (p["series"], p["column"], p["clips"]) == key]) for key in
              {(p["series"], p["column"], p["clips"]) for p in points if p["series"] in series}}
-    bars = {1: "the 95 % interval over test clips, where it is known", 2: "the range of two seeds"}
+    bars = {1: "95 % interval over test clips", 2: "range of two seeds"}.get(max(seeds), "95 % interval of the mean "
+                                                                             "over seeds")
     text = [f"Score {f'({probe}) ' * bool(probe)}against pre-training clips"]
     if any(p["low"] is not None for p in points) or max(seeds) > 1:
-        text.append(f"bars: {'; '.join(bars.get(n, 'the 95 % interval of the mean over seeds') for n in sorted(seeds)[-1:])}")
-    last = [c for c in laws if c != LOSS][-1]
-    fitted = {s: about for s, about in laws[last].items() if about.get("formula")}
+        text.append(f"bars: {bars}")
+    last = {s: [c for c in laws if s in laws[c] and c != LOSS][-1] for s in series}
     if any(about.get("formula") for column in laws.values() for about in column.values()):
         text.append("lines: least squares; shade: their 95 % confidence; stars: the next subset")
     sentences = ["; ".join(text) + "."]
-    for s, about in fitted.items():
+    for s, column in last.items():
+        about = laws[column][s]
+        if "next" not in about:
+            continue
         following = about["next"]
         law = (f"{about['per_decade']:+.3f} ± {about['per_decade_error']:.3f} a decade" if "per_decade" in about else
                f"towards {about['c']:.3f} ± {about['c_error']:.3f} with exponent {about['alpha']:.2f}")
-        sentences.append(f"{s}, {last}: {about['kind']} ({about['why']}), {law}; {following['value']:.3f} foretold at "
-                         f"{count(following['clips'])}, one run within [{following['run95'][0]:.3f}, "
-                         f"{following['run95'][1]:.3f}].")
-    if few := [s for s in laws[last] if s not in fitted and len({p["clips"] for p in points if p["series"] == s}) > 1]:
+        low, high = following["run95"]
+        sentences.append(f"{s}, {column}: {about['kind']} ({about['why']}), {law}; {following['value']:.3f} foretold "
+                         f"at {count(following['clips'])}, one run within [{low:.3f}, {high:.3f}].")
+    sizes = {s: {p["clips"] for p in points if p["series"] == s} for s in series}
+    if few := [s for s in series if len(sizes[s]) == 2]:
         sentences.append(f"No law for {', '.join(few)}: fewer than three sizes.")
     return " ".join(sentences)

@@ -71,8 +71,9 @@ class Clip:
             return ax.imshow(np.swapaxes(values, 0, 1), origin="lower", aspect="auto", extent=extent, **looks)
         planes = values.reshape(*values.shape[:2], -1)  # 1, or red, green, blue, opacity
         pixels = self.config.patch[0] * self.config.patch[1]
-        image = np.stack([self.paint(np.repeat(plane[..., None], pixels, 2)) for plane in np.moveaxis(planes, 2, 0)], 2)
-        return figures.mel_image(ax, image[..., 0] if image.shape[2] == 1 else image, self.config, self.start, **looks)
+        images = [self.paint(np.repeat(plane[..., None], pixels, 2)) for plane in np.moveaxis(planes, 2, 0)]
+        return figures.mel_image(ax, images[0] if len(images) == 1 else np.stack(images, 2), self.config, self.start,
+                                 **looks)
 
     def paint(self, patches):
         """Put patches back in their places: (T', F', P), P pixels ordered (band, frame) -> (F, T); where patches
@@ -138,8 +139,8 @@ def lively_clip(args, seconds):
 # -------------------------------------------------------------------------------------------------------- masks
 
 def reconstruct(clip, mask, args):
-    """What the head of the pre-training objective paints in hidden patches: mask (1, T', F') -> (T', F', P), or None if
-    there is no such head. The objective's state comes from the run's newest checkpoint or from a published file.
+    """What the head of the pre-training objective paints in hidden patches: mask (1, T', F') -> (T', F', P), or None
+    if there is no such head. The objective's state comes from the run's newest checkpoint or from a published file.
 
     SSAST's head paints pixels. A masked autoencoder's paints patches of mean 0 and variance 1, so each gets the mean
     and deviation that it has in truth; its shape is what is painted.
@@ -167,7 +168,8 @@ def reconstruct(clip, mask, args):
     objective.eval()
     with torch.inference_mode():
         if isinstance(objective, SSAST):
-            return objective.reconstruct(encoder.tokens(clip.spec, mask)[0, clip.config.specials:]).unflatten(0, clip.grid)
+            tokens = encoder.tokens(clip.spec, mask)[0, clip.config.specials:]
+            return objective.reconstruct(tokens).unflatten(0, clip.grid)
         patches = encoder.patches(clip.spec)[0]  # (T', F', P)
         tokens = encoder.tokens(clip.spec, mask, visible_only=True)[:, clip.config.specials:]
         guess = objective.decode(tokens, mask)[0].view_as(patches)
@@ -186,24 +188,26 @@ def plot_masks(args):
     masks = {}
     for kind, mask in MASKS.items():
         try:
-            masks[kind] = mask(torch.tensor([args.seed]), config.grid, share, columns)[:, :clip.grid[0]]  # (1, T', F')
+            hidden = mask(torch.tensor([args.seed]), config.grid, share, columns)
         except ValueError:  # this mask can't hide so many, or knows no short clips
             continue
+        masks[kind] = hidden[:, :clip.grid[0]]  # (1, T', F')
     painted, text, about = None, "", {}
     if trained_with in masks and (guess := reconstruct(clip, masks[trained_with], args)) is not None:
         hidden, patches = masks[trained_with][0], clip.encoder.patches(clip.spec)[0]
         about = {"reconstruction_error": float((guess - patches)[hidden].square().mean()),
                  "error_of_visible_mean": float((patches[~hidden].mean() - patches)[hidden].square().mean())}
         painted = clip.paint(torch.where(hidden[..., None], guess, patches))
-        text = (f" Last: what the pre-training head of {Path(clip.source).name} paints under the {trained_with} mask; mean "
-                f"squared error {about['reconstruction_error']:.3f}, with the visible patches' mean instead "
+        text = (f" Last: what the pre-training head of {Path(clip.source).name} paints under the {trained_with} "
+                f"mask; mean squared error {about['reconstruction_error']:.3f}, with the visible patches' mean instead "
                 f"{about['error_of_visible_mean']:.3f}.")
-    caption = (f"{clip.name}: what the encoder gets (darker: more energy) and what each mask hides (blue) of its "
+    caption = (f"{clip.name}: spectrogram (darker: more energy) and what each mask hides (blue) of its "
                f"{clip.grid[0]} × {clip.grid[1]} tokens (time × frequency).{text}")
 
     def draw(width):
-        count, across = 1 + len(masks) + (painted is not None), 3 if width > 5 else 2
-        figure, body = figures.page(width, 1.15 * figures.grid_of(count, across)[0], caption)
+        count = 1 + len(masks) + (painted is not None)
+        down, across = figures.grid_of(count, width)
+        figure, body = figures.page(width, 1.15 * down, caption)
         axes = figures.axes_of(body, count, across, sharex=True, sharey=True)
         for ax, kind in zip(axes, ["the clip", *masks]):
             clip.draw(ax)
@@ -227,8 +231,8 @@ def plot_masks(args):
 # ---------------------------------------------------------------------------------------------------- attention
 
 def attention(encoder, spec, depth=None):
-    """What each patch token receives in one block: spec (1, F, T) -> (T', F'), the mean over heads and patch tokens of
-    the attention weight, times the number of tokens, so that 1 is what even attention would give."""
+    """What each patch token receives in one block: spec (1, F, T) -> (T', F'), the mean over heads and patch tokens
+    of the attention weight, times the number of tokens, so that 1 is what even attention would give."""
     import torch
     block = encoder.blocks[(depth or len(encoder.blocks)) - 1]
     seen = {}
@@ -257,10 +261,10 @@ def plot_attention(args):
     if depth > config.depth:
         raise UserError(f"--depth {depth}: this encoder has {config.depth} blocks")
     received = attention(clip.encoder, clip.spec, depth).numpy()
-    width_s, step_s = (config.hop,) * 2 if clip.hears_waves else (config.patch[1] * config.hop, config.stride[1] * config.hop)
-    middles = clip.start + np.arange(len(received)) * step_s + width_s / 2
-    caption = (f"{clip.name}: spectrogram, and the attention that each token of block {depth} of {Path(clip.source).name} "
-               "receives, mean over heads and over the tokens that attend; 1 is even attention.")
+    middles = clip.start + (np.arange(len(received)) * config.stride[1] + config.patch[1] / 2) * config.hop
+    caption = (f"{clip.name}: spectrogram, and the attention that each token of block {depth} of "
+               f"{Path(clip.source).name} receives, mean over heads and over the tokens that attend; 1 is even "
+               "attention.")
 
     def draw(width):
         figure, body = figures.page(width, 3.0, caption)
@@ -312,8 +316,8 @@ def plot_events(args):
     if not labels:
         raise UserError(f"{', '.join(tables)}: no events of {path.name} from {args.start:g} to {end:g} s")
     scored = any(e.score is not None for e in detected)
-    caption = (f"{path.name}: spectrogram (dB above each frequency's median) with {len(detected)} detections (dark bars"
-               f"{', the fainter the less sure' * scored})" +
+    caption = (f"{path.name}: spectrogram (dB above each frequency's median) with {len(detected)} detections (dark "
+               f"bars{', the fainter the less sure' * scored})" +
                (f" over {len(annotated)} annotations (light bars)." if args.annotations else "."))
 
     def draw(width):
