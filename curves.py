@@ -76,10 +76,11 @@ def plot_confusion(args):
                f"the class below. {'; '.join(titles)}.")
 
     def draw(width):
-        across = 2 if width > 5 and len(shares) > 1 and max(len(m) for m in shares) <= 20 else 1
+        largest = max(len(m) for m in shares)
+        across = 2 if width > 5 and len(shares) > 1 and largest <= 20 else 1
         names = [[figures.shortened(label, 16) for label in r["labels"]] for r in rows]
         room = max(figures.inches(label) for some in names for label in some) + 0.45  # beside and below each matrix
-        side = min(width / across - room - 0.7, 4.5)
+        side = min(width / across - room - 0.7, 4.5, 0.6 + 0.4 * largest)
         figure, body = figures.page(width, (side + room + 0.3) * -(-len(shares) // across), caption)
         for ax, m, some, title in zip(figures.axes_of(body, len(shares), across), shares, names, titles):
             image = ax.imshow(m, vmin=0, vmax=1, cmap="cividis")

@@ -173,12 +173,13 @@ def save(draw, out, name, caption, rows, about):
     for suffix, width in WIDTHS.items():
         with matplotlib.rc_context(STYLE):
             figure = draw(width)
+            figure.draw_without_rendering()  # the next layout then knows how far labels reach
             for kind in ("png", "pdf"):
                 path = out / f"{name}{suffix}.{kind}"
                 temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                 figure.savefig(temporary, format=kind)
                 os.replace(temporary, path)
-                figure.set_layout_engine("none")  # computed once, both files get it
+                figure.set_layout_engine("none")  # both files get the same
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
