@@ -46,7 +46,7 @@ def page(width, height, caption, handles=()):
     # textwrap counts characters, so lines hold what the average one leaves room for, less 5 % for wide ones
     text = fill(caption, int(0.95 * (width - 0.1) / (inches(caption) / len(caption)))).splitlines()
     columns = legend_columns(width, [handle.get_label() for handle in handles])
-    legend = LINE * 1.15 * -(-len(handles) // columns) + 0.08 if handles else 0.001
+    legend = LINE * 1.02 * -(-len(handles) // columns) + 0.08 if handles else 0.001
     heights = [height, legend, LINE * len(text) + 0.08]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     body, low, foot = figure.subfigures(3, 1, height_ratios=heights, hspace=0)
@@ -88,8 +88,8 @@ def inches(text):
 
 def legend_columns(width, labels):
     """As many columns as fit the page."""
-    widest = max((inches(label) for label in labels), default=1.0) + 0.36  # the marker and the gaps
-    return max(1, min(len(labels), int((width - 0.1) / widest)))
+    widest = max((inches(label) for label in labels), default=1.0) + 0.275  # the marker and the gaps
+    return max(1, min(len(labels), int(width / widest)))
 
 
 def shortened(label, most=28):

@@ -228,14 +228,15 @@ def plot_map(args):
     caption = describe_map(args, name, len(rows), len(classes), next(iter(maps.values()))[2], scores)
 
     def draw(width):
-        handles = [figures.handle(figures.shortened(str(classes[k])), markeredgecolor="none", **figures.look(look[k]))
-                   for k in kept]
+        most = 14 if width < 5 and len(kept) > 30 else 28  # letters of a name
+        handles = [figures.handle(figures.shortened(str(classes[k]), most), markeredgecolor="none",
+                                  **figures.look(look[k])) for k in kept]
         if len(kept) < len(classes):
             handles.append(figures.handle(f"{len(classes) - len(kept)} others", **figures.look(figures.LOOKS)))
         down, across = figures.grid_of(len(maps), width)
         side = min(width / across, 3.3)
         figure, body = figures.page(width, (side + 0.15) * down, caption, handles)
-        size = float(np.clip(3000 / len(rows), 0.3, 9)) * (side / 3.3)
+        size = float(np.clip(9000 / len(rows), 0.5, 9)) * (side / 3.3)
         for ax, source in zip(figures.axes_of(body, len(maps), across), maps):
             scatter(ax, maps[source][0], look[codes], size)
             ax.set_title(figures.shortened(source, int(side / 0.065)))

@@ -60,7 +60,11 @@ class Clip:
         if self.hears_waves:
             figures.power_image(ax, self.wave[0].numpy(), self.config.sample_rate, self.start)
         else:
-            figures.mel_image(ax, self.spec[0], self.config, self.start, vmin=self.spec.min(), vmax=self.spec.max())
+            figures.mel_image(ax, self.spec[0].numpy(), self.config, self.start, **self.range())
+
+    def range(self):
+        """Of the grey scale."""
+        return {"vmin": float(self.spec.min()), "vmax": float(self.spec.max())}
 
     def draw_tokens(self, ax, values, **looks):
         """values (T', F', …) of each token, in its place."""
@@ -218,7 +222,7 @@ def plot_masks(args):
                 clip.draw_tokens(ax, veil)
                 ax.set_title(f"{kind}: {int(masks[kind].sum())} of {masks[kind].numel()}")
         if painted is not None:
-            figures.mel_image(axes[-1], painted, config, clip.start, vmin=clip.spec.min(), vmax=clip.spec.max())
+            figures.mel_image(axes[-1], painted, config, clip.start, **clip.range())
             axes[-1].set_title("reconstruction")
         figures.label_outer(axes, across, "time (s)")
         return figure
