@@ -92,4 +92,4 @@ def plot_confusion(args):
         return figure
     table = [{"task": r["task"], "true": r["labels"][i], "predicted": r["labels"][j], "clips": r["confusion"][i][j]}
              for r in rows for i in range(len(r["labels"])) for j in range(len(r["labels"]))]
-    return "confusion", draw, caption, table, {"results": str(path)}
+    return "confusion", draw, caption, table, {"file": str(path)}

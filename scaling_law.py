@@ -161,31 +161,30 @@ def published_points():
 def run_points(places, probe=None):
     """Points of runs: folders that hold config.json, or folders of such -> (points, probe, notes).
 
-    Scores come from every JSON with "results" in or below these folders whose rows name the run as their encoder (the
-    newest counts); untrained encoders and mel statistics become series without a size ("clips" None).
+    Scores come from every JSON with "results" in or below these folders whose rows name the run as their encoder;
+    untrained encoders and mel statistics become series without a size ("clips" None).
     """
     folders = [Path(place) for place in places]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of runs; python pretrain.py makes one")
-    runs = {p.parent.name: p.parent for folder in folders for p in sorted([*folder.glob("config.json"),
-                                                                           *folder.glob("*/config.json")])}
+    paths = {path for folder in folders for path in (*folder.glob("config.json"), *folder.glob("*/config.json"))}
+    runs = {path.parent.name: about for path in sorted(paths) if (about := identify(path.parent))}
     scores = read_scores(folders)
-    probes = {key[1] for key in scores}
-    if not runs or not probes:
-        raise UserError(f"{', '.join(map(str, places))}: {'no runs' if not runs else 'no results'} in or below; make "
-                        "them with python pretrain.py --subset N and python evaluate.py --checkpoint runs/NAME")
+    probes = {key[1] for key in scores if key[0] in runs}
+    if not probes:
+        raise UserError(f"{', '.join(map(str, places))}: {'no results of runs' if runs else 'no runs'} in or below; "
+                        "make them with python pretrain.py --subset N and python evaluate.py --checkpoint runs/NAME")
     if probe and probe not in probes:
         raise UserError(f"--probe {probe}: these results hold {', '.join(sorted(probes))}")
     probe = probe or next((name for name in PROBES if name in probes), min(probes))
     scores = {(key[0], key[2]): row for key, row in scores.items() if key[1] == probe}
     columns = columns_of(row for (encoder, _), row in scores.items() if encoder in runs)
     points, notes = [], []
-    for name, folder in sorted(runs.items()):
-        about = identify(folder) | {"run": name}
+    for name, (about, loss) in runs.items():
         points += [about | {"column": column, "value": value, "low": low, "high": high}
                    for column, value, low, high in values(scores, name, columns, notes)]
-        if about["clips"] is not None and (loss := held_out_loss(folder)) is not None:
+        if loss is not None:
             points.append(about | {"column": LOSS, "value": loss, "low": None, "high": None})
     for name in BASELINES:
         points += [{"series": name, "clips": None, "seed": None, "run": name, "column": column, "value": value,
@@ -194,16 +193,23 @@ def run_points(places, probe=None):
 
 
 def identify(folder):
-    """Series, clips and seed of a run, from its config.json."""
+    """({series, clips, seed, run}, last held-out loss or None) of a run of pretrain.py, or None of another folder."""
     config = json.loads((folder / "config.json").read_text())
+    if not {"identity", "data"} <= config.keys():
+        return None
     identity = config["identity"]
     parts = [identity["recipe"], identity.get("masking") or "", "secondary" if identity.get("init") else "",
              "general" if config["data"]["subset"] == "2.23M" or identity.get("domain") == "gen" else ""]
-    return {"series": " ".join(filter(None, parts)), "clips": config["data"]["clips"], "seed": identity["seed"]}
+    log = folder / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if log.exists() else []
+    loss = next((row["valid_loss"] for row in reversed(rows) if "valid_loss" in row), None)
+    return {"series": " ".join(filter(None, parts)), "clips": config["data"]["clips"], "seed": identity["seed"],
+            "run": folder.name}, loss
 
 
 def read_scores(folders):
-    """{(name of the encoder's folder, probe, task): row} of all result files, the newest of each."""
+    """{(name of the encoder's folder, probe, task): row} of all result files. Where several files have a score the
+    newest counts; its rows of several seeds or folds of a probe are averaged, intervals included."""
     files = {path for folder in folders for path in folder.rglob("*.json") if path.name != "config.json"}
     scores = {}
     for path in sorted(files, key=lambda p: p.stat().st_mtime):
@@ -211,8 +217,13 @@ def read_scores(folders):
             content = json.loads(path.read_text())
         except ValueError:
             raise UserError(f"{path}: not JSON; remove it, or make it anew with python evaluate.py") from None
-        for row in content.get("results", []) if isinstance(content, dict) else []:
-            scores[Path(row["encoder"]).name, row["probe"], row["task"]] = row
+        results = content.get("results") if isinstance(content, dict) else None
+        found = {}
+        for row in results if isinstance(results, list) else []:
+            found.setdefault((Path(row["encoder"]).name, row["probe"], row["task"]), []).append(row)
+        for key, rows in found.items():
+            scores[key] = rows[0] | {"value": float(np.mean([row["value"] for row in rows])),
+                                     "ci95": np.mean([row["ci95"] for row in rows], axis=0).tolist()}
     return scores
 
 
@@ -243,13 +254,6 @@ def values(scores, name, columns, notes):
         low, high = (np.sqrt(sum((row["ci95"][k] - row["value"]) ** 2 for row in rows)) / len(rows) for k in (0, 1))
         out.append((column, mean, mean - float(low), mean + float(high)))
     return out
-
-
-def held_out_loss(folder):
-    """The last held-out loss in log.jsonl, or None."""
-    path = folder / "log.jsonl"
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return next((row["valid_loss"] for row in reversed(list(rows)) if "valid_loss" in row), None)
 
 
 def over_seeds(points):

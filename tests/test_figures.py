@@ -1,5 +1,6 @@
 """Figures: each command draws something readable on tiny inputs, and the numbers under the drawings are right."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -294,6 +295,23 @@ def test_intervals_are_over_seeds_where_there_are_several_and_over_test_clips_el
     assert (mean - low, high - mean) == pytest.approx((0.04, 0.03))
     [both] = [p for p in points if (p["column"], p["run"]) == ("mean of tasks", "patch-25-s0")]
     assert both["value"] - both["low"] == pytest.approx(0.04 / 2 ** 0.5), "of two independent tasks"
+
+
+def test_seeds_of_a_probe_are_averaged_and_the_newest_file_counts(study):
+    runs = study([25])
+    folder = runs / "patch-25-s0"
+    rows = [{"task": "species", "group": None, "probe": "finetune", "encoder": f"elsewhere/{folder.name}", "seed": seed,
+             "value": 0.5 + 0.1 * seed, "ci95": [0.4 + 0.1 * seed, 0.7]} for seed in range(3)]
+    old, new = folder / "a.json", folder / "finetune" / "b.json"
+    new.parent.mkdir()
+    (new.parent / "config.json").write_text('{"lr": 1}')  # of a fine-tuning, which is no run of its own
+    for path, some, age in ((old, rows[:1], 100), (new, rows, 0)):
+        path.write_text(json.dumps({"results": some}))
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    points, probe, _ = scaling_law.run_points([runs])
+    [point] = [p for p in points if p["column"] == "species" and p["clips"]]
+    assert probe == "finetune", "the most telling probe that is there"
+    assert [point[k] for k in ("value", "low", "high")] == pytest.approx([0.6, 0.5, 0.7])
 
 
 def test_two_sizes_have_no_law_but_a_reason(study):
