@@ -117,7 +117,7 @@ def own_labels(targets, labels):
 def read_column(path, name):
     """{path of a clip: its value in a column of a table}, or {} if there is no such column."""
     import csv
-    if path.suffix.lower() not in (".csv", ".tsv"):
+    if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
         return {}
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
