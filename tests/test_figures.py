@@ -424,6 +424,21 @@ def test_a_masked_autoencoder_reconstructs_with_the_true_level_of_each_patch(run
     assert guess.shape == patches.shape and float(scaled) == pytest.approx(float(loss), rel=1e-4)
 
 
+@pytest.mark.parametrize("preset", ["ssast-laptop-patch", "animal2vec-laptop"])
+def test_attention_is_what_the_block_computes(preset, monkeypatch):
+    """With the identity as values, scaled dot product attention gives its own weights."""
+    clip, kernel, weights = clip_of(load_encoder(preset)), torch.nn.functional.scaled_dot_product_attention, []
+
+    def spy(q, k, v, attn_mask=None):
+        weights.append(kernel(q, k, torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1), attn_mask=attn_mask))
+        return kernel(q, k, v, attn_mask=attn_mask)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    received, first = spectrograms.attention(clip.encoder, clip.spec, depth=2), clip.config.specials
+    n = weights[1].shape[-1]
+    expected = weights[1][0, :, first:].sum((0, 1))[first:] / (clip.config.heads * (n - first)) * n
+    assert torch.allclose(received.flatten(), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("preset", ["ssast-laptop-patch", "animal2vec-laptop", "dasheng-laptop"])
 def test_attention_that_looks_nowhere_is_even(preset):
     encoder = load_encoder(preset)
