@@ -35,7 +35,7 @@ def plot_curves(args):
     if not table:
         raise UserError(f"{', '.join(args.curves)}: log.jsonl holds no step yet")
     found = dict.fromkeys(r["quantity"].removeprefix("valid_") for r in table)
-    last = [k for k in ("lr", "grad_norm", "clips_per_second") if k in found]
+    last = [k for k in ("accuracy", "knn", "spread", "lr", "grad_norm", "clips_per_second") if k in found]
     panels = [k for k in ("loss",) if k in found] + [k for k in found if k not in ("loss", *last)] + last
     held = any(r["quantity"].startswith("valid_") for r in table)
     caption = (f"Pre-training of {', '.join(runs)}. Solid: training, mean over the steps since the last row"

@@ -309,7 +309,7 @@ def drawing(points):
 def panel(ax, column, by_series, laws, shapes):
     """One column: means with intervals, single runs as dots, laws with bands up to the next size."""
     from figures import GREY
-    sizes, following, bands = set(), set(), []
+    sizes, fitted, following, bands = set(), set(), set(), []
     for name, line in zip(BASELINES, ("--", ":")):
         if by_series[name]:
             ax.axhline(np.mean([p["value"] for p in by_series[name]]), color=GREY, linestyle=line, linewidth=0.8)
@@ -320,8 +320,9 @@ def panel(ax, column, by_series, laws, shapes):
         clips, mean, low, high = np.array(over_seeds(points)).T
         if len(points) > len(clips):
             ax.plot(*zip(*[(p["clips"], p["value"]) for p in points]), ".", markersize=2, color=color, alpha=0.6)
-        ax.errorbar(clips, mean, np.maximum(0, [mean - low, high - mean]), fmt="none", ecolor=color, elinewidth=0.6,
-                    capsize=1.5)
+        known = high > low
+        ax.errorbar(clips[known], mean[known], np.maximum(0, [mean - low, high - mean])[:, known], fmt="none",
+                    ecolor=color, elinewidth=0.6, capsize=1.5)
         ax.plot(clips, mean, linestyle="none", markersize=4, markeredgewidth=0.8, zorder=3, **looks)
         sizes |= set(clips)
         if law := laws.get(name):
@@ -331,6 +332,7 @@ def panel(ax, column, by_series, laws, shapes):
             ax.plot(end, law.value(end), marker="*", markersize=6, markerfacecolor="white", color=color,
                     markeredgewidth=0.7, zorder=3)
             bands.append((n, *law.interval(n), color))
+            fitted |= set(clips)
             following.add(end)
     low, high = ax.get_ylim()
     for n, below, above, color in bands:
@@ -339,7 +341,8 @@ def panel(ax, column, by_series, laws, shapes):
     ax.set_ylim(max(wide[0], low - room), min(wide[1], high + room))
     ax.set_xscale("log")
     every, ticks = sorted(sizes | following), []
-    for size in (max(sizes), min(sizes), *sorted(sizes, reverse=True), *following):  # labels that fit
+    first = sorted(fitted or sizes, reverse=True)
+    for size in (first[0], first[-1], *first, *sorted(sizes), *following):  # labels that fit
         if all(abs(np.log(size / other)) > 0.3 * np.log(every[-1] / every[0]) for other in ticks):
             ticks.append(size)
     ax.set_xticks(ticks, [count(size) for size in ticks])
