@@ -300,7 +300,8 @@ def test_intervals_are_over_seeds_where_there_are_several_and_over_test_clips_el
 def test_seeds_of_a_probe_are_averaged_and_the_newest_file_counts(study):
     runs = study([25])
     folder = runs / "patch-25-s0"
-    rows = [{"task": "species", "group": None, "probe": "finetune", "encoder": f"elsewhere/{folder.name}", "seed": seed,
+    name = f"elsewhere/{folder.name}"
+    rows = [{"task": "species", "group": None, "probe": "finetune", "encoder": name, "seed": seed,
              "value": 0.5 + 0.1 * seed, "ci95": [0.4 + 0.1 * seed, 0.7]} for seed in range(3)]
     old, new = folder / "a.json", folder / "finetune" / "b.json"
     new.parent.mkdir()
@@ -403,6 +404,22 @@ def test_a_reconstruction_changes_hidden_patches_only(run):
     hidden = torch.relu(tokens @ state["reconstruct.0.weight"].T + state["reconstruct.0.bias"])
     expected = hidden @ state["reconstruct.2.weight"].T + state["reconstruct.2.bias"]
     assert torch.allclose(guess.flatten(0, 1), expected[0], atol=1e-5)
+
+
+def test_a_published_file_brings_its_head(parity):
+    path, _, _ = parity("ssast_tiny_patch")
+    clip = clip_of(load_encoder(path, "ssast"), seconds=1)
+    clip.source = str(path)
+    mask = MASKS["frame"](torch.tensor([0]), clip.grid, 0.5)
+    guess = spectrograms.reconstruct(clip, mask, SimpleNamespace(format="ssast"))
+    last = torch.load(path)["module.gpredlayer.2.weight"]
+    assert guess.shape == (*clip.grid, len(last)) and guess.std() > 0
+    with torch.no_grad():
+        hidden = clip.encoder.tokens(clip.spec, mask)[0, 2:]
+        for layer in (0, 2):
+            weight, bias = (torch.load(path)[f"module.gpredlayer.{layer}.{k}"] for k in ("weight", "bias"))
+            hidden = torch.nn.functional.linear(hidden.relu() if layer else hidden, weight, bias)
+    assert torch.allclose(guess.flatten(0, 1), hidden, atol=1e-4)
 
 
 def test_a_masked_autoencoder_reconstructs_with_the_true_level_of_each_patch(run, tmp_path):
