@@ -282,7 +282,7 @@ def train(bench):
     batches = iter(loader(rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, seed=0, workers=1,
                           batch_size=batch, rank=bench.procs.rank, world=world))
     for steps in (2, 2 * args.repeat):  # the first two pay for the loader's start and the first allocations
-        meter = Meter(bench.procs, batch, config)
+        meter = Meter(bench.procs, batch, objective)
         for _ in range(steps):
             with meter.waiting():
                 clips = next(batches)

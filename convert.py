@@ -450,14 +450,17 @@ def _atst(state, format, path, extra):
     config = replace(PRESETS["atst-base" if clip else "atst-frame-base"], name=f"{format}-{dim}", dim=dim,
                      depth=_depth(used), heads=dim // 64, frames=4 * (len(positions) - 1), pad="published",
                      pool="both" if clip else "mean")
-    return Checkpoint(format, config, used, {}, dropped + rest)
+    trained = {k.removeprefix("model.student."): state[k] for k in rest
+               if k.startswith(("model.student.projector.", "model.student.predictor."))}
+    rest = [k for k in rest if k.removeprefix("model.student.") not in trained]
+    return Checkpoint(format, config, used, {"objective": trained} if trained else {}, dropped + rest)
 
 
 # --------------------------------------------------------------------------------------------- EAT and animal2vec
 
 def _eat(state, format, path, extra):
     """EAT: fairseq pre-trained, fairseq fine-tuned (prefix "model."), Hugging Face ("model.", other names). The fixed
-    position table is computed, not read; the decoder is dropped."""
+    position table is computed, not read; the pre-training decoder goes with the heads."""
     huggingface = "model.pre_norm.weight" in state
     if all(k.startswith("model.") for k in state):
         state = {k.removeprefix("model."): v for k, v in state.items()}
@@ -467,13 +470,19 @@ def _eat(state, format, path, extra):
     kernel, cls = (state.pop(e.replace("\\", "") + k) for k in ("local_encoder.proj.weight", "extra_tokens"))
     used, heads, dropped = _rename(state, [
         (e + r"local_encoder\.proj\.bias", "patch.bias"), (norm + r"\.(weight|bias)", r"token_norm.\1"),
-        (_BLOCK, r"\1"), (r"fc_norm\.(weight|bias)", r"head:norm.\1"), (r"head\.(weight|bias)", r"head:linear.\1")],
-        e + r"(decoder\..+|fixed_positional_encoder\.positions)", path, format)
+        (_BLOCK, r"\1"), (r"fc_norm\.(weight|bias)", r"head:norm.\1"), (r"head\.(weight|bias)", r"head:linear.\1"),
+        *_decoder(e)], e + r"fixed_positional_encoder\.positions", path, format)
     dim = len(kernel)
     used |= {"patch.weight": kernel[:, 0].transpose(1, 2).flatten(1), "specials": cls[0]}
     config = replace(PRESETS["eat-base"], name=f"eat-{dim}", dim=dim, depth=_depth(used), heads=dim // 64,
                      pad="published", chunk=12288)  # its table has 768 columns
     return Checkpoint(format, config, used, _with_eps(heads, 1e-5 if huggingface else 1e-6), dropped)
+
+
+def _decoder(prefix):
+    """Rules for data2vec 2.0's convolutional decoder."""
+    return [(prefix + r"decoder\.blocks\.(\d)\.0\.(weight|bias)", r"objective:decoder.convs.\1.\2"),
+            (prefix + r"decoder\.proj\.(weight|bias)", r"objective:decoder.proj.\1")]
 
 
 def _animal2vec(state, format, path, extra):
@@ -490,7 +499,9 @@ def _animal2vec(state, format, path, extra):
         (a + r"relative_positional_encoder\.(\d)\.0\.(weight|bias)", r"positions:\1.\2"),
         (a + r"context_encoder\.norm\.(weight|bias)", r"token_norm.\1"), (a + "alibi_scale", "alibi_scale"),
         (a + r"context_encoder\." + _BLOCK, r"prenet:\1"), (_BLOCK, r"main:\1"),
-        (r"w2v_encoder\.proj\.(weight|bias)", r"frames:linear.\1")], a + r"decoder\..+", path, format)
+        (r"w2v_encoder\.proj\.(weight|bias)", r"frames:linear.\1"), *_decoder(a)], r"$^", path, format)
+    if decoder := heads.get("objective"):  # 1-D convolutions become 2-D ones of one row
+        heads["objective"] = {k: v[..., None] if v.dim() == 3 else v for k, v in decoder.items()}
     convs, prenet = heads.pop("convs"), heads.pop("prenet")
     before, main = _depth(prenet), heads.pop("main")
     used |= {f"patch.convs.{int(i) - 1}.weight": w for i, w in convs.items()} | prenet

@@ -134,8 +134,8 @@ def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_dec
 
     Some parameters have no effect on the loss (the bias of attention's keys, that of the last layer before a softmax
     over predictions): their gradients are rounding noise of about 1e-9, which eps 1e-8 would turn into real steps,
-    other ones for every way of cutting the batch. Biases, norms, positions
-    and special tokens are not decayed. `initial_lr` is what the schedule multiplies.
+    other ones for every way of cutting the batch. Biases, norms, positions and special tokens are not decayed. `initial_lr` is what the schedule multiplies,
+    `initial_weight_decay` where a schedule of the decay starts.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if kind == "adam":
@@ -148,7 +148,7 @@ def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_dec
                   {"params": [p for _, p in named if id(p) not in kept], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
     for group in optimizer.param_groups:
-        group["initial_lr"] = lr
+        group["initial_lr"], group["initial_weight_decay"] = lr, group["weight_decay"]
     return optimizer
 
 
@@ -199,11 +199,11 @@ class Trainer:
     """
 
     def __init__(self, objective, optimizer, procs, *, batch_size, micro_batch, steps, warmup, schedule="cosine",
-                 floor=0.0, clip=0.0, amp="auto", compile=False, seed=0,
-                 augment=None):
+                 floor=0.0, clip=0.0, weight_decay_end=None, amp="auto", compile=False, seed=0, augment=None):
         self.objective, self.optimizer, self.procs = objective, optimizer, procs
         self.micro_batch, self.clip, self.seed, self.augment = micro_batch, clip, seed, augment
         self.steps, self.warmup, self.schedule, self.floor = steps, warmup, schedule, floor
+        self.weight_decay_end = weight_decay_end  # reached on a cosine; None: weight decay is constant
         self.autocast, self.scaler, self.amp = precision(amp, procs.device)
         self.plateau = Plateau()
         self.step, self.skips, self.skipped_in_a_row = 0, 0, 0
@@ -232,9 +232,12 @@ class Trainer:
         """
         self.ddp.train()
         torch.manual_seed(hash((self.seed, self.step)) % 2 ** 63)  # for drop path and dropout, should a recipe use them
-        scale = self.lr_scale()
+        scale, passed = self.lr_scale(), (1 - cos(pi * min(1.0, self.step / self.steps))) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
+            if self.weight_decay_end is not None and group["initial_weight_decay"]:
+                start = group["initial_weight_decay"]
+                group["weight_decay"] = start + (self.weight_decay_end - start) * passed
         self.optimizer.zero_grad(set_to_none=True)
         size = len(batch["wave"])
         cuts = range(0, size, self.micro_batch)
@@ -244,7 +247,7 @@ class Trainer:
             last = start == cuts[-1]
             with nullcontext() if last or self.procs.world == 1 else self.ddp.no_sync():
                 with self.autocast():
-                    loss, metrics = self.ddp(*arguments)
+                    loss, metrics = self.ddp(**arguments)
                 self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
             names, sums = weighted(metrics)
             totals = totals + sums
@@ -253,15 +256,17 @@ class Trainer:
         return self._update(sums, names, scale)
 
     def _to_device(self, batch, part, augment=None):
-        """(wave, lengths or None, seeds) of a micro-batch, augmented on the device. Lengths are left
-        out when all clips are full: known here, on the CPU, so that the model need not ask the GPU, and attention runs
-        without a mask."""
+        """The objective's arguments for a micro-batch, augmented on the device. Lengths are left out when all clips
+        are full: known here, on the CPU, so that the model need not ask the GPU, and attention runs without a mask."""
         move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
                 if k in ("wave", "lengths", "seed", "partner", "partner_lengths")}
         if augment:
             move["wave"] = augment(move)
         full = bool((batch["lengths"][part] >= batch["wave"].shape[1]).all())
-        return move["wave"], None if full else move["lengths"], move["seed"]
+        arguments = {"x": move["wave"], "lengths": None if full else move["lengths"], "seeds": move["seed"]}
+        if getattr(self.objective, "mix", 0):
+            arguments |= {k: move[k] for k in ("partner", "partner_lengths") if k in move}
+        return arguments
 
     def _update(self, sums, names, lr_scale):
         """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process:
@@ -286,8 +291,8 @@ class Trainer:
             self.skipped_in_a_row += 1
         self.scaler.update()
         self.step += 1
-        return means(names, values) | {"lr": self.optimizer.param_groups[0]["initial_lr"] * lr_scale, "grad_norm": values[-1],
-                         "finite": finite, "flags": values[len(names):-1]}
+        return means(names, values) | {"lr": self.optimizer.param_groups[0]["initial_lr"] * lr_scale,
+                                       "grad_norm": values[-1], "finite": finite, "flags": values[len(names):-1]}
 
     @torch.no_grad()
     def evaluate(self, batches):
@@ -296,7 +301,7 @@ class Trainer:
         totals, names = 0.0, None
         for batch in batches:
             with self.autocast():
-                names, sums = weighted(self.objective(*self._to_device(batch, slice(None)))[1])
+                names, sums = weighted(self.objective(**self._to_device(batch, slice(None)))[1])
             totals = totals + sums
         return means(names, self.procs.sum(totals).tolist())
 

@@ -125,7 +125,8 @@ class MelDb(nn.Module):
     def _power(self, wave):
         """wave (B, S) float64, mirrored -> mel power (B, T, F) float32."""
         frames = wave.unfold(1, self.n_fft, self.config.hop_samples) * self.hann
-        return torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1).float() @ self.filters
+        real, imag = torch.view_as_real(torch.fft.rfft(frames)).float().unbind(-1)
+        return real.square().addcmul_(imag, imag) @ self.filters
 
 
 # ------------------------------------------------------------------------------------------------------ raw wave
@@ -163,11 +164,9 @@ class WaveEmbed(nn.Module):
         x = x * self.swish_alpha * torch.sigmoid(self.swish_beta * x)
         x = self._cut(x, lengths[0])
         for conv, norm, length in zip(self.convs, self.norms[1:], lengths[1:]):
-            x = x.transpose(1, 2)
             if conv.stride[0] == 1:  # "same"; PyTorch's own warns at even kernels
-                x = F.pad(x, ((conv.kernel_size[0] - 1) // 2, conv.kernel_size[0] // 2))
-            x = F.gelu(norm(conv(x).transpose(1, 2)))
-            x = self._cut(x, length)
+                x = F.pad(x, (0, 0, (conv.kernel_size[0] - 1) // 2, conv.kernel_size[0] // 2))
+            x = self._cut(F.gelu(norm(conv_time(x, conv))), length)
         return x
 
     @staticmethod
@@ -176,6 +175,14 @@ class WaveEmbed(nn.Module):
         if lengths is None:
             return x
         return x * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
+
+
+def conv_time(x, conv):
+    """A Conv1d on tokens x (B, T, C) -> (B, T', C'), as a 2-D convolution of one row: channels stay last in memory, so
+    that neither it nor the norm that follows has to copy."""
+    x = F.conv2d(x.transpose(1, 2)[:, :, None], conv.weight[:, :, None], conv.bias, (1, *conv.stride),
+                 (0, *conv.padding), groups=conv.groups)
+    return x[:, :, 0].transpose(1, 2)
 
 
 class SincFilters(nn.Module):

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import convert
 from cli import UserError
-from frontends import LOG_FLOOR, KaldiFbank, MelDb, WaveEmbed, mel_filters  # noqa: F401  (names that stay here)
+from frontends import LOG_FLOOR, KaldiFbank, MelDb, WaveEmbed, conv_time, mel_filters  # noqa: F401  (names that stay here)
 from recipes import CONV_POSITIONS, PRESETS, EncoderConfig
 
 VERSION = 1  # of our encoder files
@@ -110,7 +110,7 @@ class ConvPositions(nn.Module):
         """x (B, T, D), valid (B, T) bool or None -> (B, T, D); padding never reaches a clip."""
         for conv in self.convs:
             x = x if valid is None else x * valid[..., None]
-            x = conv(x.transpose(1, 2)).transpose(1, 2)
+            x = conv_time(x, conv)
             x = F.gelu(F.layer_norm(x, x.shape[-1:]))
         return x
 

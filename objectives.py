@@ -70,6 +70,8 @@ class SSAST(nn.Module):
         self.encoder, self.loss, self.nce_axis, self.mse_weight = encoder, loss, nce_axis, mse_weight
         self.masking, self.hidden = masking, hidden
         c = encoder.config
+        if not c.mask_token:
+            raise ValueError("it has no mask token")
         pixels = c.patch[0] * c.patch[1]
         self.classify = nn.Sequential(nn.Linear(c.dim, c.dim), nn.ReLU(), nn.Linear(c.dim, pixels))
         self.reconstruct = nn.Sequential(nn.Linear(c.dim, c.dim), nn.ReLU(), nn.Linear(c.dim, pixels))
@@ -253,6 +255,11 @@ class MeanTeacher(nn.Module):
         for key, buffer in self.teacher["encoder"].named_buffers():
             buffer.copy_(buffers[key])
 
+    def restart_teacher(self):
+        """The teacher becomes a copy of the student, running statistics included."""
+        for name in self.averaged:
+            self.teacher[name].load_state_dict(getattr(self, name).state_dict(), strict=False)  # it may lack a part
+
     @property
     def exported(self):
         return self.encoder
@@ -260,7 +267,8 @@ class MeanTeacher(nn.Module):
 
 class ConvDecoder(nn.Module):
     """data2vec 2.0's decoder: grouped convolutions over the token grid, each with LayerNorm over channels, GELU and,
-    where the widths agree, a residual; then a linear layer. x (B, T', F', D) -> (B, T', F', D)."""
+    where the widths agree, a residual; then a linear layer. x (B, T', F', D) -> (B, T', F', D); cells that are not
+    valid (B, T', F', 1) stay 0 on the way, as what lies beyond the grid."""
 
     def __init__(self, dim, width, layers, kernel, groups=16):
         super().__init__()
@@ -269,8 +277,9 @@ class ConvDecoder(nn.Module):
                                              padding=(kernel[0] // 2, kernel[1] // 2)) for i in range(layers))
         self.proj = nn.Linear(width, dim)
 
-    def forward(self, x):
+    def forward(self, x, valid=None):
         for conv in self.convs:
+            x = x if valid is None else x * valid
             y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             y = F.gelu(F.layer_norm(y, y.shape[-1:]))
             x = x + y if x.shape == y.shape else y
@@ -299,6 +308,8 @@ class Data2Vec(MeanTeacher):
     def __init__(self, encoder, masking, hidden, span, clones, ema, ema_steps, cls_weight, decoder_dim, decoder_depth,
                  kernel, norm_target, noise):
         super().__init__(encoder, ema, ema_steps, "linear")
+        if cls_weight and not encoder.config.specials:
+            raise ValueError("an utterance loss needs a class token (--cls-weight 0 goes without)")
         self.masking, self.hidden, self.clones = masking, hidden, clones
         self.options = {"span": span} if masking == "span" else {}
         self.cls_weight, self.norm_target, self.noise = cls_weight, norm_target, noise
@@ -349,9 +360,8 @@ class Data2Vec(MeanTeacher):
             fill = (uniform(clones, n * dim, 41) - 0.5).view(rows, n, dim) * (self.noise * 12 ** 0.5)
         valid = self.valid(mask, lengths if lengths is None else lengths.repeat_interleave(rows // len(lengths)))
         shown = shown if valid is None else shown & valid
-        x = scattered(tokens, shown, fill)
-        x = x if valid is None else x * valid[..., None]
-        return self.decoder(x.unflatten(1, mask.shape[1:])).flatten(1, 2)
+        x = scattered(tokens, shown, fill).unflatten(1, mask.shape[1:])
+        return self.decoder(x, None if valid is None else valid.view(*mask.shape, 1)).flatten(1, 2)
 
     def losses(self, prediction, tokens, targets, mask, lengths=None):
         """prediction (B · C, N, D), tokens (B · C, K + V, D), targets (B, N, D), all float32 -> (loss, metrics)."""
@@ -448,6 +458,8 @@ class ATST(MeanTeacher):
     def __init__(self, encoder, frames=False, view_seconds=6.0, masking="span", hidden=0.5, span=5, mix=0.4,
                  canvas="published", ema=(0.99, 1.0), ema_steps=39_100, head_dim=4096, head_out=256):
         super().__init__(encoder, ema, ema_steps, "cosine")
+        if not (encoder.config.mask_token if frames else encoder.config.specials):
+            raise ValueError(f"it has no {'mask' if frames else 'class'} token")
         self.frames, self.view_seconds, self.mix, self.canvas = frames, view_seconds, mix, canvas
         self.masking, self.hidden, self.options = masking, hidden, {"span": span} if masking == "span" else {}
         self.projector = head(encoder.config.dim, head_dim, head_out)
@@ -461,11 +473,11 @@ class ATST(MeanTeacher):
 
     def views(self, wave, lengths, seeds, partner=None, partner_lengths=None):
         """Two spectrograms (B, F, T) of each clip and the valid samples (B,) of both, None if all are."""
-        samples = round(self.view_seconds * self.encoder.config.sample_rate)
-        out = []
+        samples, out = round(self.view_seconds * self.encoder.config.sample_rate), []
         for k in range(2):
-            part, valid = views.crop(wave, lengths, samples, seeds, 50 if self.frames else 50 + k)
-            spec = self.encoder.frontend(part, None if lengths is None else valid)
+            if k == 0 or not self.frames:  # the second view of frames is of the same part
+                part, valid = views.crop(wave, lengths, samples, seeds, 50 + k)
+                spec = self.encoder.frontend(part, None if lengths is None else valid)
             if k or not self.frames:
                 if partner is not None and self.mix:
                     spec = self._mixed(spec, partner, partner_lengths, samples, seeds, k)

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import cli
 from cli import UserError
-from recipes import PRESETS, RECIPES, EncoderConfig
+from recipes import PRESETS, RECIPES, SETTINGS, EncoderConfig
 
 DEMO, CORPUS = "data/demo", "data/pretrain.csv"
 PAPER_SUBSETS = ("0.12M", "0.46M", "0.80M", "1.23M", "2.23M")
 # what may not change within a run, unless --override says so; --steps may grow with --extend
+OBJECTIVE = tuple(dict.fromkeys(key for keys in SETTINGS.values() for key in keys))  # all objectives' settings
 IDENTITY = ("recipe", "preset", "clip_seconds", "normalise", "init", "subset", "domain", "crop", "gain", "shift",
-            "mix_snr", "polarity", "masking", "hidden", "loss", "nce_axis", "batch_size", "optimizer", "lr", "betas",
-            "eps", "weight_decay", "schedule", "warmup", "floor", "clip", "seed", "valid", "steps")
+            "mix_snr", "polarity", *OBJECTIVE, "drop_path", "batch_size", "optimizer", "lr", "betas", "eps",
+            "weight_decay", "weight_decay_end", "schedule", "warmup", "floor", "clip", "seed", "valid", "steps")
 
 
 def parse_args(argv=None):
@@ -48,8 +49,9 @@ def parse_args(argv=None):
                    "signal-to-noise ratio drawn from this range, dB")
     g.add_argument("--polarity", action="store_true", help="negate half of the clips")
 
-    g = p.add_argument_group("encoder and objective (defaults: the recipe's, see --paper)")
-    g.add_argument("--recipe", choices=RECIPES, default="ssast", help="what is learned and how")
+    g = p.add_argument_group("recipe and encoder")
+    g.add_argument("--recipe", choices=RECIPES, default="ssast", metavar="NAME",
+                   help=f"what is learned and how: {', '.join(RECIPES)}")
     g.add_argument("--scale", choices=("laptop", "paper"), help="column of the recipe (default: paper when --subset "
                                                                 "names one of the paper's sizes, else laptop)")
     g.add_argument("--paper", action="store_true", help="print both columns of the recipe and leave")
@@ -57,14 +59,10 @@ def parse_args(argv=None):
     g.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"encoder: {', '.join(PRESETS)}")
     g.add_argument("--init", metavar="CHECKPOINT", help="start from this encoder (secondary pre-training)")
     g.add_argument("--format", help="layout of --init where its keys can't decide: ssast, gpm-bt, …")
-    g.add_argument("--masking", choices=("patch", "frame", "upstream"), help="clusters of 3 to 5 patches, single "
-                   "tokens, or the released SSAST sampler with its biases")
-    g.add_argument("--hidden", type=_count_or_share, help="hidden tokens of a full clip, a count or a share "
-                                                          "(SSAST: 400 of 512)")
-    g.add_argument("--loss", choices=("joint", "nce", "mse"), help="InfoNCE + 10 MSE, or one alone")
-    g.add_argument("--nce-axis", choices=("released", "paper"), help="softmax over predictions, or targets (eq. 1)")
     g.add_argument("--normalise", choices=("corpus", "preset"), help="spectrogram mean and deviation: measured on this "
                    "corpus, or the preset's (AudioSet)")
+    g.add_argument("--drop-path", type=cli.share, help="share of clips that skip the last block")
+    _add_objective(p.add_argument_group("objective (defaults: the recipe's, see --paper; each has some of these)"))
 
     g = p.add_argument_group("optimisation (defaults: the recipe's)")
     g.add_argument("--steps", type=cli.positive_int, help="optimiser steps")
@@ -73,7 +71,8 @@ def parse_args(argv=None):
     g.add_argument("--micro-batch", type=cli.positive_int, help="clips a forward pass of one process (default: all)")
     g.add_argument("--optimizer", choices=("adamw", "adam"), help="AdamW, or SSAST's Adam with L2 on everything")
     g.add_argument("--lr", type=cli.positive, help="peak learning rate")
-    g.add_argument("--weight-decay", type=float)
+    g.add_argument("--weight-decay", type=float, help="of weight matrices")
+    g.add_argument("--weight-decay-end", type=float, help="what it becomes, on a cosine (ATST)")
     g.add_argument("--schedule", choices=("cosine", "constant", "plateau"), help="after the warm-up")
     g.add_argument("--warmup", type=cli.natural, help="steps")
     g.add_argument("--clip", type=float, help="largest gradient norm; 0: off")
@@ -100,6 +99,35 @@ def parse_args(argv=None):
     return _fill_in(p.parse_args(argv))
 
 
+def _add_objective(g):
+    g.add_argument("--masking", choices=("patch", "frame", "upstream", "block", "group", "span", "structured"),
+                   help="patch: clusters of 3 to 5 patches (SSAST); upstream: its released sampler with its biases; "
+                        "frame: single tokens (SSAST frame, AudioMAE); group: pairs (Dasheng); block: all but some "
+                        "blocks (EAT); span: runs of columns (ATST-Frame, animal2vec); structured: columns and rows")
+    g.add_argument("--hidden", type=_count_or_share, help="hidden tokens of a full clip, a count or a share "
+                                                          "(SSAST: 400 of 512)")
+    g.add_argument("--span", type=cli.positive_int, help="columns of a span")
+    g.add_argument("--loss", choices=("joint", "nce", "mse"), help="SSAST: InfoNCE + 10 MSE, or one alone")
+    g.add_argument("--nce-axis", choices=("released", "paper"), help="SSAST: softmax over predictions, or targets "
+                                                                     "(eq. 1)")
+    g.add_argument("--decoder-dim", type=cli.positive_int, help="width of the decoder")
+    g.add_argument("--decoder-depth", type=cli.positive_int, help="layers of the decoder")
+    g.add_argument("--decoder-heads", type=cli.positive_int, help="MAE: attention heads of the decoder")
+    g.add_argument("--clones", type=cli.positive_int, help="EAT, animal2vec: masks of each clip and step")
+    g.add_argument("--cls-weight", type=float, help="EAT: weight of the utterance loss, a mean over rows (its code: a "
+                                                    "sum over a GPU's rows, so 192)")
+    g.add_argument("--noise", type=float, help="EAT, animal2vec: deviation of the noise in hidden places")
+    g.add_argument("--mix", type=cli.share, help="ATST: largest share of another clip; animal2vec: share of "
+                                                        "clips that are mixed")
+    g.add_argument("--view-seconds", type=cli.positive, help="ATST: length of a view, s")
+    g.add_argument("--canvas", choices=("published", "floor"), help="ATST: around a stretched view lies 0, or the "
+                                                                   "clip's minimum")
+    g.add_argument("--head-dim", type=cli.positive_int, help="ATST: hidden width of projector and predictor")
+    g.add_argument("--ema", type=float, nargs=2, metavar=("START", "END"), help="teacher = m · teacher + (1 - m) · "
+                                                                                "student: m at first, m at last")
+    g.add_argument("--ema-steps", type=cli.positive_int, help="steps from START to END (default: --steps)")
+
+
 def _count_or_share(text):
     return int(text) if text.isdigit() else cli.share(text)
 
@@ -111,9 +139,15 @@ def _fill_in(args):
     if args.epochs and args.steps:
         raise UserError("--steps and --epochs say the same thing twice: give one")
     length = {"steps", "epochs"} if args.steps or args.epochs else set()  # given: the recipe's do not count
-    for key, value in RECIPES[args.recipe][args.scale].items():
+    recipe = RECIPES[args.recipe][args.scale]
+    settings = SETTINGS[recipe["objective"]]
+    for key in OBJECTIVE:
+        if getattr(args, key, None) is not None and key not in settings:
+            raise UserError(f"--{key.replace('_', '-')} does not belong to recipe {args.recipe}, which has "
+                            f"{', '.join('--' + k.replace('_', '-') for k in settings if k != 'frames')}")
+    for key in (*OBJECTIVE, "weight_decay_end", "drop_path", *recipe):
         if key not in length and getattr(args, key, None) is None:
-            setattr(args, key, value)
+            setattr(args, key, recipe.get(key))
     if args.data is None:
         args.data = CORPUS if named else DEMO
         if named and not Path(args.data).exists():
@@ -129,9 +163,12 @@ def _fill_in(args):
 def print_paper(recipe):
     """The recipe's two columns side by side."""
     laptop, paper = RECIPES[recipe]["laptop"], RECIPES[recipe]["paper"]
-    print(f"{recipe:<14} {'laptop':<22} paper")
-    for key in dict.fromkeys([*laptop, *paper]):
-        print(f"{key:<14} {str(laptop.get(key, '–')):<22} {paper.get(key, '–')}")
+    show = lambda value: " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    print(f"{recipe:<17} {'laptop':<22} paper")
+    for key in dict.fromkeys([*paper, *laptop]):
+        if key != "differs":
+            print(f"{key.replace('_', '-'):<17} {show(laptop.get(key, '–')):<22} {show(paper.get(key, '–'))}")
+    print(f"\nThe paper column differs from the published code: {paper['differs']}.")
 
 
 def print_meta(args):
@@ -224,10 +261,11 @@ def check_mask(args, config):
     import torch
 
     from objectives import MASKS
-    try:
-        MASKS[args.masking](torch.zeros(1, dtype=torch.int64), config.grid, args.hidden)
-    except ValueError as error:
-        raise UserError(f"--hidden {args.hidden}: {error}") from None
+    if args.masking:
+        try:
+            MASKS[args.masking](torch.zeros(1, dtype=torch.int64), config.grid, args.hidden)
+        except ValueError as error:
+            raise UserError(f"--hidden {args.hidden}: {error}") from None
 
 
 def starting_point(args):
@@ -254,7 +292,11 @@ def encoder_config(args, train, start):
             config = replace(config, frames=round(args.clip_seconds / config.hop))
     except ValueError as error:
         raise UserError(f"--clip-seconds {args.clip_seconds:g}: {error}") from None
+    if args.drop_path:
+        config = replace(config, drop_path=args.drop_path)
     if args.normalise == "corpus":
+        if config.frontend == "wave":
+            raise UserError("--normalise corpus: a raw wave is brought to variance 1 clip by clip; use preset")
         config = replace(config, **measure(train, config, args.seed))
     return config
 
@@ -266,7 +308,7 @@ def measure(train, config, seed, clips=256):
 
     import data
     from model import Encoder
-    config = replace(config, mean=0.0, scale=1.0, depth=0, pad="masked")
+    config = replace(config, mean=0.0, scale=1.0, depth=0, prenet=0, pad="masked")
     encoder, total, square, count = Encoder(config), 0.0, 0.0, 0
     clips = min(clips, len(train))
     for batch in data.loader(train, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, batch_size=1,
@@ -281,19 +323,26 @@ def measure(train, config, seed, clips=256):
 
 
 def build(args, config, start, heads):
-    """The objective around its encoder, from scratch or from --init (with its pre-training heads if they fit)."""
+    """The objective around its encoder, from scratch or from --init, with the published pre-training heads that fit."""
     import torch
 
-    from model import Encoder, load_exactly
-    from objectives import SSAST
+    import objectives
+    from model import Encoder
     torch.manual_seed(args.seed)
     encoder = start if start is not None else Encoder(config)
     encoder.checkpoint_activations = args.checkpoint_activations
-    objective = SSAST(encoder, args.loss, args.nce_axis, masking=args.masking, hidden=args.hidden)
-    for name in ("classify", "reconstruct"):
-        part = {k.split(".", 1)[1]: v for k, v in heads.items() if k.startswith(name)}
-        if part:
-            load_exactly(getattr(objective, name), part, args.init)
+    settings = {key: getattr(args, key) for key in SETTINGS[args.objective] if getattr(args, key) is not None}
+    if "ema_steps" in SETTINGS[args.objective]:
+        settings.setdefault("ema_steps", args.steps)
+    try:
+        objective = getattr(objectives, args.objective)(encoder, **settings)
+    except ValueError as error:
+        raise UserError(f"--recipe {args.recipe} with encoder {config.name}: {error}") from None
+    own = objective.state_dict()
+    fitting = {k: v for k, v in heads.items() if k in own and own[k].shape == v.shape}
+    objective.load_state_dict(own | fitting)
+    if hasattr(objective, "teacher"):
+        objective.restart_teacher()
     return objective
 
 
@@ -336,10 +385,10 @@ def train(args, trainer, loader, valid, log, stop, out):
     import engine
     import runlog
     from data import BadLog
-    procs, encoder = trainer.procs, trainer.objective.encoder
+    procs = trainer.procs
     bar = cli.Progress(args.steps, trainer.step, procs.main)
     saver, bad = engine.Saver(out, args.keep, args.milestone), BadLog(out / "bad.jsonl", args.max_bad)
-    meter = runlog.Meter(procs, args.batch_size, encoder.config)
+    meter = runlog.Meter(procs, args.batch_size, trainer.objective)
     batches = iter(loader)
     while trainer.step < args.steps:
         with meter.waiting():
@@ -367,7 +416,7 @@ def train(args, trainer, loader, valid, log, stop, out):
             if args.schedule == "plateau" and scores:
                 trainer.plateau.update(scores.get("accuracy", -scores["loss"]))
         if procs.main and (step % args.save_every == 0 or last or stopping):
-            if complaint := saver.save(trainer.state_dict(), step, encoder, last):
+            if complaint := saver.save(trainer.state_dict(), step, trainer.objective.exported, last):
                 bar.say(complaint)
         if stopping and not last:
             break
@@ -388,6 +437,8 @@ def evaluate_held_out(trainer, valid, log):
 def describe(scores, what="held-out "):
     """One line of scores."""
     text = f"{what}loss {scores['loss']:.3f}"
+    if "accuracy" not in scores:
+        text += f"  spread {scores['spread']:.3f}"
     if "accuracy" in scores:
         text += (f"  masked-patch accuracy {scores['accuracy']:.1%} "
                  f"({scores['accuracy'] / scores['chance']:.1f} × chance)")
@@ -460,8 +511,9 @@ def run(args, out, stop, procs):
     optimizer = engine.make_optimizer(objective, args.optimizer, args.lr, args.betas, args.weight_decay, args.eps)
     trainer = engine.Trainer(
         objective, optimizer, procs, batch_size=args.batch_size, micro_batch=args.micro_batch or args.batch_size,
-        steps=args.steps, warmup=args.warmup, schedule=args.schedule, floor=args.floor, clip=args.clip, amp=args.amp,
-        compile=args.compile, seed=args.seed, augment=augmentation(args))
+        steps=args.steps, warmup=args.warmup, schedule=args.schedule, floor=args.floor, clip=args.clip,
+        weight_decay_end=args.weight_decay_end, amp=args.amp, compile=args.compile, seed=args.seed,
+        augment=augmentation(args))
     state = engine.load_checkpoint(out)
     if state:
         trainer.load_state_dict(state)
@@ -479,7 +531,7 @@ def run(args, out, stop, procs):
     loader = data.loader(train_rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds,
                          batch_size=args.batch_size, seed=args.seed, first=trainer.step * args.batch_size,
                          steps=args.steps - trainer.step, rank=procs.rank, world=procs.world, workers=args.workers,
-                         crop=args.crop, partner=args.mix_snr is not None)
+                         crop=args.crop, partner=args.mix_snr is not None or bool(args.mix))
     ended_by = train(args, trainer, loader, valid_rows, log, stop, out)
     if log:
         log.close()
@@ -494,7 +546,7 @@ def first_row(args, trainer, log):
         log.write({"step": 0, "commit": runlog.commit(), "processes": trainer.procs.world, "amp": trainer.amp,
                    "device": runlog.device_name(trainer.procs.device),
                    "parameters": sum(p.numel() for p in encoder.parameters()),
-                   "flops_per_clip": 3 * encoder.config.forward_flops(), "flags": vars(args),
+                   "flops_per_clip": trainer.objective.flops(), "flags": vars(args),
                    "encoder": encoder.config.to_dict()})
 
 

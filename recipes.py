@@ -244,25 +244,27 @@ def _mel_presets():
     """Dasheng, AudioMAE, EAT and ATST. The laptop sizes are 128 wide, 4 deep and hear 4 s."""
     small, base = dict(dim=384, heads=6), dict(dim=768, heads=12)
     large = dict(dim=1024, depth=24, heads=16)
-    laptop = dict(dim=128, depth=4, heads=4, frames=400)
+    laptop = dict(dim=128, depth=4, heads=4, frames=400, mean=0.0)
+    kaldi_laptop = laptop | dict(n_mels=64, denoise=0.5, scale=1.2)
+    db_laptop = laptop | dict(floor_db=0.0, denoise=2.0, scale=5.0)
     table = {}
     mel_db = dict(frontend="mel-db", n_mels=64, patch=(64, 4), stride=(64, 4))
     dasheng = mel_db | dict(window=0.032, f_min=0.0, floor_db=120.0, mean=0.0, scale=1.0, frames=1008, specials=0,
                             mask_token=False, input_norm=True, positions="factorised")
     _sized(table, dasheng, {"dasheng-base": base, "dasheng-0.6b": dict(dim=1280, depth=32, heads=16),
-                            "dasheng-1.2b": dict(dim=1536, depth=40, heads=24), "dasheng-laptop": laptop})
+                            "dasheng-1.2b": dict(dim=1536, depth=40, heads=24), "dasheng-laptop": db_laptop | dict(input_norm=False)})
     audiomae = dict(specials=1, mask_token=False, positions="fixed")
-    _sized(table, audiomae, {"audiomae-base": base, "audiomae-laptop": laptop | dict(n_mels=64)})
+    _sized(table, audiomae, {"audiomae-base": base, "audiomae-laptop": kaldi_laptop})
     eat = dict(mean=-4.268, scale=2 * 4.569, specials=1, mask_token=False, positions="sincos", norm="post",
                pool="specials")
-    _sized(table, eat, {"eat-base": base, "eat-large": large, "eat-laptop": laptop | dict(n_mels=64)})
+    _sized(table, eat, {"eat-base": base, "eat-large": large, "eat-laptop": kaldi_laptop})
     # ATST scales decibels to [-1, 1]: (dB + 79.6482) / 130.3324 · 2 - 1
     atst = mel_db | dict(window=0.064, f_min=60.0, f_max=7800.0, floor_db=80.0, mean=130.3324 / 2 - 79.6482,
                          scale=130.3324 / 2, frames=1000, qkv_bias=False)
     clip = atst | dict(specials=1, mask_token=False, chunk=600, pool="specials")
     frame = atst | dict(specials=0)
-    _sized(table, clip, {"atst-small": small, "atst-base": base, "atst-laptop": laptop | dict(chunk=0)})
-    _sized(table, frame, {"atst-frame-small": small, "atst-frame-base": base, "atst-frame-laptop": laptop})
+    _sized(table, clip, {"atst-small": small, "atst-base": base, "atst-laptop": db_laptop | dict(chunk=0)})
+    _sized(table, frame, {"atst-frame-small": small, "atst-frame-base": base, "atst-frame-laptop": db_laptop})
     return table
 
 
@@ -271,7 +273,7 @@ def _wave_presets():
     table = {}
     shared = dict(sample_rate=8000, frontend="wave", n_mels=1, patch=(1, 1), stride=(1, 1), specials=0,
                   mask_token=False, positions="conv", alibi=True, norm="post", eps=1e-5, features="ffn")
-    narrow = ((32, 63, 1), (64, 10, 5)) + 5 * ((64, 3, 2),)
+    narrow = ((16, 63, 1), (32, 10, 5)) + 5 * ((64, 3, 2),)
     _sized(table, shared, {
         "animal2vec-large": dict(convs=WAVE_CONVS, hop=0.005, frames=2000, dim=1024, depth=24, prenet=8, heads=16),
         "animal2vec-laptop": dict(convs=narrow, hop=0.020, frames=200, dim=128, depth=4, prenet=1, heads=4)})
@@ -280,18 +282,87 @@ def _wave_presets():
 
 PRESETS = _presets()
 
-# What each recipe trains with, at two scales. "paper" holds the published values (SSAST: Gong et al. 2022 and its
-# code); "laptop" what learns fast on a few CPU cores and small data. Every value is also a flag of pretrain.py.
-_SSAST_PAPER = dict(
-    preset="ssast-base-patch", masking="patch", hidden=400, loss="joint", nce_axis="released", normalise="preset",
-    batch_size=24, epochs=10, optimizer="adam", lr=1e-4, betas=(0.95, 0.999), eps=1e-8, weight_decay=5e-7,
-    schedule="plateau", warmup=1000, floor=0.0, clip=0.0, valid=2000, eval_every=4000)
-_SSAST_LAPTOP = dict(
-    preset="ssast-laptop-patch", masking="patch", hidden=0.8, loss="joint", nce_axis="released", normalise="corpus",
-    batch_size=32, steps=600, optimizer="adamw", lr=2e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01,
-    schedule="cosine", warmup=50, floor=0.0, clip=1.0, valid=48, eval_every=100)
+# Which settings each objective has; the defaults are the published ones (see objectives.py).
+SETTINGS = {
+    "SSAST": ("masking", "hidden", "loss", "nce_axis"),
+    "MAE": ("masking", "hidden", "decoder_dim", "decoder_depth", "decoder_heads"),
+    "EAT": ("masking", "hidden", "clones", "cls_weight", "noise", "decoder_dim", "decoder_depth", "ema", "ema_steps"),
+    "ATST": ("frames", "masking", "hidden", "span", "view_seconds", "mix", "canvas", "head_dim", "ema", "ema_steps"),
+    "Animal2Vec": ("masking", "hidden", "span", "clones", "noise", "mix", "decoder_dim", "decoder_depth", "ema",
+                   "ema_steps"),
+}
+
+# What each recipe trains with, at two scales. "paper" holds the published values (of the paper and its code); "laptop"
+# what learns fast on a few CPU cores and small data. Every value is also a flag of pretrain.py. "differs" names what
+# the paper column does otherwise than the published code.
+_TRAINING = dict(optimizer="adamw", betas=(0.9, 0.999), eps=1e-8, schedule="cosine", floor=0.0, clip=0.0,
+                 normalise="preset", valid=2000, eval_every=4000)
+_LAPTOP = dict(normalise="corpus", batch_size=32, steps=600, optimizer="adamw", lr=2e-3, betas=(0.9, 0.98), eps=1e-6,
+               weight_decay=0.01, schedule="cosine", warmup=50, floor=0.0, clip=1.0, valid=48, eval_every=100)
+
+_SSAST_PAPER = _TRAINING | dict(
+    objective="SSAST", preset="ssast-base-patch", masking="patch", hidden=400, loss="joint", nce_axis="released",
+    batch_size=24, epochs=10, optimizer="adam", lr=1e-4, betas=(0.95, 0.999), weight_decay=5e-7, schedule="plateau",
+    warmup=1000, differs="one mask a clip for both terms, not two; blocks without the sampler's bias (--masking upstream)")
+_SSAST = {"paper": _SSAST_PAPER, "laptop": _LAPTOP | dict(
+    objective="SSAST", preset="ssast-laptop-patch", masking="patch", hidden=0.8, loss="joint", nce_axis="released")}
+_DASHENG = {
+    "paper": _TRAINING | dict(
+        objective="MAE", preset="dasheng-base", clip_seconds=10.0, masking="group", hidden=0.75, decoder_dim=512,
+        decoder_depth=8, decoder_heads=16, batch_size=256, steps=1_500_000, lr=3e-4, weight_decay=0.01, warmup=45_000,
+        floor=0.1, differs="batch of one process; AdamW in 32 bits, no decay of biases and norms; floor of the decibels "
+                           "a clip, not a batch"),
+    "laptop": _LAPTOP | dict(
+        objective="MAE", preset="dasheng-laptop", masking="group", hidden=0.75, decoder_dim=64, decoder_depth=2,
+        decoder_heads=4)}
+_AUDIOMAE = {
+    "paper": _TRAINING | dict(
+        objective="MAE", preset="audiomae-base", masking="frame", hidden=0.8, decoder_dim=512, decoder_depth=8,
+        decoder_heads=16, batch_size=512, epochs=33, lr=4e-4, betas=(0.9, 0.95), weight_decay=1e-4, warmup=11_400,
+        differs="plain decoder instead of shifted windows; no random gain"),
+    "laptop": _LAPTOP | dict(
+        objective="MAE", preset="audiomae-laptop", masking="frame", hidden=0.75, decoder_dim=64, decoder_depth=2,
+        decoder_heads=4)}
+_EAT = {
+    "paper": _TRAINING | dict(
+        objective="EAT", preset="eat-base", masking="block", hidden=410, clones=16, cls_weight=192.0, noise=0.01,
+        decoder_dim=768, decoder_depth=6, ema=(0.9998, 0.99999), ema_steps=100_000, batch_size=48, steps=400_000,
+        lr=5e-4, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.05, warmup=53_333, clip=4.0,
+        differs="uniform noise in hidden places; utterance loss weighted as on 4 GPUs of 12 clips"),
+    "laptop": _LAPTOP | dict(
+        objective="EAT", preset="eat-laptop", masking="block", hidden=0.8, clones=4, cls_weight=1.0, noise=0.01,
+        decoder_dim=128, decoder_depth=2, ema=(0.99, 0.999))}
+_ATST_PAPER = _TRAINING | dict(
+    objective="ATST", frames=False, preset="atst-small", view_seconds=6.0, mix=0.4, canvas="published", head_dim=4096,
+    ema=(0.99, 1.0), drop_path=0.1, batch_size=1536, steps=39_100, lr=3e-3, weight_decay=0.04, weight_decay_end=0.4,
+    warmup=1300, floor=3.3e-4, differs="one mixing partner a clip, from the corpus, not from a memory; class token, "
+                                       "positions and mask token are not decayed")
+_ATST_LAPTOP = _LAPTOP | dict(
+    objective="ATST", frames=False, preset="atst-laptop", view_seconds=2.4, mix=0.4, canvas="floor", head_dim=512,
+    ema=(0.99, 1.0))
+_ATST = {"paper": _ATST_PAPER, "laptop": _ATST_LAPTOP}
+_ATST_FRAME = {
+    "paper": _ATST_PAPER | dict(
+        frames=True, preset="atst-frame-base", view_seconds=10.0, masking="span", hidden=0.5, span=5, ema=(0.9996, 1.0),
+        batch_size=864, steps=398_000, lr=2.7e-4, warmup=19_900, floor=3.7e-3,
+        differs=_ATST_PAPER["differs"] + "; hides the 0.50 that the code really hides, not the nominal 0.65, and all "
+                                         "frames alike"),
+    "laptop": _ATST_LAPTOP | dict(
+        frames=True, preset="atst-frame-laptop", view_seconds=4.0, masking="span", hidden=0.5, span=5)}
+_ANIMAL2VEC = {
+    "paper": _TRAINING | dict(
+        objective="Animal2Vec", preset="animal2vec-large", masking="span", hidden=0.93, span=2, clones=12, noise=0.01,
+        mix=1.0, decoder_dim=768, decoder_depth=4, ema=(0.9997, 1.0), ema_steps=300_000, batch_size=102, steps=384_000,
+        lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, warmup=10_000, clip=1.0,
+        differs="uniform noise in hidden places; spans hide the ends as often as the middle; no dropout"),
+    "laptop": _LAPTOP | dict(
+        objective="Animal2Vec", preset="animal2vec-laptop", normalise="preset", batch_size=16, masking="span",
+        hidden=0.8, span=5, clones=4, noise=0.01, mix=1.0, decoder_dim=128, decoder_depth=2, ema=(0.99, 0.999))}
+
 RECIPES = {
-    "ssast": {"laptop": _SSAST_LAPTOP, "paper": _SSAST_PAPER},
+    "ssast": _SSAST,
     # GPM-BT publishes no pre-training settings: SSAST's, with the front end of its fine-tuning code
-    "gpm-bt": {"laptop": _SSAST_LAPTOP, "paper": _SSAST_PAPER | dict(preset="gpm-bt-patch")},
+    "gpm-bt": _SSAST | {"paper": _SSAST_PAPER | dict(preset="gpm-bt-patch")},
+    "mae": _DASHENG, "dasheng": _DASHENG, "audiomae": _AUDIOMAE, "eat": _EAT, "atst": _ATST, "atst-frame": _ATST_FRAME,
+    "animal2vec": _ANIMAL2VEC,
 }

@@ -58,8 +58,9 @@ class Log:
 class Meter:
     """What happened since the last row of the log."""
 
-    def __init__(self, procs, batch_size, config):
-        self.procs, self.batch_size, self.config = procs, batch_size, config
+    def __init__(self, procs, batch_size, objective):
+        self.procs, self.batch_size, self.flops = procs, batch_size, objective.flops()
+        self.clip_seconds = objective.encoder.config.clip_seconds
         self.rows, self.waited, self.began = [], 0.0, time.perf_counter()
 
     @contextmanager
@@ -79,12 +80,12 @@ class Meter:
         rate = len(self.rows) * self.batch_size / took
         entry = {"step": step, "clips": step * self.batch_size, "epoch": step * self.batch_size / clips}
         entry |= {k: sum(r[k] for r in good) / len(good) for k in good[0] if k not in ("finite", "count")}
-        entry |= {"clips_per_second": rate, "audio_per_second": rate * self.config.clip_seconds,
+        entry |= {"clips_per_second": rate, "audio_per_second": rate * self.clip_seconds,
                   "data_wait": self.procs.largest(self.waited / took), "skips": skips}
         if self.procs.device.type == "cuda":
             entry["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
             peak = peak_flops(self.procs.device)
-            entry["mfu"] = 3 * self.config.forward_flops() * rate / (peak * self.procs.world) if peak else None
+            entry["mfu"] = self.flops * rate / (peak * self.procs.world) if peak else None
         else:
             entry["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         self.rows, self.waited, self.began = [], 0.0, time.perf_counter()

@@ -49,10 +49,10 @@ def resize_crop(spec, seeds, stream, time=True, fill=0.0, low=0.6, high=1.5):
         x = left[:, None] + (width[:, None] - 1) * torch.linspace(0, 1, t, device=spec.device)  # (B, T)
     else:
         x = torch.arange(t, device=spec.device, dtype=torch.float32).expand(batch, t)
-    scale = lambda place, size: 2 * place / max(1, size - 1) - 1
-    grid = torch.stack([scale(x, t)[:, None].expand(-1, f, -1), scale(y, f)[..., None].expand(-1, -1, t)], -1)
-    warped = F.grid_sample((spec - fill)[:, None], grid, mode="bicubic", padding_mode="zeros", align_corners=True)
-    return warped[:, 0] + fill
+    padded = F.pad((spec - fill)[:, None], (0, 0, 2, 2), mode="replicate")  # the spline needs rows beyond the edge
+    x, y = 2 * x / max(1, t - 1) - 1, 2 * (y + 2) / (f + 3) - 1
+    grid = torch.stack([x[:, None].expand(-1, f, -1), y[..., None].expand(-1, -1, t)], -1)
+    return F.grid_sample(padded, grid, mode="bicubic", padding_mode="zeros", align_corners=True)[:, 0] + fill
 
 
 def loudness(wave, sample_rate):

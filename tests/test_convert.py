@@ -119,7 +119,7 @@ def test_audiomae_equals_the_published_implementation_from_the_wave_on(tmp_path)
 
 def test_the_atst_front_end_equals_the_published_one_with_its_floor():
     _, inputs, outputs = case("atst_mel")
-    encoder = Encoder(replace(PRESETS["atst-frame-laptop"], n_mels=64, pad="published"))
+    encoder = Encoder(replace(PRESETS["atst-frame-base"], depth=1, pad="published"))
     assert far(encoder.frontend(inputs["wav"]), outputs["mel"]) < 1e-5
 
 
@@ -146,7 +146,7 @@ def test_atst_frame_equals_the_published_implementation_with_and_without_a_mask(
 
 def test_the_eat_front_end_pads_before_it_normalises():
     _, inputs, outputs = case("eat_fbank")
-    encoder = Encoder(replace(PRESETS["eat-laptop"], n_mels=128, frames=256, pad="published"))
+    encoder = Encoder(replace(PRESETS["eat-base"], depth=1, frames=256, pad="published"))
     assert far(encoder.frontend(inputs["wav"][None]).transpose(1, 2), outputs["fbank"][0]) < 2e-4
 
 

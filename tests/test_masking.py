@@ -3,13 +3,15 @@ import pytest
 import torch
 
 import masking
-from masking import frame_mask, patch_mask, patch_mask_upstream
+from masking import (block_mask, frame_mask, group_mask, patch_mask, patch_mask_upstream, span_mask,
+                     structured_mask)
 
 GRID = (64, 8)
 SEEDS = torch.arange(2000)
+OURS = [patch_mask, frame_mask, block_mask, group_mask, span_mask, structured_mask]
 
 
-@pytest.mark.parametrize("draw", [patch_mask, frame_mask, patch_mask_upstream])
+@pytest.mark.parametrize("draw", [*OURS, patch_mask_upstream])
 @pytest.mark.parametrize("n", [1, 100, 400, 510, 0.6])
 def test_every_clip_hides_exactly_n_tokens(draw, n):
     wanted = n if isinstance(n, int) else round(n * 512)
@@ -23,7 +25,7 @@ def test_all_but_one_token_can_be_hidden_without_an_endless_loop():
 
 @pytest.mark.parametrize("n", [0, 512, 513, 1.0])
 def test_a_mask_that_does_not_fit_the_grid_is_refused(n):
-    for draw in (patch_mask, frame_mask, patch_mask_upstream):
+    for draw in (*OURS, patch_mask_upstream):
         with pytest.raises(ValueError, match="hide 1 to 511"):
             draw(SEEDS[:2], GRID, n)
 
@@ -51,6 +53,57 @@ def test_patch_masks_are_clustered_and_frame_masks_are_not():
     assert abs(neighbours(frame_mask(SEEDS[:500], GRID, 100)) - 99 / 511) < 0.02
 
 
+@pytest.mark.parametrize("draw", OURS)
+def test_every_token_is_reached_hidden_and_shown(draw):
+    """Also the corners: 2000 clips of which half is hidden."""
+    rates = draw(SEEDS, GRID, 256).float().mean(0)
+    assert 0.3 < rates.min() and rates.max() < 0.75, f"{draw.__name__} neglects some token"
+
+
+@pytest.mark.parametrize("draw", [frame_mask, group_mask, span_mask, structured_mask])
+def test_rows_and_columns_are_hidden_alike(draw):
+    """Blocks are drawn around centres inside the grid, so EAT shows its edges less, as published."""
+    rates = draw(SEEDS, GRID, 256).float().mean(0)
+    assert torch.allclose(rates, torch.full(GRID, 0.5), atol=0.06)
+
+
+def test_eats_visible_patches_lie_in_few_blocks():
+    """Measured on the published sampler: the union of 5 blocks of 5 × 5 averages 96 of 512 patches, before it is cut
+    or filled up to 102. Most visible patches have four visible neighbours; uniform ones hardly ever."""
+    def crowded(mask):
+        shown = torch.nn.functional.pad(~mask, (1, 1, 1, 1))
+        around = shown[:, :-2, 1:-1].int() + shown[:, 2:, 1:-1] + shown[:, 1:-1, :-2] + shown[:, 1:-1, 2:]
+        return float(((around >= 3) & ~mask).sum() / (~mask).sum())
+    assert crowded(block_mask(SEEDS[:500], GRID, 410)) > 0.5
+    assert crowded(frame_mask(SEEDS[:500], GRID, 410)) < 0.1
+
+
+def test_dashengs_pairs_are_hidden_together():
+    mask = group_mask(SEEDS[:200], (250, 1), 188)[:, :, 0]
+    assert torch.equal(mask[:, ::2], mask[:, 1::2])
+
+
+def test_an_odd_count_cuts_one_pair_only():
+    mask = group_mask(SEEDS[:200], (251, 1), 187)[:, :, 0]
+    assert ((mask[:, :250:2] != mask[:, 1:250:2]).sum(1) <= 1).all()
+
+
+def test_spans_hide_whole_columns_in_runs_of_their_length():
+    mask = span_mask(SEEDS[:300], (250, 1), 0.5, span=5)[:, :, 0].int()
+    edges = torch.diff(torch.nn.functional.pad(mask, (1, 1)), dim=1)
+    runs = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
+    assert (runs >= 5).float().mean() > 0.9, "only the last span is cut, or one at an end"
+    grid = span_mask(SEEDS[:50], GRID, 256, span=4)
+    assert (grid.all(2) | ~grid.any(2)).sum(1).ge(GRID[0] - 4).all(), "all rows of a column are hidden together"
+
+
+@pytest.mark.parametrize("axis, line", [("time", 2), ("frequency", 1)])
+def test_structured_masks_hide_whole_lines(axis, line):
+    mask = structured_mask(SEEDS[:100], GRID, 256, axis=axis)
+    partly = ~(mask.all(line) | ~mask.any(line))
+    assert (partly.sum(1) <= 1).all()
+
+
 def test_cluster_sides_of_three_to_five_all_occur_alike():
     side = 3 + masking._shift(masking.hash64(masking.hash64(SEEDS) ^ 2), 8) % 3
     assert all(abs((side == s).float().mean() - 1 / 3) < 0.05 for s in (3, 4, 5))
@@ -58,7 +111,7 @@ def test_cluster_sides_of_three_to_five_all_occur_alike():
 
 def test_padding_is_never_hidden_and_shorter_clips_hide_the_same_share():
     columns = torch.tensor([64, 32, 10, 1])
-    for draw in (patch_mask, frame_mask):
+    for draw in OURS:
         mask = draw(SEEDS[:4], GRID, 400, columns)
         assert mask.flatten(1).sum(1).tolist() == [400, 200, 63, 6]
         for clip, valid in zip(mask, columns):
@@ -66,10 +119,11 @@ def test_padding_is_never_hidden_and_shorter_clips_hide_the_same_share():
 
 
 def test_a_mask_depends_on_its_own_seed_alone():
-    together = patch_mask(SEEDS[:8], GRID, 300)
-    alone = torch.cat([patch_mask(SEEDS[i:i + 1], GRID, 300) for i in range(8)])
-    assert torch.equal(together, alone)
-    assert not torch.equal(together[0], together[1])
+    for draw in OURS:
+        together = draw(SEEDS[:8], GRID, 300)
+        alone = torch.cat([draw(SEEDS[i:i + 1], GRID, 300) for i in range(8)])
+        assert torch.equal(together, alone)
+        assert not torch.equal(together[0], together[1])
 
 
 def test_the_hash_matches_splitmix64_in_python_integers():
@@ -93,5 +147,5 @@ def test_uniform_numbers_are_uniform_and_streams_differ():
 
 @pytest.mark.gpu
 def test_masks_are_the_same_on_cpu_and_gpu():
-    for draw in (patch_mask, frame_mask):
+    for draw in OURS:
         assert torch.equal(draw(SEEDS, GRID, 400), draw(SEEDS.cuda(), GRID, 400).cpu())

@@ -4,7 +4,7 @@ import torch
 
 import convert
 from model import Encoder, load_encoder, load_exactly
-from objectives import SSAST
+from objectives import SSAST, draw_mask
 from recipes import EncoderConfig
 
 SMALL = EncoderConfig(name="small", n_mels=64, frames=96, dim=32, depth=2, heads=2, mean=0.0, scale=1.0)
@@ -86,7 +86,7 @@ def test_a_clip_counts_the_same_alone_and_padded_in_a_batch():
     wave, lengths, seeds = 0.1 * noise(3, 15360), torch.tensor([15360, 9000, 3000]), torch.tensor([5, 6, 7])
     with torch.inference_mode():
         batch, m = objective(wave, lengths, seeds)
-        mask = objective.mask(seeds, lengths)
+        mask = draw_mask("patch", 400 / 512, objective.encoder, seeds, lengths)
         alone = [objective(wave[i:i + 1, :n], mask=mask[i:i + 1]) for i, n in enumerate(lengths)]
     counts = torch.tensor([float(a["count"]) for _, a in alone])
     assert counts.sum() == m["count"]
