@@ -202,8 +202,9 @@ def plot_masks(args):
         about = {"reconstruction_error": float((guess - patches)[hidden].square().mean()),
                  "error_of_visible_mean": float((patches[~hidden].mean() - patches)[hidden].square().mean())}
         painted = clip.paint(torch.where(hidden[..., None], guess, patches))
+        given = " (given the true mean and deviation of each patch)" * bool(identity.get("decoder_heads"))
         text = (f" Last: what the pre-training head of {Path(clip.source).name} paints under the {trained_with} "
-                f"mask; mean squared error {about['reconstruction_error']:.3f}, with the visible patches' mean "
+                f"mask{given}; mean squared error {about['reconstruction_error']:.3f}, with the visible patches' mean "
                 f"instead {about['error_of_visible_mean']:.3f}.")
     caption = (f"{clip.name}: spectrogram (darker: more energy) and what each mask hides (blue) of its "
                f"{clip.grid[0]} × {clip.grid[1]} tokens (time × frequency).{text}")
