@@ -49,8 +49,10 @@ def plot_curves(args):
             for k, run in enumerate(runs):
                 for quantity, line in ((key, "-"), (f"valid_{key}", "--")):
                     dots = [(r["step"], r["value"]) for r in table if (r["run"], r["quantity"]) == (run, quantity)]
-                    ax.plot(*zip(*dots) if dots else ((), ()), linestyle=line, color=figures.look(k)["color"])
-            ax.set(ylabel=NAMES.get(key, key), xlabel="step")
+                    if dots:  # a single one would not show as a line
+                        ax.plot(*zip(*dots), linestyle=line, color=figures.look(k)["color"], markersize=3,
+                                marker="o" if len(dots) == 1 else "")
+            ax.set(ylabel=NAMES.get(key, key.replace("_", " ")), xlabel="step")
             ax.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
         return figure
     return "curves", draw, caption, table, {"runs": list(runs), "quantities": panels}
