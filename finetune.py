@@ -254,7 +254,7 @@ def print_beans(rows):
     print(f"{'this run':<{width}}  " + " ".join(f"{cell:<14}" for cell in cells) +
           f" protocol {rows[0]['protocol'] or 'own'}, mean of {len({row['seed'] for row in rows})} seed(s)")
     for row in published:
-        cells = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("cls", "det", "aux", "all")]
+        cells = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("classification", "detection", "auxiliary", "all")]
         print(f"{row['name']:<{width}}  " + " ".join(f"{cell:<14}" for cell in cells) + f" {row['source']}")
 
 

@@ -204,7 +204,7 @@ def ladder(markdown=False):
     out = "\n\npublished, each protocol apart; compare inside one only"
     for protocol in dict.fromkeys(r["protocol"] for r in rows):
         header = [f"protocol {protocol}", "classification", "detection", "auxiliary", "all", "source"]
-        lines = [[r["name"], *("–" if r[g] is None else f"{r[g]:.3f}" for g in ("cls", "det", "aux", "all")),
+        lines = [[r["name"], *("–" if r[g] is None else f"{r[g]:.3f}" for g in header[1:-1]),
                   r["source"]] for r in rows if r["protocol"] == protocol]
         out += "\n\n" + table(header, lines, markdown)
     return out

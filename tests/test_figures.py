@@ -1,0 +1,558 @@
+"""Figures: each command draws something readable on tiny inputs, and the numbers under the drawings are right."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+import figures
+import plot_tsne
+import pretrain
+import scaling_law
+import spectrograms
+from cli import UserError
+from model import load_encoder
+from objectives import MAE, MASKS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A finished run of four steps on the miniature corpus."""
+    out = tmp_path_factory.mktemp("runs") / "short"
+    pretrain.main(["--data", str(tiny / "pretrain.csv"), "--out", str(out), "--batch-size", "4", "--steps", "4",
+                   "--warmup", "1", "--valid", "4", "--workers", "0", "--log-every", "1", "--eval-every", "2"])
+    return out
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """draw(arguments) -> (figures at both widths, rows of the CSV, content of the JSON), after checking the files and
+    that every text is inside the page, at least 7 pt, and clear of every other."""
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 100)
+    pages, texts, original = [], {}, Text.draw
+
+    def note(self, renderer):  # where each text went on the PNG
+        original(self, renderer)
+        if isinstance(renderer, RendererAgg) and self.get_visible() and self.get_text().strip():
+            texts[self] = self.get_window_extent()
+
+    def run(*arguments):
+        save = figures.save
+        with monkeypatch.context() as patch:
+            patch.setattr(Text, "draw", note)
+            patch.setattr(figures, "save", lambda draw, *a: save(lambda w: pages.append(draw(w)) or pages[-1], *a))
+            plot_tsne.main([*map(str, arguments), "--out", str(tmp_path / "out"), "--name", "x", "--workers", "0"])
+        out = tmp_path / "out"
+        assert sorted(p.name for p in out.iterdir()) == sorted(
+            ["x.csv", "x.json", "x.pdf", "x.png", "x-column.pdf", "x-column.png"]), "and no temporary file"
+        for page, name in zip(pages[-2:], ("x", "x-column")):
+            pixels = imread(out / f"{name}.png")
+            assert 0.01 < (pixels[..., :3] < 0.98).any(-1).mean() < 0.95, "neither blank nor black"
+            assert (out / f"{name}.pdf").stat().st_size > 3000
+            check_texts({t: box for t, box in texts.items() if t.get_figure(root=True) is page}, pixels.shape[1::-1])
+        return pages[-2:], (out / "x.csv").read_text().splitlines(), json.loads((out / "x.json").read_text())
+    return run
+
+
+def axes_in(figure):
+    return figure.findobj(lambda artist: isinstance(artist, Axes))
+
+
+def check_texts(texts, size):
+    """texts {artist: its box in pixels} on a page of `size` (width, height)."""
+    assert texts and all(t.get_fontsize() >= 7 for t in texts)
+    boxes = [(t.get_text(), box) for t, box in texts.items()]
+    for k, (text, box) in enumerate(boxes):
+        assert -1 <= box.x0 and box.x1 <= size[0] + 1 and -1 <= box.y0 and box.y1 <= size[1] + 1, f"{text!r} is cut"
+        for other, beside in boxes[:k]:
+            across = min(box.x1, beside.x1) - max(box.x0, beside.x0)
+            down = min(box.y1, beside.y1) - max(box.y0, beside.y0)
+            assert across <= 1 or down <= 1, f"{text!r} lies over {other!r}"
+
+
+# ------------------------------------------------------------------------------------------------- maps of embeddings
+
+def test_help_needs_neither_torch_nor_matplotlib():
+    code = (f"import sys; sys.argv = ['plot_tsne.py', '--help']; sys.path.insert(0, '{ROOT}')\n"
+            "try:\n import plot_tsne as m; m.main()\nexcept SystemExit: pass\n"
+            "assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "python plot_tsne.py --scaling --published" in done.stdout
+
+
+def test_encoders_stand_side_by_side_on_the_same_clips(draw, run, tiny):
+    pages, rows, about = draw("--checkpoint", "untrained", run, "--data", tiny)
+    assert len(rows) == 1 + 2 * about["clips"] and about["classes"] == 14
+    first, second = ([r.split(",")[1] for r in rows[1:] if r.startswith(name)] for name in ("untrained", str(run)))
+    assert first == second, "the same clips in the same order"
+    assert set(about["panels"]) == {"untrained", str(run)} and "purity" in about["caption"]
+    assert [len(axes_in(page)) for page in pages] == [2, 2]
+
+
+@pytest.mark.parametrize("label, classes", [("individual", 14), ("species", 14)])
+def test_points_are_coloured_by_a_column_of_the_table(run, tiny, label, classes):
+    args = plot_tsne.parse_args(["--data", str(tiny), "--label", label])
+    name, split, labels = plot_tsne.open_clips(args)
+    assert len(labels) == len(split) and len(set(labels)) == classes
+    assert all(("-" in text) == (label == "individual") for text in labels), "individuals are numbered"
+
+
+def test_a_manifest_without_labels_is_coloured_by_its_source_and_cut_to_some_points(tiny):
+    args = plot_tsne.parse_args(["--task", str(tiny / "pretrain.csv"), "--label", "source", "--points", "7"])
+    _, split, labels = plot_tsne.open_clips(args)
+    assert len(split) == 7 and set(labels) == {"demo"}
+
+
+def test_windows_with_no_or_several_labels_are_named_so():
+    targets = np.array([[1, 0], [0, 0], [1, 1]], bool)
+    assert plot_tsne.own_labels(targets, ["owl", "wren"]).tolist() == ["owl", "(none)", "(several)"]
+
+
+def test_a_map_depends_on_the_seed_alone():
+    x = np.random.default_rng(0).standard_normal((40, 80)).astype(np.float32)
+    a, b = (plot_tsne.flatten(x, seed=1)[0] for _ in range(2))
+    assert np.array_equal(a, b) and a.shape == (40, 2)
+    assert plot_tsne.flatten(x)[2]["perplexity"] == 13, "a third of 39"
+    flat, _, about = plot_tsne.flatten(x, "pca")
+    assert about["dimensions"] == 40 and np.allclose(flat.mean(0), 0, atol=1e-5)
+
+
+def test_separation_is_that_of_the_full_space():
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(4), 25)
+    apart = np.eye(8)[codes] + 0.05 * rng.standard_normal((100, 8))
+    good, none = plot_tsne.separation(apart, codes), plot_tsne.separation(rng.standard_normal((100, 8)), codes)
+    assert good["purity"] == 1 and good["silhouette"] > 0.8
+    assert abs(none["purity"] - none["chance"]) < 0.06 and none["chance"] == pytest.approx(24 / 99)
+    assert abs(none["silhouette"]) < 0.1
+    same = plot_tsne.separation(np.ones((30, 3)), np.repeat([0, 1], 15))
+    assert 0 <= same["purity"] <= 1, "equal clips are no one's first neighbour"
+
+
+@pytest.mark.parametrize("classes", [10, 60, 100])
+def test_a_legend_of_any_size_is_readable(draw, monkeypatch, classes):
+    """The clips are points in classes with names as long as those of animals."""
+    n, rng = 240, np.random.default_rng(0)
+    labels = np.array([f"Genus {'x' * (k % 12)} species-{k:03d}" for k in np.arange(n) % classes])
+    rows = SimpleNamespace(path=lambda i: f"{i}.wav", start=np.zeros(n, int), __len__=lambda: n)
+    split = SimpleNamespace(rows=type("Rows", (), {"path": staticmethod(rows.path), "start": rows.start,
+                                                   "__len__": lambda self: n})())
+    monkeypatch.setattr(plot_tsne, "open_clips", lambda args: ("made up", split, labels))
+    monkeypatch.setattr(plot_tsne, "open_encoders", lambda args: {"one": None})
+    monkeypatch.setattr(plot_tsne, "embed", lambda *a: {"one": rng.standard_normal((n, 6))})
+    pages, _, about = draw("--method", "pca")
+    names = [t.get_text() for t in pages[0].findobj(Text)]
+    assert about["classes"] == classes
+    assert sum(name[-3:].isdigit() for name in names) == min(classes, 79 if classes > 80 else 80)
+    assert ("21 others" in names) == (classes == 100)
+    looks = [tuple(figures.look(k).values()) for k in range(figures.LOOKS)]
+    assert len(set(looks)) == figures.LOOKS == 80
+
+
+# ------------------------------------------------------------------------------------------------------ scaling laws
+
+SIZES = np.array([25, 50, 100, 200, 400, 800])
+
+
+def test_a_power_law_is_recovered_from_simulated_points():
+    rng, clips = np.random.default_rng(0), np.repeat(SIZES, 3)
+    law = scaling_law.fit(clips, 0.8 - 1.5 * clips ** -0.6 + 0.002 * rng.standard_normal(len(clips)))
+    about = law.described()
+    assert about["kind"] == "power law" and "identifiable" in about["why"]
+    assert abs(about["c"] - 0.8) < 0.01 and abs(about["alpha"] - 0.6) < 0.08
+    assert abs(about["c"] - 0.8) < 3 * about["c_error"] and abs(about["alpha"] - 0.6) < 3 * about["alpha_error"]
+    assert abs(law.value([1600])[0] - (0.8 - 1.5 * 1600 ** -0.6)) < 0.005
+
+
+def test_exact_points_give_exact_parameters():
+    about = scaling_law.fit(SIZES, 0.9 - 2 * SIZES ** -0.4).described()
+    assert about["kind"] == "power law"
+    assert [about[k] for k in ("c", "a", "alpha")] == pytest.approx([0.9, -2, 0.4], rel=1e-4)
+    about = scaling_law.fit(SIZES, 0.1 + 0.05 * np.log10(SIZES)).described()
+    assert about["kind"] == "log-linear" and about["per_decade"] == pytest.approx(0.05)
+    loss = scaling_law.fit(SIZES, 4 + 8 * SIZES ** -0.5).described()
+    assert [loss[k] for k in ("c", "a", "alpha")] == pytest.approx([4, 8, 0.5], rel=1e-4), "a falling law too"
+
+
+def test_what_is_not_identifiable_is_fitted_log_linearly():
+    rng = np.random.default_rng(1)
+    clips = np.repeat(SIZES, 2)
+    straight = [scaling_law.fit(clips, 0.2 + 0.04 * np.log(clips) + 0.01 * rng.standard_normal(len(clips))).kind
+                for _ in range(40)]
+    assert straight.count("log-linear") >= 35, "5 % of straight lines may look bent"
+    assert scaling_law.fit(SIZES[:3], [0.5, 0.7, 0.75]).kind == "log-linear", "three sizes, three parameters"
+    rising = scaling_law.fit(SIZES, 0.2 + 1e-3 * SIZES ** 0.8)
+    assert rising.kind == "log-linear" and "no levelling off" in rising.why
+
+
+def test_the_band_of_a_power_law_holds_the_truth_in_95_of_100_cases():
+    rng, clips, truth = np.random.default_rng(3), np.repeat(SIZES, 3), 0.8 - 1.5 * 1600 ** -0.6
+    laws = [scaling_law.fit(clips, 0.8 - 1.5 * clips ** -0.6 + 0.01 * rng.standard_normal(len(clips)))
+            for _ in range(100)]
+    hits = sum(low < truth < high for low, high in (law.interval([1600])[:, 0] for law in laws))
+    assert {law.kind for law in laws} == {"power law"} and 88 <= hits <= 99
+
+
+def test_the_band_of_a_log_linear_law_holds_the_truth_in_95_of_100_cases():
+    rng, truth = np.random.default_rng(2), 0.3 + 0.05 * np.log(1600)
+    hits = runs = 0
+    for _ in range(200):
+        law = scaling_law.fit(SIZES[:3], 0.3 + 0.05 * np.log(SIZES[:3]) + 0.02 * rng.standard_normal(3))
+        low, high = law.interval([1600])[:, 0]
+        hits += low < truth < high
+        low, high = law.interval([1600], run=True)[:, 0]
+        runs += low < truth + 0.02 * rng.standard_normal() < high
+    assert 180 <= hits <= 199 and 180 <= runs <= 199  # 190 ± 3.1
+
+
+@pytest.mark.parametrize("clips", [[100], [100, 100, 100, 100], [100, 200], [100, 100, 200]])
+def test_nothing_is_foretold_from_fewer_than_three_sizes(clips):
+    with pytest.raises(ValueError, match="at least three"):
+        scaling_law.fit(clips, np.arange(len(clips)))
+    law, about = scaling_law.study([{"clips": n, "value": 0.1} for n in clips])
+    assert law is None and "next" not in about and "at least three" in about["why"]
+
+
+def test_the_next_subset_is_the_papers_or_twice_as_many():
+    assert scaling_law.next_size([120_000, 458_500]) == 800_000, "some of the draw is held out"
+    assert scaling_law.next_size([1_230_000]) == 2_460_000 and scaling_law.next_size([25, 400]) == 800
+
+
+def test_the_published_table_is_consistent():
+    content = json.loads(scaling_law.PUBLISHED.read_text())
+    for row in content["rows"]:
+        assert row["protocol"] in content["protocols"] and row["source"] and row["all"]
+        if row["protocol"] == "gpm-bt":
+            mean = (5 * row["classification"] + 5 * row["detection"] + 2 * row["auxiliary"]) / 12
+            assert abs(mean - row["all"]) < 0.001 and row["clips"] and row["mask"] in ("patch", "frame")
+    assert sum(row["protocol"] == "gpm-bt" for row in content["rows"]) == 8
+
+
+def test_the_papers_figure_is_drawn_from_the_table_alone(draw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, rows, about = draw("--scaling", "--published")
+    assert len(rows) == 1 + 8 * 4
+    law = about["laws"]["all"]["GPM-BT patch"]
+    assert law["per_decade"] == pytest.approx(0.066, abs=1e-3) and law["kind"] == "log-linear"
+    assert law["next"]["clips"] == 2_460_000 and law["check"]["observed"] == 0.658
+    assert about["laws"]["all"]["GPM-BT frame"]["law"] is None
+
+
+@pytest.fixture
+def study(tmp_path):
+    """study(sizes, seeds, masks) -> folder of runs as the documented loop leaves them, scores on a known law."""
+    def make(sizes, seeds=(0,), masks=("patch",), tasks=("species", "individual")):
+        for n, seed, mask in ((n, s, m) for n in sizes for s in seeds for m in masks):
+            folder = tmp_path / "runs" / f"{mask}-{n}-s{seed}"
+            folder.mkdir(parents=True)
+            identity = {"recipe": "ssast", "masking": mask, "seed": seed, "init": None, "domain": None}
+            score = 0.1 + 0.1 * np.log10(n) + 0.01 * (seed - 1) - 0.02 * (mask != "patch")
+            folder.joinpath("config.json").write_text(json.dumps(
+                {"identity": identity, "data": {"subset": str(n), "clips": n, "held_out": 48}}))
+            folder.joinpath("log.jsonl").write_text(json.dumps({"step": 9, "valid_loss": 6 + 9 * n ** -0.5}) + "\n")
+            rows = [{"task": task, "group": None, "probe": probe, "encoder": encoder, "metric": "accuracy",
+                     "value": value, "ci95": [value - 0.04, value + 0.03], "chance": 0.1, "n_test": 100, "seed": 0}
+                    for task in tasks for probe in ("knn", "knn-raw")
+                    for encoder, value in ((str(folder), score), ("untrained", 0.2), ("mel statistics", 0.25))]
+            folder.joinpath("knn.json").write_text(json.dumps({"results": rows}))
+        return tmp_path / "runs"
+    return make
+
+
+def test_runs_are_drawn_with_intervals_over_seeds_and_the_held_out_loss(draw, study):
+    runs = study([25, 50, 100, 200, 400], seeds=(0, 1, 2), masks=("patch", "frame"))
+    _, rows, about = draw("--scaling", runs)
+    assert about["probe"] == "knn"
+    assert list(about["laws"]) == ["individual", "species", "mean of tasks", "held-out loss"]
+    law = about["laws"]["mean of tasks"]["ssast patch"]
+    assert law["per_decade"] == pytest.approx(0.1) and law["next"]["clips"] == 800
+    assert law["next"]["value"] == pytest.approx(0.1 + 0.1 * np.log10(800))
+    loss = about["laws"]["held-out loss"]["ssast frame"]
+    assert loss["kind"] == "power law" and loss["c"] == pytest.approx(6, rel=1e-3)
+    assert "interval of the mean over seeds" in about["caption"]
+    assert sum(r.startswith("untrained") for r in rows) == 3, "baselines, once a column"
+
+
+def test_intervals_are_over_seeds_where_there_are_several_and_over_test_clips_else(study):
+    points, _, _ = scaling_law.run_points([study([25, 50], seeds=(0, 1, 2))])
+    some = [p for p in points if p["column"] == "species" and p["clips"] == 25]
+    assert [p["seed"] for p in some] == [0, 1, 2]
+    [(clips, mean, low, high)] = scaling_law.over_seeds(some)
+    assert clips == 25 and high - mean == pytest.approx(4.303 * 0.01 / 3 ** 0.5, rel=1e-3)  # t(2) at 97.5 %
+    [(_, mean, low, high)] = scaling_law.over_seeds(some[:1])
+    assert (mean - low, high - mean) == pytest.approx((0.04, 0.03))
+    [both] = [p for p in points if (p["column"], p["run"]) == ("mean of tasks", "patch-25-s0")]
+    assert both["value"] - both["low"] == pytest.approx(0.04 / 2 ** 0.5), "of two independent tasks"
+
+
+def test_seeds_of_a_probe_are_averaged_and_the_newest_file_counts(study):
+    runs = study([25])
+    folder = runs / "patch-25-s0"
+    name = f"elsewhere/{folder.name}"
+    rows = [{"task": "species", "group": None, "probe": "finetune", "encoder": name, "seed": seed,
+             "value": 0.5 + 0.1 * seed, "ci95": [0.4 + 0.1 * seed, 0.7]} for seed in range(3)]
+    old, new = folder / "a.json", folder / "finetune" / "b.json"
+    new.parent.mkdir()
+    (new.parent / "config.json").write_text('{"lr": 1}')  # of a fine-tuning, which is no run of its own
+    for path, some, age in ((old, rows[:1], 100), (new, rows, 0)):
+        path.write_text(json.dumps({"results": some}))
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    points, probe, _ = scaling_law.run_points([runs])
+    [point] = [p for p in points if p["column"] == "species" and p["clips"]]
+    assert probe == "finetune", "the most telling probe that is there"
+    assert [point[k] for k in ("value", "low", "high")] == pytest.approx([0.6, 0.5, 0.7])
+
+
+def test_two_sizes_have_no_law_but_a_reason(study):
+    points, probe, _ = scaling_law.run_points([study([25, 50])])
+    points += scaling_law.published_points()
+    _, laws = scaling_law.drawing(points)
+    caption = scaling_law.describe(points, laws, probe)
+    assert laws["mean of tasks"]["ssast patch"]["law"] is None
+    assert "No law for ssast patch: fewer than three sizes." in caption
+    assert "GPM-BT patch, all: log-linear" in caption, "the published points stand beside"
+
+
+def test_a_run_without_one_of_the_tasks_has_no_mean(study, capsys):
+    runs = study([25, 50, 100])
+    path = runs / "patch-50-s0" / "knn.json"
+    rows = [r for r in json.loads(path.read_text())["results"] if r["task"] != "species"]
+    path.write_text(json.dumps({"results": rows}))
+    points, _, notes = scaling_law.run_points([runs])
+    assert {p["clips"] for p in points if p["column"] == "mean of tasks" and p["clips"]} == {25, 100}
+    assert notes[0] == "patch-50-s0: no score of species, so none in species"
+
+
+def test_beans_groups_make_the_columns(study):
+    runs = study([25], tasks=("watkins", "dcase", "esc50"))
+    for path in runs.glob("*/knn.json"):
+        content = json.loads(path.read_text())
+        for row in content["results"]:
+            row["group"] = {"watkins": "classification", "dcase": "detection", "esc50": "auxiliary"}[row["task"]]
+        path.write_text(json.dumps(content))
+    columns = dict.fromkeys(p["column"] for p in scaling_law.run_points([runs])[0])
+    assert list(columns) == ["classification", "detection", "auxiliary", "all", "held-out loss"]
+
+
+# --------------------------------------------------------------------------------------------------- what runs leave
+
+def test_curves_show_every_part_of_the_loss_in_training_and_held_out(draw, run):
+    _, rows, about = draw("--curves", run)
+    assert {"loss", "nce", "mse", "lr", "clips_per_second"} <= set(about["quantities"])
+    assert about["quantities"][0] == "loss" and about["quantities"][-1] == "clips_per_second"
+    assert sum(",valid_loss," in r for r in rows) == 3 and sum(",loss," in r for r in rows) == 4
+
+
+def test_confusions_are_shares_of_the_true_class(draw, tmp_path):
+    labels = [f"a long species name {k}" for k in range(30)]
+    counts = np.random.default_rng(0).integers(0, 9, (30, 30)).tolist()
+    row = {"task": "species", "probe": "finetune", "encoder": "runs/a", "metric": "accuracy", "value": 0.5,
+           "confusion": counts, "per_class": dict.fromkeys(labels, {})}
+    small = row | {"task": "individual", "confusion": [[3, 1], [0, 0]], "per_class": {"x": {}, "y": {}}}
+    (tmp_path / "r.json").write_text(json.dumps({"results": [row, small, {"task": "none"}]}))
+    pages, rows, _ = draw("--confusion", tmp_path / "r.json")
+    assert len(rows) == 1 + 900 + 4 and "individual,x,y,1" in rows
+    images = [ax.images[0].get_array() for ax in axes_in(pages[0]) if ax.images]
+    assert np.allclose(images[1], [[0.75, 0.25], [0, 0]]), "a class without clips stays empty"
+
+
+# ------------------------------------------------------------------------------------------- over time and frequency
+
+def clip_of(encoder, seconds=None):
+    rng = np.random.default_rng(0)
+    n = round((seconds or encoder.config.clip_seconds) * encoder.config.sample_rate)
+    wave = torch.from_numpy(rng.standard_normal((1, n)).astype(np.float32) * 0.1)
+    return spectrograms.Clip(encoder, None, "x", "x.wav", 0.0, wave)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"stride": (8, 10), "pad": "published"}])
+def test_patches_go_back_to_their_places(overrides):
+    clip = clip_of(load_encoder("ssast-laptop-patch", depth=1, **overrides))
+    back, spec = clip.paint(clip.encoder.patches(clip.spec)[0]), clip.spec[0].numpy()
+    covered = (clip.grid[0] - 1) * clip.config.stride[1] + clip.config.patch[1]
+    assert back.shape == spec.shape and np.allclose(back[:, :covered], spec[:, :covered], atol=1e-6)
+
+
+def test_masks_and_the_reconstruction_of_a_run_are_drawn(draw, run, tiny):
+    _, rows, about = draw("--masks", "--checkpoint", run, "--data", tiny)
+    assert set(about["masks"]) == set(MASKS) - {"upstream"}, "upstream's sampler knows no short clips"
+    per_mask = {kind: [int(r.rsplit(",", 1)[1]) for r in rows if r.startswith(kind + ",")] for kind in about["masks"]}
+    shares = {sum(hidden) / len(hidden) for hidden in per_mask.values()}
+    assert len(shares) == 1 and abs(shares.pop() - 0.8) < 0.02, "all hide the same share, the run's"
+    assert 0 < about["reconstruction_error"] < 10 and "paints under the patch mask" in about["caption"]
+
+
+def test_a_reconstruction_changes_hidden_patches_only(run):
+    clip = clip_of(load_encoder(run))
+    clip.run, clip.source = run, str(run)
+    mask = MASKS["patch"](torch.tensor([0]), clip.grid, 0.8)
+    state = torch.load(max(run.glob("checkpoint-*.pt")))["objective"]
+    guess = spectrograms.reconstruct(clip, mask, None)
+    tokens = clip.encoder.tokens(clip.spec, mask)[:, 2:]
+    hidden = torch.relu(tokens @ state["reconstruct.0.weight"].T + state["reconstruct.0.bias"])
+    expected = hidden @ state["reconstruct.2.weight"].T + state["reconstruct.2.bias"]
+    assert torch.allclose(guess.flatten(0, 1), expected[0], atol=1e-5)
+
+
+def test_a_published_file_brings_its_head(parity):
+    path, _, _ = parity("ssast_tiny_patch")
+    clip = clip_of(load_encoder(path, "ssast"), seconds=1)
+    clip.source = str(path)
+    mask = MASKS["frame"](torch.tensor([0]), clip.grid, 0.5)
+    guess = spectrograms.reconstruct(clip, mask, SimpleNamespace(format="ssast"))
+    last = torch.load(path)["module.gpredlayer.2.weight"]
+    assert guess.shape == (*clip.grid, len(last)) and guess.std() > 0
+    with torch.no_grad():
+        hidden = clip.encoder.tokens(clip.spec, mask)[0, 2:]
+        for layer in (0, 2):
+            weight, bias = (torch.load(path)[f"module.gpredlayer.{layer}.{k}"] for k in ("weight", "bias"))
+            hidden = torch.nn.functional.linear(hidden.relu() if layer else hidden, weight, bias)
+    assert torch.allclose(guess.flatten(0, 1), hidden, atol=1e-4)
+
+
+def test_a_masked_autoencoder_reconstructs_with_the_true_level_of_each_patch(run, tmp_path):
+    encoder = load_encoder("dasheng-laptop")
+    torch.manual_seed(0)
+    objective = MAE(encoder, decoder_dim=32, decoder_depth=1, decoder_heads=4)
+    folder = tmp_path / "mae"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"identity": {"decoder_heads": 4}}))
+    version = torch.load(max(run.glob("checkpoint-*.pt")))["version"]
+    torch.save({"version": version, "objective": objective.state_dict()}, folder / "checkpoint-00000001.pt")
+    clip = clip_of(encoder)
+    clip.run = folder
+    mask = MASKS["group"](torch.tensor([0]), clip.grid, 0.75)
+    guess, patches = spectrograms.reconstruct(clip, mask, None), encoder.patches(clip.spec)[0]
+    with torch.no_grad():
+        loss, _ = objective.eval()(clip.spec, mask=mask)
+    scaled = ((guess - patches).square().mean(2) / (patches.var(2) + 1e-6))[mask[0]].mean()
+    assert guess.shape == patches.shape and float(scaled) == pytest.approx(float(loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["ssast-laptop-patch", "animal2vec-laptop"])
+def test_attention_is_what_the_block_computes(preset, monkeypatch):
+    """With the identity as values, scaled dot product attention gives its own weights."""
+    clip, kernel, weights = clip_of(load_encoder(preset)), torch.nn.functional.scaled_dot_product_attention, []
+
+    def spy(q, k, v, attn_mask=None):
+        weights.append(kernel(q, k, torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1), attn_mask=attn_mask))
+        return kernel(q, k, v, attn_mask=attn_mask)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    received, first = spectrograms.attention(clip.encoder, clip.spec, depth=2), clip.config.specials
+    n = weights[1].shape[-1]
+    expected = weights[1][0, :, first:].sum((0, 1))[first:] / (clip.config.heads * (n - first)) * n
+    assert torch.allclose(received.flatten(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["ssast-laptop-patch", "animal2vec-laptop", "dasheng-laptop"])
+def test_attention_that_looks_nowhere_is_even(preset):
+    encoder = load_encoder(preset)
+    clip = clip_of(encoder)
+    received = spectrograms.attention(encoder, clip.spec)
+    specials = encoder.config.specials
+    assert received.shape == clip.grid and (specials or float(received.mean()) == pytest.approx(1, abs=1e-4))
+    with torch.no_grad():
+        encoder.blocks[-1].attn.qkv.weight.zero_()
+        if encoder.config.alibi:
+            encoder.alibi_scale.zero_()
+    assert torch.allclose(spectrograms.attention(encoder, clip.spec), torch.ones(clip.grid), atol=1e-4)
+    assert not encoder.blocks[-1].attn._forward_pre_hooks
+
+
+def test_attention_is_drawn_in_hertz_and_seconds(draw, run, tiny):
+    sound = next((tiny / "detection" / "audio").iterdir())
+    pages, rows, about = draw("--attention", sound, "--checkpoint", run, "--start", "2", "--depth", "2")
+    assert about["block"] == 2 and len(rows) == 1 + 25 * 4 and rows[1].startswith("2.08,0,")
+    top = axes_in(pages[0])[0]
+    assert top.get_ylabel() == "frequency (kHz)" and [t.get_text() for t in top.get_yticklabels()][-1] == "4"
+    assert top.get_xlim() == pytest.approx((2, 6), abs=0.03)
+
+
+def test_raw_wave_encoders_are_drawn_over_a_spectrogram_for_people(draw, tiny):
+    sound = next((tiny / "detection" / "audio").iterdir())
+    _, rows, _ = draw("--masks", sound, "--checkpoint", "animal2vec-laptop")
+    assert len(rows) == 1 + len(MASKS) * 200
+
+
+def test_mel_bands_are_labelled_where_their_frequency_lies():
+    encoder = load_encoder("ssast-laptop-patch", depth=1)
+    config = encoder.config
+    time = torch.arange(16000) / 16000
+    for hertz in (500.0, 2000.0, 4000.0):
+        loudest = int(encoder.fbank(torch.sin(2 * torch.pi * hertz * time)[None])[0].mean(1).argmax())
+        assert abs(loudest - figures.band(hertz, config)) < 1
+
+
+def test_a_tone_lies_at_its_frequency_and_steady_noise_is_white():
+    axes = figures.Figure().add_subplot()
+    rng, time = np.random.default_rng(0), np.arange(48000) / 48000
+    wave = 0.01 * rng.standard_normal(48000) + np.sin(2 * np.pi * 6000 * time) * (np.abs(time - 0.5) < 0.1)
+    image = figures.power_image(axes, wave, 48000)
+    db, (_, right, low, high) = np.asarray(image.get_array()), image.get_extent()
+    assert (low, high) == (0, 24) and abs(right - 1) < 0.03
+    f, t = np.unravel_index(db.argmax(), db.shape)
+    assert abs(f / len(db) * 24 - 6) < 0.2 and abs(t / db.shape[1] - 0.5) < 0.12
+    assert abs(np.median(db[:, :10])) < 3, "no band stands out by its noise"
+
+
+def test_detections_stand_over_annotations(draw, tiny, tmp_path):
+    first = json.loads((tiny / "detection" / "test.jsonl").read_text().splitlines()[0])
+    event = first["annotations"][0]
+    table = tmp_path / "found.csv"
+    table.write_text("file,start,end,label,score,low,high\n"
+                     f"{first['path']},{event['st']},{event['ed']},{event['label']},0.9,500,3000\n"
+                     "another.wav,0,1,owl,0.5,,\n")
+    annotations = tiny / "detection" / "test.jsonl"
+    pages, rows, about = draw("--events", table, "--annotations", annotations, "--data", tiny / "detection",
+                              "--seconds", "60")
+    assert sum(r.startswith("detected") for r in rows) == 1, "another recording's events are left out"
+    assert sum(r.startswith("annotated") for r in rows) == len(first["annotations"])
+    assert about["recording"].endswith(first["path"])
+    names = [t.get_text() for t in pages[1].findobj(Text)]
+    assert event["label"] in names and "owl" not in names and "time (s)" in names
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--published"], "--published belongs to --scaling"),
+    (["--scaling", "nowhere"], "nowhere: no such folder of runs"),
+    (["--scaling", "EMPTY"], "no runs in or below"),
+    (["--scaling", "STUDY", "--probe", "linear"], "--probe linear: these results hold knn, knn-raw"),
+    (["--curves", "EMPTY"], "log.jsonl: no such log"),
+    (["--confusion", "nothing.json"], "not a result file"),
+    (["--confusion", "STUDY/patch-25-s0/knn.json"], "none of its results holds a confusion matrix"),
+    (["--events", "nothing.csv"], "nothing.csv"),
+    (["--checkpoint", "untrained"], "of which encoder"),
+    (["--checkpoint", "nothing.pt"], "no such checkpoint"),
+    (["--label", "colour", "--checkpoint", "ssast-laptop-patch"], "--label colour"),
+    (["--masks", "--checkpoint", "a", "b"], "name one"),
+    (["--attention", "SOUND", "--start", "99", "--checkpoint", "ssast-laptop-patch"], "s long"),
+    (["--attention", "SOUND", "--depth", "5", "--checkpoint", "ssast-laptop-patch"], "this encoder has 4 blocks"),
+    (["--masks", "--curves", "x"], "not allowed with"),
+    (["--perplexity", "-3"], "a number above 0"),
+])
+def test_a_mistake_is_one_line_with_the_remedy(tiny, study, tmp_path, monkeypatch, arguments, message):
+    (tmp_path / "empty").mkdir()
+    places = {"EMPTY": tmp_path / "empty", "SOUND": next((tiny / "detection" / "audio").iterdir())}
+    if any("STUDY" in a for a in arguments):
+        places["STUDY"] = study([25])
+    for name, place in places.items():
+        arguments = [a.replace(name, str(place)) for a in arguments]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        plot_tsne.main([*arguments, "--data", str(tiny), "--workers", "0"])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "runs" / "figures").exists(), "nothing is left behind"
