@@ -84,6 +84,9 @@ def parse_args(argv=None):
     g.add_argument("--keep", type=cli.positive_int, default=2, help="newest checkpoints that stay")
     g.add_argument("--milestone", type=cli.natural, default=0, help="keep every checkpoint at a multiple of this step")
     g.add_argument("--eval-every", type=cli.positive_int, help="steps between evaluations on the held-out clips")
+    g.add_argument("--probe-every", type=cli.positive_int, metavar="STEPS", help="log a kNN score on --probe-task's "
+                   "validation split so often")
+    g.add_argument("--probe-task", metavar="TASK", help="folder of a task (default: the demo's species)")
     g.add_argument("--log-every", type=cli.positive_int, default=10, help="steps between rows of log.jsonl")
     g.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with the run in --out")
     g.add_argument("--extend", action="store_true", help="let a finished run go on to --steps")
@@ -153,6 +156,8 @@ def _fill_in(args):
         if named and not Path(args.data).exists():
             raise UserError(f"--subset {args.subset} reads {args.data}, which does not exist: make it with python "
                             f"data.py index FOLDER --out {args.data}, or name another manifest with --data")
+    if args.probe_every and args.probe_task is None and args.data != DEMO:
+        raise UserError("--probe-every needs a task with labels: name a folder with --probe-task")
     if args.out is None:
         what = [] if args.data in (DEMO, CORPUS) else [Path(args.data).resolve().stem]
         what += [args.subset] if args.subset != "all" or not what else []
@@ -385,6 +390,9 @@ def train(args, trainer, loader, valid, log, stop, out):
     import runlog
     from data import BadLog
     procs = trainer.procs
+    if args.probe_every:
+        import probes
+        task = probe_task(args)
     bar = cli.Progress(args.steps, trainer.step, procs.main)
     saver, bad = engine.Saver(out, args.keep, args.milestone), BadLog(out / "bad.jsonl", args.max_bad)
     meter = runlog.Meter(procs, args.batch_size, trainer.objective)
@@ -414,6 +422,10 @@ def train(args, trainer, loader, valid, log, stop, out):
             bar.say(f"step {step:>6}  {describe(scores or row, 'held-out ' if scores else '')}  {bar.speed}")
             if args.schedule == "plateau" and scores:
                 trainer.plateau.update(scores.get("accuracy", -scores["loss"]))
+        if log and args.probe_every and (step % args.probe_every == 0 or last):
+            score = probes.online_knn(trainer.objective.exported, task, procs.device, workers=args.workers)
+            log.write({"step": step, "knn": score})
+            bar.say(f"step {step:>6}  kNN on {task.name} (validation) {score:.3f}")
         if procs.main and (step % args.save_every == 0 or last or stopping):
             if complaint := saver.save(trainer.state_dict(), step, trainer.objective.exported, last):
                 bar.say(complaint)
@@ -421,6 +433,11 @@ def train(args, trainer, loader, valid, log, stop, out):
             break
     bar.close()
     return (stop.received or "a signal to another process") if trainer.step < args.steps else None
+
+
+def probe_task(args):
+    from tasks import load_task
+    return load_task(args.probe_task or "species", root=None if args.probe_task else DEMO)
 
 
 def evaluate_held_out(trainer, valid, log):

@@ -174,8 +174,8 @@ def test_beans_is_grouped_and_published_rows_stand_apart_by_protocol(runs, judge
     assert "first" in row
     assert f"{means['classification'][0]:.3f} (1 of 5)" in row and f"{means['all'][0]:.3f} (3 of 12)" in row
     blocks = text.split("\n\n")
-    gpm, linear = (next(b for b in blocks if b.startswith(f"protocol {p}")) for p in ("gpm-bt", "linear probe"))
-    assert "GPM-BT 1.23M bio, patch" in gpm and "Perch" not in gpm and "Perch 1" in linear and "GPM" not in linear
+    gpm, linear = (next(b for b in blocks if b.startswith(f"protocol {p}")) for p in ("gpm-bt", "perch"))
+    assert "GPM-BT 1.23M frame" in gpm and "Perch" not in gpm and "Perch 1" in linear and "GPM" not in linear
 
 
 def test_a_fine_tuned_model_is_judged_by_its_own_head(runs, judged, tiny, tmp_path):

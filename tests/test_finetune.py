@@ -400,7 +400,7 @@ def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp
     assert means["all"][0] == pytest.approx(weighted / 12)
     assert heads.load(tmp_path / "out" / "bats" / "finetuned.pt").encoder.config.sample_rate == 250000
     text = capsys.readouterr().out
-    assert f"{means['all'][0]:.3f}" in text and "GPM-BT 1.23M bio, patch" in text and "0.658" in text
+    assert f"{means['all'][0]:.3f}" in text and "GPM-BT 1.23M secondary" in text and "0.658" in text
 
 
 def test_clips_with_several_labels_run_fold_by_fold(tiny, tmp_path, capsys):
@@ -427,8 +427,8 @@ def test_group_means_weigh_5_5_2_and_seeds_of_a_task_first():
 
 def test_published_averages_follow_from_their_groups():
     for row in json.loads((ROOT / "published.json").read_text())["rows"]:
-        if None not in (row["cls"], row["det"], row["aux"]):
-            weighted = 5 * row["cls"] + 5 * row["det"] + 2 * row["aux"]
+        if None not in (row["classification"], row["detection"], row["auxiliary"]):
+            weighted = 5 * row["classification"] + 5 * row["detection"] + 2 * row["auxiliary"]
             assert row["all"] == pytest.approx(weighted / 12, abs=0.0015), row
 
 

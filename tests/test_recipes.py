@@ -311,6 +311,17 @@ def test_secondary_pre_training_starts_lower_than_from_scratch(tmp_path, name):
         assert secondary(wave, seeds=seeds)[0] < scratch(wave, seeds=seeds)[0]
 
 
+def test_an_online_probe_is_logged_and_changes_nothing(tiny, tmp_path):
+    pretrain.main(start(tiny, tmp_path / "a"))
+    pretrain.main(start(tiny, tmp_path / "b", "--probe-every", "2", "--probe-task", str(tiny / "species")))
+    rows = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "knn" in row] == [2, 4]
+    a, b = (torch.load(tmp_path / run / "encoder.pt")["model"] for run in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(UserError, match="--probe-task"):
+        pretrain.main(start(tiny, tmp_path / "c", "--probe-every", "2"))
+
+
 def test_a_setting_of_another_recipe_is_refused():
     with pytest.raises(UserError, match="--clones does not belong to recipe dasheng, which has --masking"):
         pretrain.parse_args(["--recipe", "dasheng", "--clones", "4"])
