@@ -246,8 +246,8 @@ def _mel_presets():
     small, base = dict(dim=384, heads=6), dict(dim=768, heads=12)
     large = dict(dim=1024, depth=24, heads=16)
     laptop = dict(dim=128, depth=4, heads=4, frames=400, mean=0.0)
-    kaldi_laptop = laptop | dict(n_mels=64, denoise=0.5, scale=1.2)
-    db_laptop = laptop | dict(floor_db=0.0, denoise=2.0, scale=5.0)
+    kaldi_laptop = laptop | dict(n_mels=64, denoise=2.0, scale=1.2)
+    db_laptop = laptop | dict(floor_db=0.0, denoise=8.0, scale=5.0)
     table = {}
     mel_db = dict(frontend="mel-db", n_mels=64, patch=(64, 4), stride=(64, 4))
     dasheng = mel_db | dict(window=0.032, f_min=0.0, floor_db=120.0, mean=0.0, scale=1.0, frames=1008, specials=0,
@@ -315,7 +315,7 @@ _DASHENG = {
         floor=0.1, differs="batch of one process; AdamW in 32 bits, no decay of biases and norms; floor of the "
                            "decibels a clip, not a batch"),
     "laptop": _LAPTOP | dict(
-        objective="MAE", preset="dasheng-laptop", masking="group", hidden=0.75, decoder_dim=64, decoder_depth=2,
+        objective="MAE", preset="dasheng-laptop", steps=800, lr=1e-3, masking="group", hidden=0.75, decoder_dim=64, decoder_depth=2,
         decoder_heads=4)}
 _AUDIOMAE = {
     "paper": _TRAINING | dict(
@@ -323,7 +323,7 @@ _AUDIOMAE = {
         decoder_heads=16, batch_size=512, epochs=33, lr=4e-4, betas=(0.9, 0.95), weight_decay=1e-4, warmup=11_400,
         differs="plain decoder instead of shifted windows; no random gain"),
     "laptop": _LAPTOP | dict(
-        objective="MAE", preset="audiomae-laptop", masking="frame", hidden=0.75, decoder_dim=64, decoder_depth=2,
+        objective="MAE", preset="audiomae-laptop", steps=1000, lr=1e-3, masking="frame", hidden=0.75, decoder_dim=64, decoder_depth=2,
         decoder_heads=4)}
 _EAT = {
     "paper": _TRAINING | dict(
@@ -332,15 +332,15 @@ _EAT = {
         lr=5e-4, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.05, warmup=53_333, clip=4.0,
         differs="uniform noise in hidden places; utterance loss weighted as on 4 GPUs of 12 clips"),
     "laptop": _LAPTOP | dict(
-        objective="EAT", preset="eat-laptop", masking="block", hidden=0.8, clones=4, cls_weight=1.0, noise=0.01,
-        decoder_dim=128, decoder_depth=2, ema=(0.99, 0.999))}
+        objective="EAT", preset="eat-laptop", steps=350, lr=1e-3, masking="block", hidden=0.8, clones=4,
+        cls_weight=1.0, noise=0.01, decoder_dim=128, decoder_depth=2, ema=(0.99, 0.999))}
 _ATST_PAPER = _TRAINING | dict(
     objective="ATST", frames=False, preset="atst-small", view_seconds=6.0, mix=0.4, canvas="published", head_dim=4096,
     ema=(0.99, 1.0), drop_path=0.1, batch_size=1536, steps=39_100, lr=3e-3, weight_decay=0.04, weight_decay_end=0.4,
     warmup=1300, floor=3.3e-4, differs="one mixing partner a clip, from the corpus, not from a memory; class token, "
                                        "positions and mask token are not decayed")
 _ATST_LAPTOP = _LAPTOP | dict(
-    objective="ATST", frames=False, preset="atst-laptop", view_seconds=2.4, mix=0.4, canvas="floor", head_dim=512,
+    objective="ATST", frames=False, preset="atst-laptop", steps=350, lr=3e-4, view_seconds=2.4, mix=0.4, canvas="floor", head_dim=512,
     ema=(0.99, 1.0))
 _ATST = {"paper": _ATST_PAPER, "laptop": _ATST_LAPTOP}
 _ATST_FRAME = {
@@ -350,7 +350,7 @@ _ATST_FRAME = {
         differs=_ATST_PAPER["differs"] + "; hides the 0.50 that the code really hides, not the nominal 0.65, and all "
                                          "frames alike"),
     "laptop": _ATST_LAPTOP | dict(
-        frames=True, preset="atst-frame-laptop", view_seconds=4.0, masking="span", hidden=0.5, span=5)}
+        frames=True, preset="atst-frame-laptop", steps=200, view_seconds=4.0, masking="span", hidden=0.5, span=5)}
 _ANIMAL2VEC = {
     "paper": _TRAINING | dict(
         objective="Animal2Vec", preset="animal2vec-large", masking="span", hidden=0.93, span=2, clones=12, noise=0.01,
@@ -358,8 +358,8 @@ _ANIMAL2VEC = {
         lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, warmup=10_000, clip=1.0,
         differs="uniform noise in hidden places; spans hide the ends as often as the middle; no dropout"),
     "laptop": _LAPTOP | dict(
-        objective="Animal2Vec", preset="animal2vec-laptop", normalise="preset", batch_size=16, masking="span",
-        hidden=0.8, span=5, clones=4, noise=0.01, mix=1.0, decoder_dim=128, decoder_depth=2, ema=(0.99, 0.999))}
+        objective="Animal2Vec", preset="animal2vec-laptop", normalise="preset", batch_size=16, steps=150, lr=1e-3,
+        masking="span", hidden=0.8, span=5, clones=4, noise=0.01, mix=1.0, decoder_dim=128, decoder_depth=2, ema=(0.99, 0.999))}
 
 RECIPES = {
     "ssast": _SSAST,
