@@ -154,9 +154,10 @@ def open_model(args, old):
     if args.predict or args.events:
         import heads
         if args.checkpoint is None:
-            raise UserError("--predict and --events need --checkpoint, the finetuned.pt of python finetune.py")
+            raise UserError("--predict and --events need --checkpoint: the finetuned.pt of python finetune.py, or a "
+                            "published fine-tuned file")
         path = Path(args.checkpoint) / "finetuned.pt" if Path(args.checkpoint).is_dir() else Path(args.checkpoint)
-        return heads.load(path), str(args.checkpoint)
+        return heads.load(path, args.format), str(args.checkpoint)
     source = args.checkpoint or old.get("source") or newest_encoder("runs")
     pool = args.pool or old.get("pool")
     return load_encoder(source, args.format or old.get("format"), **({"pool": pool} if pool else {})), str(source)

@@ -15,11 +15,11 @@ from model import VERSION, Encoder, load_exactly, write_atomically
 
 
 class Head(nn.Module):
-    """LayerNorm (eps 1e-5, SSAST's) and a linear layer."""
+    """LayerNorm (eps 1e-5, SSAST's; some published heads have none, eps None) and a linear layer."""
 
-    def __init__(self, width, classes):
+    def __init__(self, width, classes, eps=1e-5):
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.Identity() if eps is None else nn.LayerNorm(width, eps)
         self.linear = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
@@ -207,12 +207,12 @@ def save(model, path):
     write_atomically({"version": VERSION, "config": config, "model": encoder, "head": head}, path)
 
 
-def load(path):
-    """The `FineTuned` model of a file that `save` wrote, in eval mode."""
+def load(path, format=None):
+    """The `FineTuned` model of a file that `save` wrote, or of a published fine-tuned one, in eval mode."""
     content = convert.open_file(path)
     head = content.get("head") if isinstance(content, dict) else None
     if not isinstance(head, dict):
-        raise UserError(f"{path}: holds no head, so it can't score; give a finetuned.pt that finetune.py wrote")
+        return _published(path, format)
     found = convert.read(path)
     encoder = Encoder(found.config)
     load_exactly(encoder, found.state, path)
@@ -222,4 +222,22 @@ def load(path):
     load_exactly(model.head, own, path)
     if model.frame_head is not None:
         load_exactly(model.frame_head, {k[7:]: v for k, v in head["state"].items() if k not in own}, path)
+    return model.eval()
+
+
+def _published(path, format):
+    """A published fine-tuned file (AST, SSAST, EAT, AudioMAE, animal2vec): its encoder and head, in eval mode. Scores
+    are sigmoids, as AudioSet's are; classes without names are numbered."""
+    found = convert.read(path, format)
+    parts = found.heads.get("head") or found.heads.get("frames")
+    if parts is None:
+        raise UserError(f"{path}: holds no head, so it can't score; give a finetuned.pt that finetune.py wrote, or a "
+                        "published fine-tuned file")
+    encoder = Encoder(found.config)
+    load_exactly(encoder, found.state, path)
+    labels = found.labels or [f"class {k}" for k in range(len(parts["linear.bias"]))]
+    model = FineTuned(encoder, labels, "sigmoid")
+    eps = float(parts["norm.eps"]) if "norm.eps" in parts else None
+    model.head = Head(parts["linear.weight"].shape[1], len(labels), eps)
+    load_exactly(model.head, {k: v for k, v in parts.items() if k != "norm.eps"}, path)
     return model.eval()

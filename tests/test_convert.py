@@ -9,6 +9,7 @@ import torch
 
 import cases
 import convert
+import heads
 from cli import UserError
 from model import Encoder, head_outputs, load_encoder
 from recipes import PRESETS
@@ -188,6 +189,18 @@ def test_animal2vec_equals_the_published_implementation_at_every_stage(tmp_path)
     assert len(outputs_of_blocks) == 2, "the prenet block is left out"
     assert far(torch.stack(outputs_of_blocks).mean(0), outputs["avg"]) < 5e-6
     assert far(encoder.frames(inputs["wav"]), outputs["avg"]) < 1e-4, "the wave is standardised again"
+
+
+@pytest.mark.parametrize("name, format, classes", [("eat_base_tokens", "eat", 5), ("animal2vec_tokens", "animal2vec", 12)])
+def test_a_published_fine_tuned_file_scores_clips_and_frames(tmp_path, name, format, classes):
+    opened(tmp_path, format, case(name, blocks=2 if format == "eat" else None)[0], "fine-tuned")
+    model = heads.load(tmp_path / "published.pt")
+    wave = 0.1 * torch.randn(2, model.encoder.config.clip_samples // 4)
+    published = model.encoder.heads or convert.read(tmp_path / "published.pt").heads
+    logits = head_outputs(next(iter(published.values())), model.encoder.embed(wave))
+    assert model.scores(wave).shape == (2, classes)
+    assert far(model.scores(wave), logits.sigmoid()) < 1e-5
+    assert model.frame_scores(wave).shape[2] == classes == len(model.labels)
 
 
 def test_animal2vecs_fine_tuned_head_gives_named_logits_for_each_frame(tmp_path):
