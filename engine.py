@@ -1,4 +1,4 @@
-"""What pre-training and fine-tuning share: processes, precision, optimiser, schedule, step, checkpoints (logs: runlog.py).
+"""What pre-training and fine-tuning share: processes, precision, optimiser, schedule, step, checkpoints.
 
 A run is a pure function of its settings: the order of clips, crops and masks come from (seed, epoch, index), the
 learning rate from the step, random layers from a generator seeded by (seed, step). So the state of a run is the

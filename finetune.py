@@ -236,7 +236,8 @@ def print_tables(rows, per_class):
         values = [row["value"] for row in rows if row["task"] == name]
         if len(values) > 1:
             mean = sum(values) / len(values)
-            print(f"{name:<{width}}  mean of {len(values)} runs {mean:.3f}, from {min(values):.3f} to {max(values):.3f}")
+            print(f"{name:<{width}}  mean of {len(values)} runs {mean:.3f}, from {min(values):.3f} to "
+                  f"{max(values):.3f}")
     if any(row["group"] for row in rows):
         print_beans(rows)
 
@@ -254,7 +255,7 @@ def print_beans(rows):
     print(f"{'this run':<{width}}  " + " ".join(f"{cell:<14}" for cell in cells) +
           f" protocol {rows[0]['protocol'] or 'own'}, mean of {len({row['seed'] for row in rows})} seed(s)")
     for row in published:
-        cells = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("classification", "detection", "auxiliary", "all")]
+        cells = ["–" if row[key] is None else f"{row[key]:.3f}" for key in total]
         print(f"{row['name']:<{width}}  " + " ".join(f"{cell:<14}" for cell in cells) + f" {row['source']}")
 
 

@@ -315,16 +315,16 @@ _DASHENG = {
         floor=0.1, differs="batch of one process; AdamW in 32 bits, no decay of biases and norms; floor of the "
                            "decibels a clip, not a batch"),
     "laptop": _LAPTOP | dict(
-        objective="MAE", preset="dasheng-laptop", steps=800, lr=1e-3, masking="group", hidden=0.75, decoder_dim=64, decoder_depth=2,
-        decoder_heads=4)}
+        objective="MAE", preset="dasheng-laptop", steps=800, lr=1e-3, masking="group", hidden=0.75, decoder_dim=64,
+        decoder_depth=2, decoder_heads=4)}
 _AUDIOMAE = {
     "paper": _TRAINING | dict(
         objective="MAE", preset="audiomae-base", masking="frame", hidden=0.8, decoder_dim=512, decoder_depth=8,
         decoder_heads=16, batch_size=512, epochs=33, lr=4e-4, betas=(0.9, 0.95), weight_decay=1e-4, warmup=11_400,
         differs="plain decoder instead of shifted windows; no random gain"),
     "laptop": _LAPTOP | dict(
-        objective="MAE", preset="audiomae-laptop", steps=1000, lr=1e-3, masking="frame", hidden=0.75, decoder_dim=64, decoder_depth=2,
-        decoder_heads=4)}
+        objective="MAE", preset="audiomae-laptop", steps=1000, lr=1e-3, masking="frame", hidden=0.75, decoder_dim=64,
+        decoder_depth=2, decoder_heads=4)}
 _EAT = {
     "paper": _TRAINING | dict(
         objective="EAT", preset="eat-base", masking="block", hidden=410, clones=16, cls_weight=192.0, noise=0.01,
@@ -340,8 +340,8 @@ _ATST_PAPER = _TRAINING | dict(
     warmup=1300, floor=3.3e-4, differs="one mixing partner a clip, from the corpus, not from a memory; class token, "
                                        "positions and mask token are not decayed")
 _ATST_LAPTOP = _LAPTOP | dict(
-    objective="ATST", frames=False, preset="atst-laptop", steps=350, lr=3e-4, view_seconds=2.4, mix=0.4, canvas="floor", head_dim=512,
-    ema=(0.99, 1.0))
+    objective="ATST", frames=False, preset="atst-laptop", steps=350, lr=3e-4, view_seconds=2.4, mix=0.4,
+    canvas="floor", head_dim=512, ema=(0.99, 1.0))
 _ATST = {"paper": _ATST_PAPER, "laptop": _ATST_LAPTOP}
 _ATST_FRAME = {
     "paper": _ATST_PAPER | dict(
@@ -359,7 +359,8 @@ _ANIMAL2VEC = {
         differs="uniform noise in hidden places; spans hide the ends as often as the middle; no dropout"),
     "laptop": _LAPTOP | dict(
         objective="Animal2Vec", preset="animal2vec-laptop", normalise="preset", batch_size=16, steps=150, lr=1e-3,
-        masking="span", hidden=0.8, span=5, clones=4, noise=0.01, mix=1.0, decoder_dim=128, decoder_depth=2, ema=(0.99, 0.999))}
+        masking="span", hidden=0.8, span=5, clones=4, noise=0.01, mix=1.0, decoder_dim=128, decoder_depth=2,
+        ema=(0.99, 0.999))}
 
 RECIPES = {
     "ssast": _SSAST,

@@ -135,7 +135,8 @@ def load_task(task, root=None, low=False, fold=None, window=None, hop=None):
     source = _Source(name, settings, home, root)
     if (settings and settings.hop) or (not settings and _lists_events(next(iter(lists.values())))):
         if fold is not None or "all" in lists:
-            raise UserError(f"task {name} lists calls in recordings: it wants train, valid and test; folds are for clips")
+            raise UserError(f"task {name} lists calls in recordings: it wants train, valid and test; folds are for "
+                            "clips")
         return _detection_task(source, lists, window, hop)
     return _clip_task(source, lists, fold)
 

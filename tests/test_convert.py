@@ -191,7 +191,8 @@ def test_animal2vec_equals_the_published_implementation_at_every_stage(tmp_path)
     assert far(encoder.frames(inputs["wav"]), outputs["avg"]) < 1e-4, "the wave is standardised again"
 
 
-@pytest.mark.parametrize("name, format, classes", [("eat_base_tokens", "eat", 5), ("animal2vec_tokens", "animal2vec", 12)])
+@pytest.mark.parametrize("name, format, classes", [("eat_base_tokens", "eat", 5),
+                                                   ("animal2vec_tokens", "animal2vec", 12)])
 def test_a_published_fine_tuned_file_scores_clips_and_frames(tmp_path, name, format, classes):
     opened(tmp_path, format, case(name, blocks=2 if format == "eat" else None)[0], "fine-tuned")
     model = heads.load(tmp_path / "published.pt")

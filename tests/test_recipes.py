@@ -27,6 +27,8 @@ def small(name, **changes):
     config = replace(config, dim=64, depth=2, heads=4, frames=config.frames // 4)  # 1 s
     if "view_seconds" in recipe:
         recipe["view_seconds"] /= 4
+    if "clones" in recipe:
+        recipe["clones"] = 2
     torch.manual_seed(0)
     return objective_of(recipe, Encoder(config))
 
