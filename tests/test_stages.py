@@ -16,8 +16,7 @@ from cli import UserError
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--batch-size", "4", "--steps", "2", "--warmup", "1", "--valid", "4", "--workers", "0"]
-STAGES = ("pretrain.py", "finetune.py", "evaluate.py", "extract.py", "plot_tsne.py", "bench.py", "data.py",
-          "convert.py")
+STAGES = ("pretrain.py", "finetune.py", "evaluate.py", "extract.py", "plot_tsne.py", "bench.py", "data.py")
 
 
 def command(script, *arguments, cwd=ROOT):
