@@ -325,19 +325,22 @@ def score_tracks(run):
 
 
 def compare(args, events, files):
-    """Print how well events agree with annotations of the same recordings."""
-    from annotations import read_annotations
+    """Print how well events agree with annotations, on the recordings that the annotations know."""
+    from annotations import read_recordings
     from metrics import match_events
-    truth, elsewhere = [], 0
-    for event in read_annotations(args.against):
-        file = which(event.file, files, Path(args.against).parent)
-        elsewhere += file is None
-        truth += [] if file is None else [replace(event, file=file)]
-    if not truth:
+    truth, known, elsewhere = [], set(), 0
+    for name, _, annotated in read_recordings(args.against):
+        file = which(name, files, Path(args.against).parent)
+        elsewhere += len(annotated) if file is None else 0
+        if file is not None:
+            known.add(file)
+            truth += [replace(event, file=file) for event in annotated]
+    if not known:
         raise UserError(f"--against {args.against}: none of its annotations is of the {len(files)} recordings here; "
                         "its paths should end like theirs")
-    found = match_events(events, truth, iou=args.iou)
-    print(f"against {args.against}, intersection over union of {args.iou:g} or more"
+    found = match_events([event for event in events if event.file in known], truth, iou=args.iou)
+    print(f"against {args.against} in {several(len(known))}, intersection over union of {args.iou:g} or more"
+          + (f" ({several(len(files) - len(known))} without annotations left out)" if len(known) < len(files) else "")
           + (f" ({elsewhere} annotations of other recordings left out)" if elsewhere else "")
           + f"\n  {'':<28} precision  recall  F1     found  wrong  missed")
     for label, row in [*found["per_class"].items(), ("all", found)]:

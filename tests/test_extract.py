@@ -393,7 +393,7 @@ def loud(monkeypatch):
 
         def scores(self, wave, lengths=None):
             return self.frame_scores(wave).amax(1)
-    monkeypatch.setattr(heads, "load", lambda path: Loud())
+    monkeypatch.setattr(heads, "load", lambda path, format=None: Loud())
     return Loud
 
 
@@ -434,6 +434,17 @@ def test_events_lie_where_the_calls_are_and_the_table_read_back_says_so(loud, ca
         two = [r for r in rows if r[column["Begin Path"]].endswith("two.wav")]
         assert all(float(r[column["Begin Time (s)"]]) == pytest.approx(7.3 + float(r[column["File Offset (s)"]]))
                    for r in two) and {r[column["High Freq (Hz)"]] for r in two} == {"24000.0"}
+
+
+def test_only_annotated_recordings_are_compared(loud, calls, capsys):
+    """Events in a recording that nobody has annotated are not called wrong."""
+    truth = [event for event in read_annotations(calls / "truth.csv") if event.file == "one.wav"]
+    write_annotations(calls / "some.csv", truth, "csv")
+    run(calls / "one.wav", calls / "two.wav", "--events", "csv", "--checkpoint", "x", "--against", calls / "some.csv",
+        "--out", calls / "out")
+    text = capsys.readouterr().out
+    assert "in 1 recording," in text and "(1 recording without annotations left out)" in text
+    assert text.splitlines()[-1].split()[-3:] == ["5", "0", "0"], text
 
 
 def test_audacity_labels_are_a_file_for_each_recording(loud, calls):
