@@ -440,15 +440,26 @@ class Encoder(nn.Module):
 
     def embed(self, wave, lengths=None, depth=None):
         """wave (B, S) of any length -> clip vectors (B, D): the mean of its valid patch tokens, or (pool "specials")
-        of its special tokens, or ("both", B, 2 D) these and then those, windows weighted by their valid columns."""
-        tokens, columns, clip, _ = self._pieces(wave, lengths, depth)
-        k, f = self.config.specials, self.config.grid[1]
-        weight, parts = columns.to(tokens.dtype)[:, None], []
+        of its special tokens, or ("both", B, 2 D) these and then those, windows weighted by their valid columns.
+
+        chunk_mean "uncut" reproduces ATST-Clip's code: windows that are more than half full count alike, and a
+        window's patches are summed and divided by all that is left of the clip, so that of 10 s the first 6 s count
+        × 0.6.
+        """
+        tokens, columns, clip, place = self._pieces(wave, lengths, depth)
+        k, f, parts = self.config.specials, self.config.grid[1], []
+        weight = share = columns.to(tokens.dtype)[:, None]
+        if self.config.chunk_mean == "uncut":
+            full = self.config.columns(self.config.chunk_frames)
+            total = columns.new_zeros(len(wave)).index_add_(0, clip, columns)
+            weight = ((place == 0) | (2 * columns > full)).to(tokens.dtype)[:, None]
+            share = (total[clip] - place * full).to(tokens.dtype)[:, None]
         if self.config.pool != "mean":
             parts.append(tokens[:, :k].mean(1) * weight)
         if self.config.pool != "specials":
             x = tokens[:, k:].unflatten(1, (-1, f)).mean(2)  # (M, T', D)
-            parts.append((x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1))
+            x = (x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1)
+            parts.append(x * (weight / share))
         x = torch.cat(parts, 1)
         total = x.new_zeros(len(wave), x.shape[1]).index_add_(0, clip, x)
         return total / x.new_zeros(len(wave), 1).index_add_(0, clip, weight)

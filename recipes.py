@@ -34,6 +34,7 @@ class EncoderConfig:
     # tokens
     frames: int = 1024  # training length
     chunk: int = 0  # frames of the windows that longer input is cut into; 0 is the training length
+    chunk_mean: str = "valid"  # windows count by what they hold, or ("uncut") as in ATST-Clip's code (see Encoder.embed)
     patch: tuple = (16, 16)  # (mel bands, frames)
     stride: tuple = (16, 16)
     specials: int = 2  # special tokens before the patch tokens
@@ -204,7 +205,7 @@ class EncoderConfig:
 
 CHOICES = {"frontend": ("kaldi", "mel-db", "wave"), "pad": ("masked", "published"), "norm": ("pre", "post"),
            "positions": ("learned", "fixed", "factorised", "sincos", "conv"), "pool": ("mean", "specials", "both"),
-           "features": ("tokens", "ffn"), "floor_over": ("clip", "batch")}
+           "features": ("tokens", "ffn"), "floor_over": ("clip", "batch"), "chunk_mean": ("valid", "uncut")}
 CONV_POSITIONS = (5, 19, 16)  # layers, kernel and groups of animal2vec's convolutional positions
 
 

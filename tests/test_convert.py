@@ -381,6 +381,9 @@ def test_atst_clip_averages_chunks_by_the_tokens_they_hold():
     mean = torch.cat([one[:, 1:], two[:, 1:]], 1).mean(1)
     assert far(encoder.embed(wave)[:, 128:], mean) < 1e-5
     assert far(encoder.embed(wave)[:, :128], 0.6 * one[:, 0] + 0.4 * two[:, 0]) < 1e-5
+    encoder.config = replace(config, chunk_mean="uncut")
+    uncut = (one[:, 1:].sum(1) / 250 + two[:, 1:].sum(1) / 100) / 2
+    assert far(encoder.embed(wave), torch.cat([(one[:, 0] + two[:, 0]) / 2, uncut], 1)) < 1e-5, "as released"
 
 
 def test_alibi_and_convolutional_positions_agree_for_gathered_and_masked_tokens():
