@@ -22,6 +22,7 @@ from audio import BadAudio
 from cli import UserError
 from data import pad_batch
 from frontends import KaldiFbank
+from model import fingerprint
 from recipes import EncoderConfig
 
 VERSION = 1  # of the cache's files; part of their key
@@ -108,9 +109,9 @@ def describe(encoder, wave, lengths=None, depth=None, layers=False):
             for module, register in _outputs_of_blocks(encoder, depth):
                 handle = register(module, lambda *call: streams.append(call[-1][0] if len(call) == 2 else call[-1]))
                 stack.callback(handle.remove)
-        tokens, columns, clip, place = encoder._pieces(wave, lengths, depth)
+        tokens, columns, clip, place = encoder.pieces(wave, lengths, depth)
     pieces = [*(encoder.norm(x) for x in streams), tokens] if layers else [tokens]
-    clips = torch.stack([_pool(encoder.config, x, columns, clip, len(wave)) for x in pieces], dim=1)
+    clips = torch.stack([encoder.pool(x, columns, clip, place, len(wave)) for x in pieces], dim=1)
     k, (_, f) = encoder.config.specials, encoder.config.grid
     rows = [[] for _ in range(len(wave))]
     for x, n, i in zip(tokens[:, k:], (columns * f).tolist(), clip.tolist()):  # windows of a clip are in order
@@ -125,20 +126,6 @@ def _outputs_of_blocks(encoder, depth):
     if encoder.config.norm == "pre":
         return [(b.norm1, torch.nn.Module.register_forward_pre_hook) for b in blocks[1:]]
     return [(b.norm2, torch.nn.Module.register_forward_hook) for b in blocks[:-1]]
-
-
-def _pool(config, tokens, columns, clip, batch):
-    """Windows' tokens (M, K + N, D) -> clip vectors (B, D'), pooled as `Encoder.embed` does (a test compares)."""
-    k, f = config.specials, config.grid[1]
-    weight, parts = columns.to(tokens.dtype)[:, None], []
-    if config.pool != "mean":
-        parts.append(tokens[:, :k].mean(1) * weight)
-    if config.pool != "specials":
-        x = tokens[:, k:].unflatten(1, (-1, f)).mean(2)
-        parts.append((x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1))
-    x = torch.cat(parts, 1)
-    total = x.new_zeros(batch, x.shape[1]).index_add_(0, clip, x)
-    return total / x.new_zeros(batch, 1).index_add_(0, clip, weight)
 
 
 # ----------------------------------------------------------------------------------------------------- the cache
@@ -188,16 +175,6 @@ class _Growing:
         self.file.close()
 
 
-def weights_hash(encoder):
-    """A hash of an encoder's class, settings and weights."""
-    digest = hashlib.sha256(f"{VERSION} {type(encoder).__name__}".encode())
-    digest.update(json.dumps(encoder.config.to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def rows_hash(split):
     """A hash of what a split's rows are: paths, stretches, and the size and time of change of each file."""
     rows = getattr(split, "rows", split)
@@ -218,7 +195,7 @@ def embed_split(encoders, split, folder, *, depth=None, layers=False, tokens=Fal
     """
     rows, places, missing = rows_hash(split), {}, {}
     for name, encoder in encoders.items():
-        key = hashlib.sha256(f"{weights_hash(encoder)} {rows} {depth} {layers}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"{VERSION} {fingerprint(encoder)} {rows} {depth} {layers}".encode()).hexdigest()[:24]
         places[name] = Path(folder) / key
         wanted = "tokens.npy" if tokens and hasattr(encoder, "embed") else "clips.npy"
         if not (places[name] / wanted).exists() and places[name] not in (p for p, _ in missing.values()):

@@ -167,10 +167,11 @@ def open_model(args, old):
 
 def embed(args, run, source):
     """Write the embeddings that are not there yet."""
-    from store import Output, identity
+    from model import fingerprint
+    from store import Output
     from windows import embeddings
     by_window = args.window is not None
-    settings = {"checkpoint": identity(run.model), "source": source, "format": args.format,
+    settings = {"checkpoint": fingerprint(run.model), "source": source, "format": args.format,
                 "encoder": run.config.name, "granularity": args.granularity, "window": run.cut.window,
                 "hop": run.cut.hop, "by_window": by_window, "layers": args.layers, "pool": args.pool}
     keys = [(run.recordings.path(k), run.recordings.start(k)) for k in range(len(run.recordings))]
@@ -221,9 +222,10 @@ def search(args, run, settings):
     """Print the rows of a folder that are most like a recording."""
     import numpy as np
 
-    from store import identity, nearest
+    from model import fingerprint
+    from store import nearest
     from windows import embeddings
-    if (mine := identity(run.model)) != settings["checkpoint"]:
+    if (mine := fingerprint(run.model)) != settings["checkpoint"]:
         raise UserError(f"{args.folder} was made with another checkpoint ({settings['source']}, "
                         f"{settings['checkpoint']}; this one is {mine}): say which with --checkpoint")
     query = [rows for _, rows, *_ in embeddings(run, settings["granularity"], settings["layers"],

@@ -68,7 +68,7 @@ class FineTuned(nn.Module):
         is masked; when patches are dropped there are no frame logits (None).
         """
         c = self.encoder.config
-        windows, extent, clip, place = self.encoder._windows(wave, lengths, c.chunk_samples)
+        windows, extent, clip, place = self.encoder.cut(wave, lengths, c.chunk_samples)
         clip, place = clip.to(wave.device), place.to(wave.device)
         seeds = None if seeds is None else seeds[clip] ^ place
         vectors, frames, columns = self._features(windows, extent, seeds, masks, patch_drop)

@@ -6,6 +6,8 @@
     encoder = load_encoder("encoder.pt")           # a file, a run folder, a preset's name or a published checkpoint
     embedding = encoder(wave)                      # wave [B, S] in [-1, 1] at encoder.config.sample_rate -> [B, D]
 """
+import hashlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -385,7 +387,7 @@ class Encoder(nn.Module):
         x = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
         return x, None if bool(rest.all()) else rest, place.expand(len(x), -1).gather(1, index)
 
-    def _windows(self, x, extent, size):
+    def cut(self, x, extent, size):
         """Cut the last axis of x into windows of `size`; yields nothing that lies wholly beyond a clip's end.
 
         x (B, …, S), extent (B,) valid or None -> windows (M, …, S'), extent (M,) or None, clip (M,), place (M,).
@@ -403,7 +405,7 @@ class Encoder(nn.Module):
         x = F.pad(x, (0, n * size - length)).unflatten(-1, (n, size)).movedim(-2, 1)  # (B, n, …, size)
         return x[clip, place], rest[clip, place].to(x.device), clip, place
 
-    def _pieces(self, wave, lengths, depth):
+    def pieces(self, wave, lengths, depth):
         """(windows' features (M, K + N, D), valid columns (M,), clip (M,), place (M,)) of waves of any length.
 
         Waves are cut before the front end; but decibels have their floor and mirrored ends over the whole clip, as
@@ -412,9 +414,9 @@ class Encoder(nn.Module):
         c = self.config
         if c.frontend == "mel-db":
             spec = self.frontend(wave, lengths)
-            spec, extent, clip, place = self._windows(spec, self._extent(lengths), c.chunk_frames)
+            spec, extent, clip, place = self.cut(spec, self._extent(lengths), c.chunk_frames)
         else:
-            windows, lengths, clip, place = self._windows(wave, lengths, c.chunk_samples)
+            windows, lengths, clip, place = self.cut(wave, lengths, c.chunk_samples)
             spec, extent = self.frontend(windows, lengths), self._extent(lengths)
         x = self._patch_tokens(spec, extent)
         x, outputs = self._run(*self._embedded(x, None, extent, False), depth, collect=c.features == "ffn")
@@ -431,7 +433,7 @@ class Encoder(nn.Module):
         Columns beyond a clip's valid length are zero. Longer input is cut into windows of the training length (or of
         `chunk`, if the config has one).
         """
-        tokens, columns, clip, place = self._pieces(wave, lengths, depth)
+        tokens, columns, clip, place = self.pieces(wave, lengths, depth)
         x = tokens[:, self.config.specials:].unflatten(1, (-1, self.config.grid[1])).mean(2)  # (M, T', D)
         x = x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]
         out = x.new_zeros(len(wave), int(place.max()) + 1, *x.shape[1:])
@@ -446,12 +448,15 @@ class Encoder(nn.Module):
         window's patches are summed and divided by all that is left of the clip, so that of 10 s the first 6 s count
         × 0.6.
         """
-        tokens, columns, clip, place = self._pieces(wave, lengths, depth)
+        return self.pool(*self.pieces(wave, lengths, depth), len(wave))
+
+    def pool(self, tokens, columns, clip, place, batch):
+        """What `pieces` returns -> clip vectors (B, D); see `embed`."""
         k, f, parts = self.config.specials, self.config.grid[1], []
         weight = share = columns.to(tokens.dtype)[:, None]
         if self.config.chunk_mean == "uncut":
             full = self.config.columns(self.config.chunk_frames)
-            total = columns.new_zeros(len(wave)).index_add_(0, clip, columns)
+            total = columns.new_zeros(batch).index_add_(0, clip, columns)
             weight = ((place == 0) | (2 * columns > full)).to(tokens.dtype)[:, None]
             share = (total[clip] - place * full).to(tokens.dtype)[:, None]
         if self.config.pool != "mean":
@@ -461,8 +466,8 @@ class Encoder(nn.Module):
             x = (x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1)
             parts.append(x * (weight / share))
         x = torch.cat(parts, 1)
-        total = x.new_zeros(len(wave), x.shape[1]).index_add_(0, clip, x)
-        return total / x.new_zeros(len(wave), 1).index_add_(0, clip, weight)
+        total = x.new_zeros(batch, x.shape[1]).index_add_(0, clip, x)
+        return total / x.new_zeros(batch, 1).index_add_(0, clip, weight)
 
     forward = embed
 
@@ -554,6 +559,16 @@ def load_exactly(module, state, name, assign=False):
                  for label, keys in (("missing", missing), ("unknown", extra), ("wrong shape", wrong)) if keys]
         raise UserError(f"{name}: weights do not fit: {'; '.join(parts)}")
     module.load_state_dict(state, assign=assign)
+
+
+def fingerprint(encoder):
+    """A hash of an encoder's (or fine-tuned model's) class, settings and weights: 16 hexadecimal digits."""
+    digest = hashlib.blake2b(type(encoder).__name__.encode(), digest_size=8)
+    digest.update(json.dumps(encoder.config.to_dict(), sort_keys=True).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_encoder(encoder, path):

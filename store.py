@@ -9,7 +9,6 @@
 Both layouts grow by whole recordings. A killed run leaves a finished part that the next one goes on from.
 """
 import csv
-import hashlib
 import io
 import json
 import os
@@ -194,16 +193,6 @@ class Output:
 
 
 # ------------------------------------------------------------------------------------------------------- reading
-
-def identity(encoder):
-    """A hash of an encoder's settings and weights, 16 hexadecimal digits."""
-    import torch
-    digest = hashlib.blake2b(json.dumps(encoder.config.to_dict(), sort_keys=True).encode(), digest_size=8)
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
 
 def read_settings(folder):
     """What made the embeddings in a folder."""
