@@ -7,7 +7,6 @@ Both are float16 and memory-mapped. A folder of the cache is named by a hash of 
 weights and front end, the rows and the size and time of their files, the set of layers.
 """
 import hashlib
-import json
 import os
 import shutil
 from contextlib import ExitStack

@@ -61,17 +61,7 @@ def parse_args(argv=None):
     g.add_argument("--drop-path", type=cli.share, help="share of clips that skip the last block")
     g.add_argument("--warmup", type=cli.share, help="share of the steps")
 
-    g = p.add_argument_group("augmentation of the training split")
-    g.add_argument("--balanced", action="store_true", help="draw all classes alike")
-    g.add_argument("--mixup", type=cli.share, help="share of clips mixed with another, labels in the same proportion")
-    g.add_argument("--alpha", type=cli.positive, help="the proportion is drawn from Beta(alpha, alpha)")
-    g.add_argument("--smoothing", type=cli.share, help="of labels, with ce")
-    g.add_argument("--time-mask", type=cli.share, help="longest masked share of the window")
-    g.add_argument("--band-mask", type=cli.share, help="widest masked share of the mel bands")
-    g.add_argument("--noise", type=float, help="highest level added to the normalised spectrogram (SSAST: 0.1)")
-    g.add_argument("--roll", action=argparse.BooleanOptionalAction, help="turn clips around a circle")
-    g.add_argument("--gain", type=float, help="level drawn from -GAIN to GAIN, dB")
-    g.add_argument("--patch-drop", type=cli.share, help="share of patch columns and of rows left out")
+    _add_augmentation(p.add_argument_group("augmentation of the training split"))
 
     g = p.add_argument_group("run")
     g.add_argument("--per-class", action="store_true", help="print the score of each class")
@@ -89,6 +79,19 @@ def parse_args(argv=None):
     if args.trainable not in ("all", "head") and not args.trainable.isdigit():
         raise UserError(f"--trainable {args.trainable}: give all, head, or a number of blocks")
     return args
+
+
+def _add_augmentation(g):
+    g.add_argument("--balanced", action="store_true", help="draw all classes alike")
+    g.add_argument("--mixup", type=cli.share, help="share of clips mixed with another, labels in the same proportion")
+    g.add_argument("--alpha", type=cli.positive, help="the proportion is drawn from Beta(alpha, alpha)")
+    g.add_argument("--smoothing", type=cli.share, help="of labels, with ce")
+    g.add_argument("--time-mask", type=cli.share, help="longest masked share of the window")
+    g.add_argument("--band-mask", type=cli.share, help="widest masked share of the mel bands")
+    g.add_argument("--noise", type=float, help="highest level added to the normalised spectrogram (SSAST: 0.1)")
+    g.add_argument("--roll", action=argparse.BooleanOptionalAction, help="turn clips around a circle")
+    g.add_argument("--gain", type=float, help="level drawn from -GAIN to GAIN, dB")
+    g.add_argument("--patch-drop", type=cli.share, help="share of patch columns and of rows left out")
 
 
 # ------------------------------------------------------------------------------------------------------- one task

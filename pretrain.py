@@ -78,7 +78,11 @@ def parse_args(argv=None):
     g.add_argument("--clip", type=float, help="largest gradient norm; 0: off")
     g.add_argument("--seed", type=int, default=0)
 
-    g = p.add_argument_group("run")
+    _add_run(p.add_argument_group("run"))
+    return _fill_in(p.parse_args(argv))
+
+
+def _add_run(g):
     g.add_argument("--out", help="run folder (default: runs/RECIPE-PRESET-SUBSET-sSEED)")
     g.add_argument("--save-every", type=cli.positive_int, default=500, help="steps between checkpoints")
     g.add_argument("--keep", type=cli.positive_int, default=2, help="newest checkpoints that stay")
@@ -99,7 +103,6 @@ def parse_args(argv=None):
     g.add_argument("--timeout", type=cli.positive, default=300, help="longest wait for another process, s")
     g.add_argument("--max-skips", type=cli.positive_int, default=10, help="non-finite steps in a row that stop the run")
     g.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
-    return _fill_in(p.parse_args(argv))
 
 
 def _add_objective(g):
