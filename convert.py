@@ -41,8 +41,19 @@ class Checkpoint:
     labels: list = field(default_factory=list)  # names of the head's classes, where known
 
 
+def newest_encoder(folder):
+    """The encoder of a run folder, or of the newest run below it."""
+    folder = Path(folder)
+    found = [folder / "encoder.pt"] if (folder / "encoder.pt").exists() else list(folder.glob("*/encoder.pt"))
+    if not found:
+        raise UserError(f"{folder}: no encoder.pt in this folder; run python pretrain.py, or name a file or preset")
+    return max(found, key=lambda p: p.stat().st_mtime)
+
+
 def read(path, format=None):
-    """Open a checkpoint file without running any code from it, and map it to our keys."""
+    """Open a checkpoint file, or a run folder's newest encoder, without running any code from it, and map it to our
+    keys."""
+    path = newest_encoder(path) if Path(path).is_dir() else path
     if format is not None and format not in FORMATS:
         raise UserError(f"format {format!r} is unknown: choose one of {', '.join(FORMATS)}")
     content = open_file(path)
@@ -522,7 +533,7 @@ def _animal2vec(state, format, path, extra):
 
 def parse_args(argv=None):
     p = cli.Parser(__doc__)
-    p.add_argument("file", metavar="FILE", help="a checkpoint: ours or a published one")
+    p.add_argument("file", metavar="FILE", help="a checkpoint, ours or a published one, or a run folder")
     p.add_argument("out", metavar="OUT", nargs="?", help="write it here; .pt or .safetensors")
     p.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"where keys can't decide: {', '.join(FORMATS)}")
     p.add_argument("--to", choices=("wren", "ssast", "dasheng"), default="wren",

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import convert
 from cli import UserError
+from convert import newest_encoder  # noqa: F401  (a name that stays here)
 from frontends import KaldiFbank, MelDb, WaveEmbed, conv_time
 from recipes import CONV_POSITIONS, PRESETS, EncoderConfig
 
@@ -512,15 +513,6 @@ def fitted(state, encoder):
     return state
 
 
-def newest_encoder(folder):
-    """The encoder of a run folder, or of the newest run below it."""
-    folder = Path(folder)
-    found = [folder / "encoder.pt"] if (folder / "encoder.pt").exists() else list(folder.glob("*/encoder.pt"))
-    if not found:
-        raise UserError(f"{folder}: no encoder.pt in this folder; run python pretrain.py, or name a file or preset")
-    return max(found, key=lambda p: p.stat().st_mtime)
-
-
 def load_encoder(path_or_preset, format=None, **overrides):
     """An `Encoder` in eval mode from our file, a run folder, a preset's name (random weights) or a published file.
 
@@ -530,13 +522,10 @@ def load_encoder(path_or_preset, format=None, **overrides):
     source = str(path_or_preset)
     if source in PRESETS:
         return Encoder(_override(PRESETS[source], overrides, source)).eval()
-    path = Path(source)
-    if path.is_dir():
-        path = newest_encoder(path)
-    found = convert.read(path, format)
-    config = _override(found.config, overrides, path)
+    found = convert.read(source, format)
+    config = _override(found.config, overrides, source)
     encoder = Encoder(config)
-    load_exactly(encoder, fitted(found.state, encoder), path)
+    load_exactly(encoder, fitted(found.state, encoder), source)
     encoder.heads = found.heads
     return encoder.eval()
 

@@ -282,13 +282,11 @@ def starting_point(args):
     if not args.init:
         return None, {}
     from convert import read
-    from model import load_encoder, newest_encoder
-    path = newest_encoder(args.init) if Path(args.init).is_dir() else args.init
-    changes = {}
-    if args.clip_seconds:
-        changes["frames"] = round(args.clip_seconds / read(path, args.format).config.hop)
-    heads = {} if args.init in PRESETS else read(path, args.format).heads.get("objective", {})
-    return load_encoder(path, args.format, **changes), heads
+    from model import load_encoder
+    found = None if args.init in PRESETS else read(args.init, args.format)
+    config = found.config if found else PRESETS[args.init]
+    changes = {"frames": round(args.clip_seconds / config.hop)} if args.clip_seconds else {}
+    return load_encoder(args.init, args.format, **changes), found.heads.get("objective", {}) if found else {}
 
 
 def encoder_config(args, train, start):

@@ -11,7 +11,7 @@ import cases
 import convert
 import heads
 from cli import UserError
-from model import Encoder, head_outputs, load_encoder
+from model import Encoder, head_outputs, load_encoder, save_encoder
 from recipes import PRESETS
 
 FOLDER = Path(__file__).parent / "parity"
@@ -392,3 +392,17 @@ def test_alibi_and_convolutional_positions_agree_for_gathered_and_masked_tokens(
     spec = encoder.frontend(0.1 * torch.randn(1, 32000))
     none = torch.zeros(1, 200, 1, dtype=torch.bool)
     assert far(encoder.tokens(spec), encoder.tokens(spec, none, visible_only=True)) < 1e-5
+
+
+def test_the_command_takes_a_run_folder(tmp_path, capsys):
+    save_encoder(Encoder(replace(PRESETS["ssast-tiny-patch"], depth=1)), tmp_path / "encoder.pt")
+    convert.main([str(tmp_path), str(tmp_path / "out.pth"), "--to", "ssast"])
+    assert "ssast-tiny-patch: 192 wide, 1 blocks" in capsys.readouterr().out
+    assert load_encoder(tmp_path / "out.pth", "ssast").config.depth == 1
+
+
+def test_a_preset_can_be_the_start_of_pre_training_at_another_length():
+    import pretrain
+    args = pretrain.parse_args(["--recipe", "dasheng", "--init", "dasheng-laptop", "--clip-seconds", "2"])
+    encoder, heads = pretrain.starting_point(args)
+    assert encoder.config.frames == 200 and heads == {}
