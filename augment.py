@@ -10,7 +10,6 @@ import torch
 from scipy.special import betaincinv
 
 import data
-from audio import BadAudio
 from manifest import unit
 from masking import random_bits, uniform
 
@@ -21,20 +20,20 @@ _TIME, _BAND, _LEVEL, _NOISE, _COLUMNS, _ROWS = range(41, 47)  # streams on the 
 # --------------------------------------------------------------------------------------------------------- loading
 
 class Reader:
-    """What a loader takes of a split's row: all of `split.read`, at `rate` Hz."""
-    samples = None  # a batch is as long as its longest clip
+    """What a loader takes of a split's row: all of `split.read`, at `rate` Hz or (any_rate) at its own, if lower."""
 
-    def __init__(self, split, rate):
-        self.split, self.rate = split, rate
+    def __init__(self, split, rate, any_rate=False):
+        self.split, self.rate, self.any_rate = split, rate, any_rate
 
-    def __call__(self, manifest, i, seed, stream):
-        return self.split.read(i, rate=self.rate)
+    def __call__(self, manifest, i, seed, stream, rate=None):
+        rate = rate or (min(manifest.rate(i), self.rate) if self.any_rate else self.rate)
+        return self.split.read(i, rate=rate), rate
 
 
 class LabelledLoader(data.Loader):
     """Batches of labelled clips in data.loader's order, the same for any number of workers and processes.
 
-    split: rows, targets (int (n,) or bool (n, C)); rate: Hz; mixup: share of samples that are mixed with another
+    split: rows, targets (int (n,) or bool (n, C)); rate: Hz; any_rate: rows keep their own, if lower; mixup: share of samples that are mixed with another
     clip, lambda ~ Beta(alpha, alpha); balanced: each class is drawn alike, clips without any label as one more class;
     frames: None, or a function row -> bool (T', C), the classes of each frame.
 
@@ -42,9 +41,10 @@ class LabelledLoader(data.Loader):
     frames float32 [b, T', C] if asked for, and bad.
     """
 
-    def __init__(self, split, rate, n_classes, batch_size, seed, *, first=0, steps=None, rank=0, world=1, workers=0,
+    def __init__(self, split, rate, n_classes, batch_size, seed, *, any_rate=False, first=0, steps=None, rank=0, world=1, workers=0,
                  mixup=0.0, alpha=10.0, balanced=False, frames=None):
-        super().__init__(split.rows, Reader(split, rate), batch_size, seed, first, steps, rank, world, workers, False)
+        super().__init__(split.rows, Reader(split, rate, any_rate), batch_size, seed, first, steps, rank, world,
+                         workers, False)
         self.targets = np.asarray(split.targets)
         if self.targets.ndim == 1:
             self.targets = np.eye(n_classes, dtype=np.float32)[self.targets]
@@ -58,42 +58,33 @@ class LabelledLoader(data.Loader):
                     int(np.searchsorted(self.drawn, unit(self.seed, epoch, place, _DRAW) * self.drawn[-1], "right")))
                    for epoch, place in samples]
 
-    def __getitem__(self, samples):
-        """One process's batch, in a worker."""
-        out = {"seed": [], "index": [], "target": [], "frames": [], "bad": []}
-        waves = []
-        try:
-            for epoch, place, row in samples:
-                seed = data.sample_seed(self.seed, epoch, place)
-                wave, target, frames, row = self.sample(seed, row, out["bad"])
-                for key, value in (("seed", seed), ("index", row), ("target", target), ("frames", frames)):
-                    out[key].append(value)
-                waves.append(wave)
-        except data.UserError as error:  # a worker's exception would arrive as a traceback
-            return {"error": str(error)}
-        out["wave"], out["lengths"] = data.pad_batch(waves)
-        out["seed"], out["index"] = (torch.tensor(out[k], dtype=torch.int64) for k in ("seed", "index"))
-        out["target"] = torch.from_numpy(np.stack(out["target"]).astype(np.float32))
+    def sample(self, epoch, place, row, bad):
+        """A clip with target [C] and frames [T', C], or two of them mixed with their labels."""
+        seed = data.sample_seed(self.seed, epoch, place)
+        wave, rate, row = self.read(row, seed, None, bad)
+        clip = {"seed": seed, "index": row, "rate": rate, "wave": wave, "target": self.targets[row]}
         if self.frames:
-            out["frames"] = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(f) for f in out["frames"]], True)
-        else:
-            del out["frames"]
-        return out
-
-    def sample(self, seed, row, bad):
-        """(wave [S], target [C], frames [T', C] or None, row): a clip, or two of them mixed with their labels."""
-        wave, row = self.read(row, seed, None, bad)
-        target, frames = self.targets[row], self.frames and self.frames(row).astype(np.float32)
+            clip["frames"] = self.frames(row).astype(np.float32)
         if unit(seed, _MIX) >= self.mixup:
-            return wave, target, frames, row
+            return clip
         other = (row + 1 + int(unit(seed, _PARTNER) * (len(self.manifest) - 1))) % len(self.manifest)  # never `row`
-        second, other = self.read(other, seed, None, bad)
+        second, _, other = self.read(other, seed, None, bad, rate)
         share = float(betaincinv(self.alpha, self.alpha, unit(seed, _SHARE)))
-        wave = blend(wave, second, share)
-        target = share * target + (1 - share) * self.targets[other]
-        if frames is not None:
-            frames = blend(frames, self.frames(other).astype(np.float32), share)
-        return wave, target, frames, row
+        clip["wave"] = blend(wave, second, share)
+        clip["target"] = share * clip["target"] + (1 - share) * self.targets[other]
+        if self.frames:
+            clip["frames"] = blend(clip["frames"], self.frames(other).astype(np.float32), share)
+        return clip
+
+    def collate(self, clips):
+        """Clips of one rate -> a batch, as long as its longest clip."""
+        batch = {key: torch.tensor([clip[key] for clip in clips], dtype=torch.int64) for key in ("index", "seed")}
+        batch["wave"], batch["lengths"] = data.pad_batch([clip["wave"] for clip in clips])
+        batch["target"] = torch.from_numpy(np.stack([clip["target"] for clip in clips]).astype(np.float32))
+        if self.frames:
+            frames = [torch.from_numpy(clip["frames"]) for clip in clips]
+            batch["frames"] = torch.nn.utils.rnn.pad_sequence(frames, True)
+        return batch
 
 
 def blend(a, b, share):
@@ -112,22 +103,24 @@ def balanced_weights(targets):
 
 
 class InOrder(data.Loader):
-    """Every row once, in order, for evaluation: this process's share in batches. What can't be read is an error."""
+    """Every row once, for evaluation: this process's share in batches. What can't be read is an error."""
 
-    def __init__(self, split, rate, batch_size, *, rank=0, world=1, workers=0):
-        super().__init__(split.rows, Reader(split, rate), batch_size, 0, 0, None, rank, world, workers, False)
+    def __init__(self, split, rate, batch_size, *, any_rate=False, rank=0, world=1, workers=0):
+        reader = Reader(split, rate, any_rate)
+        super().__init__(split.rows, reader, batch_size, 0, 0, None, rank, world, workers, False)
 
     def batches(self):
         mine = range(self.rank, len(self.manifest), self.world)
         for first in range(0, len(mine), self.batch_size):
-            yield list(mine[first:first + self.batch_size])
+            yield [(row,) for row in mine[first:first + self.batch_size]]
 
-    def __getitem__(self, rows):
-        try:
-            wave, lengths = data.pad_batch([self.cropper(self.manifest, i, None, None) for i in rows])
-        except (BadAudio, data.UserError) as error:
-            return {"error": str(error)}
-        return {"wave": wave, "lengths": lengths, "index": torch.tensor(rows, dtype=torch.int64)}
+    def sample(self, row, bad):
+        wave, rate = self.cropper(self.manifest, row, None, None)
+        return {"wave": wave, "rate": rate, "index": row}
+
+    def collate(self, clips):
+        wave, lengths = data.pad_batch([clip["wave"] for clip in clips])
+        return {"wave": wave, "lengths": lengths, "index": torch.tensor([clip["index"] for clip in clips])}
 
 
 # --------------------------------------------------------------------------------------------- on the spectrogram

@@ -264,7 +264,7 @@ def extract(bench):
         a, b = torch.randn(2048, 768, device=bench.device), torch.randn(768, 3072, device=bench.device)
         with bench.autocast():
             limit = 2 * 2048 * 768 * 3072 / bench.seconds(lambda: a @ b, 20, min, clock)
-        took = bench.seconds(lambda: list(run(run.model.embed)), 3, clock=clock)
+        took = bench.seconds(lambda: list(run(Encoder.embed)), 3, clock=clock)
         reading = bench.seconds(lambda: list(batches(run.recordings, run.cut, batch, 0)), clock=clock)
         name, front = f"embed, {config.name}", bench.seconds(front, clock=clock)
     share = config.forward_flops() * len(wave) / took / limit

@@ -42,10 +42,22 @@ def pad_batch(waves, length=None):
     return batch, torch.tensor([min(len(wave), length) for wave in waves], dtype=torch.int64)
 
 
+def by_rate(clips):
+    """Clips (dicts) in groups of one sample rate: [(rate, clips)], lower rates first, clips in order."""
+    return [(rate, [clip for clip in clips if clip["rate"] == rate]) for rate in sorted({c["rate"] for c in clips})]
+
+
+def parts(batches):
+    """Batches in which each has one sample rate."""
+    for batch in batches:
+        yield from batch.get("parts", [batch])
+
+
 @dataclass
 class Cropper:
     """What is taken from a row: `clip_seconds` at `sample_rate` Hz, from a place that `seed` decides.
 
+    any_rate: at the recording's own rate, if that is lower.
     crop: "random" (anywhere), "start", or "active" (of `candidates` places the one with the most call-like activity).
     """
     sample_rate: int
@@ -53,17 +65,17 @@ class Cropper:
     crop: str = "random"
     candidates: int = 4
     min_seconds: float = 0.05
+    any_rate: bool = False
 
     def __post_init__(self):
         if self.crop not in ("random", "start", "active"):
             raise UserError(f"--crop {self.crop}: give random, start or active")
 
-    @property
-    def samples(self):
-        return round(self.clip_seconds * self.sample_rate)
+    def samples(self, rate):
+        return round(self.clip_seconds * rate)
 
-    def __call__(self, manifest, i, seed, stream=_CROP):
-        """Row i -> float32 [at most samples]. Raises BadAudio."""
+    def __call__(self, manifest, i, seed, stream=_CROP, rate=None):
+        """Row i -> (float32 [at most samples], its rate in Hz, `rate` if that is given). Raises BadAudio."""
         with manifest.open(i) as clip:
             need = ceil(self.clip_seconds * clip.rate)
             room = clip.frames - need
@@ -79,7 +91,8 @@ class Cropper:
             else:
                 start = int(unit(seed, stream, 0) * (room + 1)) if self.crop == "random" else 0
                 wave = clip.read(start, need)
-            return audio.resample(wave, clip.rate, self.sample_rate)[:self.samples]
+            rate = rate or (min(clip.rate, self.sample_rate) if self.any_rate else self.sample_rate)
+            return audio.resample(wave, clip.rate, rate)[:self.samples(rate)], rate
 
 
 def sample_seed(seed, epoch, index):
@@ -134,32 +147,43 @@ class Loader:
 
     def __getitem__(self, samples):
         """One process's batch, in a worker: [(epoch, index)] -> dict."""
-        import torch
-        bad, waves, partners, rows, seeds = [], [], [], [], []
+        bad = []
         try:
-            for epoch, index in samples:
-                seed = sample_seed(self.seed, epoch, index)
-                wave, row = self.read(index, seed, _CROP, bad)
-                waves.append(wave), rows.append(row), seeds.append(seed)
-                if self.partner:
-                    other = int(unit(seed, _PARTNER) * (len(self.manifest) - 1))
-                    other += other >= index  # any row but this one
-                    partners.append(self.read(other % len(self.manifest), seed, _PARTNER_CROP, bad)[0])
+            clips = [self.sample(*sample, bad) for sample in samples]
         except UserError as error:  # a worker's exception would arrive as a traceback
             return {"error": str(error)}
-        wave, lengths = pad_batch(waves, self.cropper.samples)
-        batch = {"wave": wave, "lengths": lengths, "index": torch.tensor(rows, dtype=torch.int64),
-                 "seed": torch.tensor(seeds, dtype=torch.int64), "bad": bad}
+        if not self.cropper.any_rate:
+            return self.collate(clips) | {"bad": bad}
+        return {"parts": [self.collate(some) | {"rate": rate} for rate, some in by_rate(clips)], "bad": bad}
+
+    def sample(self, epoch, index, bad):
+        """One clip, as `collate` takes it."""
+        seed = sample_seed(self.seed, epoch, index)
+        wave, rate, row = self.read(index, seed, _CROP, bad)
+        clip = {"wave": wave, "rate": rate, "index": row, "seed": seed}
         if self.partner:
-            batch["partner"], batch["partner_lengths"] = pad_batch(partners, self.cropper.samples)
+            other = int(unit(seed, _PARTNER) * (len(self.manifest) - 1))
+            other += other >= index  # any row but this one
+            clip["partner"] = self.read(other % len(self.manifest), seed, _PARTNER_CROP, bad, rate)[0]
+        return clip
+
+    def collate(self, clips):
+        """Clips of one rate -> a batch."""
+        import torch
+        size = self.cropper.samples(clips[0]["rate"])
+        batch = {key: torch.tensor([clip[key] for clip in clips], dtype=torch.int64) for key in ("index", "seed")}
+        batch["wave"], batch["lengths"] = pad_batch([clip["wave"] for clip in clips], size)
+        if self.partner:
+            batch["partner"], batch["partner_lengths"] = pad_batch([clip["partner"] for clip in clips], size)
         return batch
 
-    def read(self, index, seed, stream, bad):
-        """Row `index`, or the next one that can be read -> (wave, its row). What can't be read goes to `bad`."""
+    def read(self, index, seed, stream, bad, rate=None):
+        """Row `index`, or the next one that can be read -> (wave, its rate, its row). What can't be read goes to `bad`.
+        """
         for k in range(min(_GIVE_UP, len(self.manifest))):
             row = (index + k) % len(self.manifest)
             try:
-                return self.cropper(self.manifest, row, seed, stream), row
+                return *self.cropper(self.manifest, row, seed, stream, rate), row
             except audio.BadAudio as error:
                 bad.append({"path": audio.shown(self.manifest.path(row)), "start": int(self.manifest.start[row]),
                             "reason": error.reason})
@@ -168,7 +192,7 @@ class Loader:
 
 
 def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, steps=None, rank=0, world=1, workers=0,
-           crop="random", candidates=4, min_seconds=0.05, partner=False):
+           crop="random", candidates=4, min_seconds=0.05, partner=False, any_rate=False):
     """Batches of clips, the same whatever the number of workers and processes and wherever one starts.
 
     batch_size: clips of all processes together; sample k of the run is row permutation(seed, epoch)[k mod n] of epoch
@@ -176,9 +200,10 @@ def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, st
     wave float32 [b, S], lengths int64 [b] (valid samples; the rest is zero), index int64 [b] (rows of the manifest),
     seed int64 [b] (a hash of (seed, epoch, row), for masks and augmentation), bad (list of {path, start, reason},
     rows that were replaced by the next good one), and with `partner` partner [b, S] and partner_lengths [b]: another
-    clip.
+    clip. With any_rate clips keep their own rate, if it is lower: {"parts", "bad"}, with a batch and its "rate" for
+    each, lower rates first; they are the same clips in the same steps, only cut in another way.
     """
-    cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds)
+    cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds, any_rate)
     return Loader(manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner)
 
 

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 
 from audio import BadAudio
 from cli import UserError
-from data import pad_batch
+from data import by_rate, pad_batch
 from frontends import KaldiFbank
-from model import fingerprint
+from model import at_rate, fingerprint
 from recipes import EncoderConfig
 
 VERSION = 1  # of the cache's files; part of their key
@@ -30,45 +30,62 @@ VERSION = 1  # of the cache's files; part of their key
 # ------------------------------------------------------------------------------------------------------ the pass
 
 class _Clips(torch.utils.data.Dataset):
-    """Whole clips of a split at one sample rate; one that can't be read is its error."""
+    """Whole clips of a split as an encoder of this config hears them; one that can't be read is its error."""
 
-    def __init__(self, split, sample_rate):
-        self.split, self.sample_rate = split, sample_rate
+    def __init__(self, split, config):
+        self.split, self.config = split, config
 
     def __len__(self):
         return len(self.split)
 
     def __getitem__(self, i):
         try:
-            return self.split.read(i, rate=self.sample_rate)
+            rate = self.config.sample_rate if self.config.rate == "fixed" else self.config.hears(self.split.rows.rate(i))
+            return {"wave": self.split.read(i, rate=rate), "rate": rate}
         except BadAudio as error:  # raised in a worker it would arrive as a traceback
             return error
 
 
-def _collate(waves):
-    return next((w for w in waves if isinstance(w, BadAudio)), None) or pad_batch(waves)
+def _collate(clips):
+    """-> [(places in the batch, rate, wave (B, S), lengths (B,))], one for each sample rate."""
+    if bad := next((clip for clip in clips if isinstance(clip, BadAudio)), None):
+        return bad
+    clips = [clip | {"place": k} for k, clip in enumerate(clips)]
+    return [([clip["place"] for clip in some], rate, *pad_batch([clip["wave"] for clip in some]))
+            for rate, some in by_rate(clips)]
 
 
-def batches(split, sample_rate, device="cpu", batch_size=32, workers=0):
-    """Clips of a split in order: (wave (B, S), lengths (B,) or None when all are full) on the device."""
-    for batch in DataLoader(_Clips(split, sample_rate), batch_size, num_workers=workers, collate_fn=_collate):
+def batches(split, config, device="cpu", batch_size=32, workers=0):
+    """Clips of a split in order, as `in_order` takes them: [(places, rate, wave (B, S), lengths (B,) or None when all
+    are full)], on the device."""
+    for batch in DataLoader(_Clips(split, config), batch_size, num_workers=workers, collate_fn=_collate):
         if isinstance(batch, BadAudio):
             raise UserError(f"{batch}: every clip of a task is needed; mend the file, or take it out of the table")
-        wave, lengths = batch
-        yield wave.to(device), None if bool((lengths == wave.shape[1]).all()) else lengths.to(device)
+        yield [(places, rate, wave.to(device),
+                None if bool((lengths == wave.shape[1]).all()) else lengths.to(device))
+               for places, rate, wave, lengths in batch]
+
+
+def in_order(batch, function):
+    """function (rate, wave, lengths) -> a row for each clip; the rows of the whole batch, in its order."""
+    rows = {}
+    for places, *clips in batch:
+        rows |= zip(places, function(*clips))
+    return [rows[place] for place in sorted(rows)]
 
 
 @torch.inference_mode()
-def vectors(functions, split, sample_rate, device="cpu", batch_size=32, workers=0):
-    """One pass over a split's clips for several functions (wave (B, S), lengths (B,)) -> (B, D).
+def vectors(models, split, device="cpu", batch_size=32, workers=0, call=torch.nn.Module.__call__):
+    """One pass over a split's clips for several models that hear alike: call(model, wave (B, S), lengths (B,)) -> (B, D).
 
-    Returns a list of float32 arrays (n, D), one a function; the audio is read and resampled once for all.
+    Returns a list of float32 arrays (n, D), one a model; the audio is read and resampled once for all.
     """
-    out = [[] for _ in functions]
-    for wave, lengths in batches(split, sample_rate, device, batch_size, workers):
-        for rows, function in zip(out, functions):
-            rows.append(function(wave, lengths).float().cpu().numpy())
-    return [np.concatenate(rows) for rows in out]
+    out = [[] for _ in models]
+    config = getattr(models[0], "encoder", models[0]).config
+    for batch in batches(split, config, device, batch_size, workers):
+        for rows, model in zip(out, models):
+            rows += in_order(batch, lambda rate, *clips: call(at_rate(model, rate), *clips).float().cpu().numpy())
+    return [np.stack(rows) for rows in out]
 
 
 class MelStatistics(torch.nn.Module):
@@ -199,14 +216,18 @@ def embed_split(encoders, split, folder, *, depth=None, layers=False, tokens=Fal
         wanted = "tokens.npy" if tokens and hasattr(encoder, "embed") else "clips.npy"
         if not (places[name] / wanted).exists() and places[name] not in (p for p, _ in missing.values()):
             missing[name] = places[name], encoder.to(device)
-    for rate in dict.fromkeys(e.config.sample_rate for _, e in missing.values()):
-        some = {n: m for n, m in missing.items() if m[1].config.sample_rate == rate}
-        _write(some, batches(split, rate, device, batch_size, workers), depth, layers, tokens)
+    def hears(encoder):
+        return encoder.config.rate, encoder.config.sample_rate
+
+    for ears in dict.fromkeys(hears(e) for _, e in missing.values()):
+        some = {n: m for n, m in missing.items() if hears(m[1]) == ears}
+        config = next(iter(some.values()))[1].config
+        _write(some, batches(split, config, device, batch_size, workers), depth, layers, tokens)
     return {name: _open(place) for name, place in places.items()}
 
 
 @torch.inference_mode()
-def _write(missing, waves, depth, layers, tokens):
+def _write(missing, read, depth, layers, tokens):
     """One pass; {name: (place, encoder)} -> a folder each, under a temporary name until it is whole."""
     with ExitStack() as stack:
         writers = []
@@ -217,10 +238,13 @@ def _write(missing, waves, depth, layers, tokens):
             wanted = tokens and hasattr(encoder, "embed")
             writers.append((place, temporary, encoder, _Growing(temporary / "clips.npy"),
                             _Growing(temporary / "tokens.npy") if wanted else None, [0]))
-        for wave, lengths in waves:
+        for batch in read:
             for _, _, encoder, clips, rows, offsets in writers:
-                vector, parts = describe(encoder, wave, lengths, depth, layers)
-                clips.append(vector.float().cpu().numpy())
+                def described(rate, wave, lengths):
+                    vector, parts = describe(at_rate(encoder, rate), wave, lengths, depth, layers)
+                    return zip(vector, parts or [None] * len(vector))
+                vector, parts = zip(*in_order(batch, described))
+                clips.append(torch.stack(vector).float().cpu().numpy())
                 if rows is not None:
                     rows.append(torch.cat(parts).float().cpu().numpy())
                     offsets.extend(offsets[-1] + np.cumsum([len(p) for p in parts]))

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from cli import UserError
-from model import save_encoder, write_atomically
+from model import at_rate, save_encoder, write_atomically
 
 VERSION = 1  # of checkpoint files
 
@@ -192,6 +192,17 @@ def means(names, sums):
     return {n: v if n == "count" else v / count for n, v in zip(names, sums)}
 
 
+class AtRate(torch.nn.Module):
+    """An objective that is called with the sample rate of its waves before all else."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, rate, *arguments):
+        return at_rate(self.objective, rate)(*arguments)
+
+
 class Trainer:
     """One optimisation step over a global batch, on any number of processes and micro-batches.
 
@@ -217,10 +228,10 @@ class Trainer:
             if procs.device.type == "cuda":
                 objective = torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
             ids = [procs.device] if procs.device.type == "cuda" else None
-            self.ddp = DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True,
+            self.ddp = DistributedDataParallel(AtRate(objective), device_ids=ids, gradient_as_bucket_view=True,
                                                broadcast_buffers=False)
         else:
-            self.ddp = objective
+            self.ddp = AtRate(objective)
 
     def lr_scale(self):
         return learning_rate(self.step, self.steps, self.warmup, self.schedule, self.floor) * self.plateau.scale
@@ -240,15 +251,15 @@ class Trainer:
                 start = group["initial_weight_decay"]
                 group["weight_decay"] = start + (self.weight_decay_end - start) * passed
         self.optimizer.zero_grad(set_to_none=True)
-        size = len(batch["wave"])
-        cuts = range(0, size, self.micro_batch)
+        cuts = [(part, start) for part in batch.get("parts", [batch])
+                for start in range(0, len(part["wave"]), self.micro_batch)]
         totals, names = 0.0, None
-        for start in cuts:
-            arguments = self._to_device(batch, slice(start, start + self.micro_batch), self.augment)
-            last = start == cuts[-1]
+        for k, (part, start) in enumerate(cuts, 1):
+            arguments = self._to_device(part, slice(start, start + self.micro_batch), self.augment)
+            last = k == len(cuts)
             with nullcontext() if last or self.procs.world == 1 else self.ddp.no_sync():
                 with self.autocast():
-                    loss, metrics = self.ddp(*arguments)
+                    loss, metrics = self.ddp(part.get("rate"), *arguments)
                 self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
             names, sums = weighted(metrics)
             totals = totals + sums
@@ -302,7 +313,8 @@ class Trainer:
         totals, names = 0.0, None
         for batch in batches:
             with self.autocast():
-                names, sums = weighted(self.objective(*self._to_device(batch, slice(None)))[1])
+                objective = at_rate(self.objective, batch.get("rate"))
+                names, sums = weighted(objective(*self._to_device(batch, slice(None)))[1])
             totals = totals + sums
         return means(names, self.procs.sum(totals).tolist())
 

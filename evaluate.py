@@ -256,8 +256,7 @@ def finetuned_scores(task, run, device, args):
         odd = ", ".join(sorted(set(model.labels) ^ set(task.labels))[:3])
         raise UserError(f"--finetuned {run}: {path} knows other classes than {task.name} has ({odd} …): name the "
                         "model of this task")
-    scores, = vectors([model.scores], task.splits["test"], model.encoder.config.sample_rate, device, args.batch_size,
-                      args.workers)
+    scores, = vectors([model], task.splits["test"], device, args.batch_size, args.workers, heads.FineTuned.scores)
     return scores[:, [model.labels.index(label) for label in task.labels]]
 
 

@@ -244,7 +244,7 @@ def predict(args, run):
     """The best labels of recordings: a table for one, a CSV for several or for windows."""
     from corpus import write_table
     from windows import pooled
-    windows, labels = run(run.model.scores), run.model.labels
+    windows, labels = run(type(run.model).scores), run.model.labels
     if args.window is not None:
         found = [(stretch, *stretch.span(n), scores) for stretch, n, scores in windows]
     else:
@@ -309,7 +309,7 @@ def score_tracks(run):
     from scoring import stitch
     model = run.model
     by_frames = model.window_seconds is not None or model.kind == "frames"
-    for stretch, n, scores in run(model.frame_scores if by_frames else model.scores):
+    for stretch, n, scores in run(type(model).frame_scores if by_frames else type(model).scores):
         if n == 0:
             parts = []
         parts.append(scores)

@@ -1,9 +1,12 @@
-"""What stands before the transformer: log-mel as Kaldi, mel in decibels, raw-wave convolutions."""
+"""What stands before the transformer: log-mel as Kaldi, octaves at any rate, mel in decibels, raw-wave convolutions."""
+from copy import copy
 from math import ceil
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from recipes import octave_hertz
 
 LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon, Kaldi's floor under the logarithm
 
@@ -32,23 +35,33 @@ class KaldiFbank(nn.Module):
     the mean of the clip is subtracted. Frames are transformed in float64: between a loud and a silent band float32
     rounds by up to 1e-2 in the log, torchaudio's included. On the CPU they pass in blocks that fit its cache.
     """
+    longer = 1  # a transform is the next power of two of so many windows
 
     def __init__(self, config):
         super().__init__()
-        self.window, self.hop = config.window_samples, config.hop_samples
-        self.n_fft = 1 << (self.window - 1).bit_length()
+        self.config, self.window, self.hop = config, config.window_samples, config.hop_samples
+        self.n_fft = 1 << (self.longer * self.window - 1).bit_length()
         with torch.device("cpu"):  # tables are real even when the encoder is only described, on "meta"
             hann = torch.hann_window(self.window, periodic=False, dtype=torch.float64)
-            filters = mel_filters(config.n_mels, self.n_fft, config.sample_rate, config.f_min, config.f_max)
+            filters = self.make_filters(config)
         self.register_buffer("hann", F.pad(hann, (0, self.n_fft - self.window)), persistent=False)
         self.register_buffer("filters", filters.float(), persistent=False)
 
+    def make_filters(self, config):
+        return mel_filters(config.n_mels, self.n_fft, config.sample_rate, config.f_min, config.f_max)
+
     def forward(self, wave):
         block = len(wave) if wave.is_cuda else max(1, (1 << 18) // wave.shape[1])
-        return torch.cat([self._log_mel(part.double()) for part in wave.split(block)]).transpose(1, 2)
+        return torch.cat([self._log_power(part.double()) for part in wave.split(block)]).transpose(1, 2)
 
-    def _log_mel(self, wave):
-        """wave (B, S) float64 -> (B, T, F) float32.
+    def _log_power(self, wave):
+        """wave (B, S) float64 -> (B, T, F) float32."""
+        real, imag = torch.view_as_real(torch.fft.rfft(self.frames(wave))).float().unbind(-1)
+        power = real.square().addcmul_(imag, imag)
+        return (power @ self.filters).clamp_(min=LOG_FLOOR).log_()
+
+    def frames(self, wave):
+        """wave (B, S) float64 -> windowed frames (B, T, n_fft).
 
         Kaldi subtracts a frame's mean, then pre-emphasises within the frame. Here the wave is pre-emphasised and the
         means are subtracted after: the same, since the one sample of a frame whose predecessor lies outside of it,
@@ -57,10 +70,49 @@ class KaldiFbank(nn.Module):
         mean = F.avg_pool1d(wave[:, None], self.window, self.hop).transpose(1, 2)  # (B, T, 1)
         wave = F.pad(wave[:, 1:] - 0.97 * wave[:, :-1], (1, self.n_fft - self.window))
         frames = wave.unfold(1, self.n_fft, self.hop) * self.hann  # (B, T, n_fft)
-        frames.addcmul_(mean, self.hann, value=0.97 - 1)
-        real, imag = torch.view_as_real(torch.fft.rfft(frames)).float().unbind(-1)
-        power = real.square().addcmul_(imag, imag)
-        return (power @ self.filters).clamp_(min=LOG_FLOOR).log_()
+        return frames.addcmul_(mean, self.hann, value=0.97 - 1)
+
+
+# ----------------------------------------------------------------------------------------- octaves, at any rate
+
+def octave_filters(bands, absent, n_fft, sample_rate):
+    """Triangles around the bands of frontend "octave": float64 (n_fft / 2 + 1, bands), 0 for the last, `absent` ones.
+
+    Scaled so that sound has the same values at every rate, those that it has at 16 kHz with n_fft 512; and averaged
+    over the width of each FFT bin, since the lowest triangles are only a few bins wide.
+    """
+    centres = torch.tensor([octave_hertz(b - 0.5) for b in range(bands + 2)], dtype=torch.float64)
+    left, centre, right = centres[:-2], centres[1:-1], centres[2:]
+    fine = (torch.arange(16 * (n_fft // 2 + 1), dtype=torch.float64) - 7.5) / 16 * sample_rate / n_fft  # 16 in a bin
+    fine = fine.abs()[:, None]
+    filters = torch.minimum((fine - left) / (centre - left), (right - fine) / (right - centre)).clamp(min=0)
+    filters = filters.unflatten(0, (-1, 16)).mean(1) * (16000 / sample_rate) * 512 / n_fft
+    filters[:, bands - absent:] = 0
+    return filters
+
+
+class OctaveFbank(KaldiFbank):
+    """Log power in bands at fixed hertz, the same at every sample rate: wave (B, S) -> (B, F, T).
+
+    As Kaldi's but for three things that would mean something else at each rate: there is no pre-emphasis; frame t
+    begins at the sample next to t · hop seconds, also where a hop is no whole number of samples; and transforms are
+    twice as long, which is what it takes to know a window's power spectrum everywhere, not at some frequencies.
+    """
+    longer = 2
+
+    def at(self, config):
+        return OctaveFbank(config).to(self.hann.device)
+
+    def make_filters(self, config):
+        return octave_filters(config.n_mels, config.absent, self.n_fft, config.sample_rate)
+
+    def frames(self, wave):
+        count, hop = self.config.n_frames(wave.shape[1]), self.config.hop * self.config.sample_rate
+        wave = F.pad(wave, (0, self.n_fft - self.window))
+        if hop == self.hop:
+            return wave.unfold(1, self.n_fft, self.hop) * self.hann
+        starts = (torch.arange(count, device=wave.device, dtype=torch.float64) * hop).round().long()
+        return wave.unfold(1, self.n_fft, 1)[:, starts] * self.hann
 
 
 # ------------------------------------------------------------------------------------------------ mel in decibels
@@ -155,6 +207,14 @@ class WaveEmbed(nn.Module):
         self.linear = nn.Linear(channels[-1], config.dim)
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight)
+
+    def at(self, config):
+        """The same weights at config.sample_rate: filters keep their hertz; the convolutions follow the samples."""
+        view, sinc = copy(self), copy(self.sinc)
+        sinc.sample_rate = config.sample_rate
+        sinc._buffers = self.sinc._buffers | {"time": self.sinc.time * self.sinc.sample_rate / config.sample_rate}
+        view.config, view._modules = config, self._modules | {"sinc": sinc}
+        return view
 
     def forward(self, wave, lengths=None):
         return self.linear(self.norm(self.features(wave, lengths)))

@@ -128,6 +128,13 @@ class Manifest:
         them, so that packing to shards changes nothing."""
         return f"{len(self)}-{int(mix(np.bitwise_xor.reduce(mix(self.keys(), np.arange(len(self)))))[0]):016x}"
 
+    def rate(self, i):
+        """Row i's sample rate in Hz, from the recording if the manifest doesn't say."""
+        if not self.sample_rate[i]:
+            with self.open(i) as clip:
+                return clip.rate
+        return int(self.sample_rate[i])
+
     def open(self, i):
         """Row i as an open `Clip`."""
         sound = self.entries.open(i) if self.entries is not None else audio.Sound(self.locate(i))

@@ -9,6 +9,7 @@
 import hashlib
 import json
 import os
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import convert
 from cli import UserError
 from convert import newest_encoder  # noqa: F401  (a name that stays here)
-from frontends import KaldiFbank, MelDb, WaveEmbed, conv_time
+from frontends import KaldiFbank, MelDb, OctaveFbank, WaveEmbed, conv_time
 from recipes import CONV_POSITIONS, PRESETS, EncoderConfig
 
 VERSION = 1  # of our encoder files
@@ -131,9 +132,23 @@ def sincos_table(grid, dim):
     return torch.cat([rows.expand(*grid, -1), time.expand(*grid, -1)], 2)
 
 
+def physical_positions(config, dim, device):
+    """Sine-cosine positions (T', F', D) of where a patch's middle lies: octaves above the lowest row in the first half
+    of D, seconds / 0.1 in the second. They are functions, not tables: any rate, hop and length has its positions."""
+    t, f = config.grid
+    middle = (torch.arange(t, device=device) * config.stride[1] + config.patch[1] / 2) * config.hop
+    frequency = 10000.0 ** (-torch.arange(dim // 4, device=device) / (dim // 4))
+    rows, time = (x[:, None].float() * frequency for x in (torch.arange(f, device=device), middle / 0.1))
+    rows, time = (torch.cat([phase.sin(), phase.cos()], 1) for phase in (rows, time))  # (F', D / 2), (T', D / 2)
+    return torch.cat([rows.expand(t, -1, -1), time[:, None].expand(-1, f, -1)], 2)
+
+
 def alibi_slopes(heads):
     """How steeply attention falls with distance in each head: 2^(-8 h / H), h = 1 … H."""
     return 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+
+
+FRONTENDS = {"kaldi": KaldiFbank, "mel-db": MelDb, "octave": OctaveFbank}
 
 
 class Encoder(nn.Module):
@@ -144,13 +159,16 @@ class Encoder(nn.Module):
         self.config = c = config
         self.checkpoint_activations = False
         self.heads = {}  # published heads that came with the weights, {name: {key: tensor}}; see head_outputs
+        self.frontends = {}  # (sample rate, device) -> front end, of `at`
         if c.frontend == "wave":
             self.patch = WaveEmbed(c)
         else:
-            self.fbank = {"kaldi": KaldiFbank, "mel-db": MelDb}[c.frontend](c)
+            self.fbank = FRONTENDS[c.frontend](c)
             self.patch = nn.Linear(c.patch[0] * c.patch[1], c.dim)  # PyTorch's default initialisation, as SSAST's
         if c.input_norm:
             self.input_norm = nn.BatchNorm1d(c.n_mels, momentum=0.01)
+        if c.frontend == "octave":
+            self.absent = nn.Parameter(torch.empty(c.patch[0]))  # what stands in bands above the Nyquist frequency
         if c.mask_token:
             self.mask_token = nn.Parameter(torch.randn(c.dim) * c.dim ** -0.5)
         self._add_positions()
@@ -171,7 +189,7 @@ class Encoder(nn.Module):
             self.frequency_positions = nn.Parameter(torch.empty(c.grid[1], c.dim))
         elif c.positions == "conv":
             self.positions = ConvPositions(c.dim)
-        else:
+        elif c.positions != "physical":
             columns = max(c.grid[0], c.columns(c.chunk_frames))
             self.register_buffer("positions", sincos_table((columns, c.grid[1]), c.dim),
                                  persistent=c.positions == "fixed")
@@ -194,11 +212,27 @@ class Encoder(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             if name not in ("mask_token", "alibi_scale"):
                 nn.init.trunc_normal_(parameter, std=0.02)
+        if self.config.frontend == "octave":
+            nn.init.constant_(self.absent, -1.0)
+
+    def at(self, rate):
+        """This encoder for waves at `rate` Hz: the same weights, no more bands than there are below half of it, or a
+        raw wave's tokens so much more or less often. With config.rate "fixed" there is one rate: itself."""
+        c = self.config
+        if c.rate == "fixed" or rate == c.sample_rate:
+            return self
+        view, key = copy(self), (rate, next(self.parameters()).device)
+        part = "patch" if c.frontend == "wave" else "fbank"
+        view.config, own = c.at(rate), self._modules[part]
+        if key not in self.frontends:
+            self.frontends[key] = own and own.at(view.config)  # animal2vec's teacher has none
+        view._modules = self._modules | {part: self.frontends[key]}
+        return view
 
     def frontend(self, wave, lengths=None):
         """wave (B, S) float in [-1, 1], lengths (B,) valid samples -> normalised spec (B, F, T), float32.
 
-        kaldi: the mean of the valid samples is subtracted; mel-db: decibels above each clip's own floor; wave: valid
+        kaldi, octave: the mean of the valid samples is subtracted; mel-db: decibels above each clip's own floor; wave: valid
         samples brought to mean 0 and variance 1, (B, 1, S). With pad "masked" what lies beyond a clip's valid length
         is 0 (the mean after normalisation) and nothing downstream looks at it. With "published" the log-mel of kaldi
         is padded with zeros to the training length before normalisation and attended, as the published code does;
@@ -212,10 +246,7 @@ class Encoder(nn.Module):
                 wave = wave.masked_fill(~valid, 0)
             if c.frontend == "wave":
                 return self._standardised(wave, valid)
-            if c.frontend == "kaldi":
-                spec = self._kaldi(wave, valid)
-            else:
-                spec = self.fbank(wave, lengths)
+            spec = self.fbank(wave, lengths) if c.frontend == "mel-db" else self._kaldi(wave, valid)
             beyond = None
             if lengths is not None:
                 beyond = (torch.arange(spec.shape[2], device=spec.device) >= c.n_frames(lengths)[:, None])[:, None]
@@ -223,6 +254,8 @@ class Encoder(nn.Module):
                 spec = foreground(spec, c.denoise, beyond)
             fill = -c.mean / c.scale if c.attends_padding else 0.0
             spec = (spec - c.mean) / c.scale
+            if c.absent:
+                spec[:, -c.absent:] = 0
             if beyond is not None:
                 spec = spec.masked_fill(beyond, fill)
             if c.attends_padding and spec.shape[2] < c.frames:
@@ -253,6 +286,20 @@ class Encoder(nn.Module):
         spec = F.pad(spec, (0, max(0, width - spec.shape[2])))
         grid = spec.unfold(1, c.patch[0], c.stride[0]).unfold(2, c.patch[1], c.stride[1])  # (B, F', T', h, w)
         return grid.transpose(1, 2).flatten(3)
+
+    def present(self):
+        """Which pixels of a patch lie below the Nyquist frequency: None, all, or (frontend "octave") bool (F', P)."""
+        c = self.config
+        if c.frontend != "octave":
+            return None
+        bands = torch.arange(c.n_mels, device=self.absent.device) < c.n_mels - c.absent
+        return bands.view(-1, c.patch[0]).repeat_interleave(c.patch[1], 1)
+
+    def _filled(self, patches):
+        """A learned value in each absent band, which so is no silence. patches (B, T', F', P)."""
+        present = self.present()
+        return patches if present is None else torch.where(
+            present, patches, self.absent.repeat_interleave(self.config.patch[1]).to(patches.dtype))
 
     def valid_columns(self, lengths):
         """lengths (B,) samples -> (B,) token columns that hold any of them; None stays None (all are valid)."""
@@ -299,7 +346,7 @@ class Encoder(nn.Module):
         if c.frontend == "wave":
             x = self.patch(spec, extent)[:, :, None]  # (B, T', 1, D)
         else:
-            x = self.patch(self.patches(self._normed_input(spec, extent)))  # (B, T', F', D)
+            x = self.patch(self._filled(self.patches(self._normed_input(spec, extent))))  # (B, T', F', D)
         t, f = x.shape[1:3]
         most = max(c.grid[0], c.columns(c.chunk_frames))
         if t > most or f != c.grid[1]:
@@ -351,12 +398,16 @@ class Encoder(nn.Module):
         if c.positions == "conv":
             seen = x[:, :, 0] if hidden is None else x[:, :, 0].masked_fill(hidden, 0)
             return x + self.positions(seen, valid)[:, :, None]
+        if c.positions == "physical":
+            return x + physical_positions(c, c.dim, x.device)[:x.shape[1]]
         x = x + self.positions[:x.shape[1]]
         return x + self.frequency_positions if c.positions == "factorised" else x
 
     def _alibi(self, place, keep):
         """Attention bias (B or 1, H, N, N): minus distance times slope times learned scale; -inf at padding."""
         distance = (place[:, :, None] - place[:, None]).abs()[:, None]  # (B, 1, N, N)
+        if self.config.positions == "physical":  # of 20 ms, not of tokens
+            distance = distance * (self.config.stride[1] * self.config.hop / 0.02)
         slopes = alibi_slopes(self.config.heads).to(place.device) * self.alibi_scale.clamp(min=0)
         bias = -distance * slopes[:, None, None]
         return bias if keep is None else bias.masked_fill(~keep, float("-inf"))
@@ -471,6 +522,20 @@ class Encoder(nn.Module):
         return total / x.new_zeros(batch, 1).index_add_(0, clip, weight)
 
     forward = embed
+
+
+def at_rate(module, rate):
+    """A module with the same weights, its encoders as they are at `rate` Hz (see `Encoder.at`); None: as it is."""
+    if rate is None:
+        return module
+    if isinstance(module, Encoder):
+        return module.at(rate)
+    children = {name: child and at_rate(child, rate) for name, child in module._modules.items()}
+    if all(children[name] is child for name, child in module._modules.items()):
+        return module
+    view = copy(module)
+    view._modules = children
+    return view
 
 
 def head_outputs(head, x):

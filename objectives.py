@@ -21,7 +21,7 @@ from torch import nn
 import views
 from masking import (block_mask, frame_mask, group_mask, hash64, patch_mask, patch_mask_upstream, span_mask,
                      structured_mask, uniform)
-from model import Block
+from model import Block, physical_positions
 from recipes import SETTINGS
 
 MASKS = {"patch": patch_mask, "frame": frame_mask, "upstream": patch_mask_upstream, "block": block_mask,
@@ -51,6 +51,14 @@ def spread(tokens):
     tokens, times √D. 1: as scattered as can be; 0: collapsed to one point."""
     mean = F.normalize(tokens.detach().float().mean(1), dim=1)  # (B, D)
     return mean.std(0, correction=0).square().mean().sqrt() * mean.shape[1] ** 0.5
+
+
+def pixel_error(prediction, target, present=None):
+    """Mean square over the pixels that there are: (B, N, P) twice, present None or bool (F', P) -> (B, N)."""
+    if present is None:
+        return (prediction - target).square().mean(-1)
+    present = present.repeat(target.shape[1] // len(present), 1)  # (N, P)
+    return ((prediction - target).square() * present).sum(-1) / present.sum(-1)
 
 
 class SSAST(nn.Module):
@@ -107,7 +115,7 @@ class SSAST(nn.Module):
             metrics["nce"] = nce.detach()
             loss = loss + nce
         if self.loss != "nce":
-            error = (self.reconstruct(tokens) - target).square().mean(-1)  # (B, N)
+            error = pixel_error(self.reconstruct(tokens), target, self.encoder.present())  # (B, N)
             mse = (error * hidden).sum() / count
             metrics["mse"] = mse.detach()
             loss = loss + (self.mse_weight if self.loss == "joint" else 1.0) * mse
@@ -156,10 +164,10 @@ class MAE(nn.Module):
         self.encoder, self.masking, self.hidden = encoder, masking, hidden
         c = encoder.config
         self.narrow = replace(c, dim=decoder_dim, depth=decoder_depth, heads=decoder_heads, norm="pre", drop_path=0.0,
-                              qkv_bias=True, prenet=0, positions="learned", alibi=False)
+                              qkv_bias=True, prenet=0, positions="learned", alibi=False, rate="fixed")
         self.embed = nn.Linear(c.dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(decoder_dim))
-        self.positions = nn.Parameter(torch.zeros(*c.grid, decoder_dim))
+        self.positions = nn.Parameter(torch.zeros(*c.grid, decoder_dim)) if c.positions != "physical" else None
         self.blocks = nn.ModuleList(Block(self.narrow) for _ in range(decoder_depth))
         self.norm = nn.LayerNorm(decoder_dim, eps=c.eps)
         self.predict = nn.Linear(decoder_dim, c.patch[0] * c.patch[1])
@@ -182,11 +190,18 @@ class MAE(nn.Module):
         tokens = self.encoder.tokens(spec, mask, lengths, visible_only=True)[:, self.encoder.config.specials:]
         prediction = self.decode(tokens, mask, lengths)  # (B, N, P)
         with torch.autocast(x.device.type, enabled=False):
-            target = target.float().flatten(1, 2)
-            target = (target - target.mean(2, keepdim=True)) / (target.var(2, keepdim=True) + 1e-6).sqrt()
-            hidden, count = mask.flatten(1), mask.sum()
-            loss = ((prediction.float() - target).square().mean(2) * hidden).sum() / count
+            target, hidden, count = self.normed(target.float()).flatten(1, 2), mask.flatten(1), mask.sum()
+            loss = (pixel_error(prediction.float(), target, self.encoder.present()) * hidden).sum() / count
             return loss, {"count": count, "loss": loss.detach(), "spread": spread(tokens)}
+
+    def normed(self, target):
+        """Each patch of target (B, T', F', P) brought to mean 0 and variance 1 over the pixels that there are."""
+        if (present := self.encoder.present()) is None:
+            return (target - target.mean(3, keepdim=True)) / (target.var(3, keepdim=True) + 1e-6).sqrt()
+        n = present.sum(1, keepdim=True)
+        target = target - (target * present).sum(3, keepdim=True) / n
+        variance = (target.square() * present).sum(3, keepdim=True) / (n - 1).clamp(min=1)
+        return target / (variance + 1e-6).sqrt()
 
     def decode(self, tokens, mask, lengths=None):
         """Visible tokens (B, V, D), mask (B, T', F') -> predicted pixels of all patches (B, N, P)."""
@@ -196,7 +211,10 @@ class MAE(nn.Module):
             valid = (torch.arange(t, device=mask.device) < columns[:, None])[:, :, None].expand_as(mask)
             shown, keep = shown & valid, valid.flatten(1)[:, None, None]
         x = scattered(self.embed(tokens), shown.flatten(1), self.mask_token)
-        x = x + self.positions[:t].flatten(0, 1)
+        positions = self.positions
+        if positions is None:
+            positions = physical_positions(self.encoder.config, self.narrow.dim, x.device)
+        x = x + positions[:t].flatten(0, 1)
         for block in self.blocks:
             x = block(x, keep)
         return self.predict(self.norm(x))
@@ -463,6 +481,8 @@ class ATST(MeanTeacher):
         super().__init__(encoder, ema, ema_steps, "cosine")
         if not (encoder.config.mask_token if frames else encoder.config.specials):
             raise ValueError(f"it has no {'mask' if frames else 'class'} token")
+        if encoder.config.rate == "any":
+            raise ValueError("its views stretch the frequency axis, which --rate any fixes in hertz")
         self.frames, self.view_seconds, self.mix, self.canvas = frames, view_seconds, mix, canvas
         self.masking, self.hidden, self.options = masking, hidden, {"span": span} if masking == "span" else {}
         self.takes = MIXED

@@ -146,9 +146,9 @@ def embed(encoders, split, args):
     from probes import vectors
     device = device_of(args)
     out = {}
-    for rate in dict.fromkeys(e.config.sample_rate for e in encoders.values()):
-        some = {name: e.to(device) for name, e in encoders.items() if e.config.sample_rate == rate}
-        out |= zip(some, vectors(list(some.values()), split, rate, device, args.batch_size, args.workers))
+    for ears in dict.fromkeys((e.config.rate, e.config.sample_rate) for e in encoders.values()):
+        some = {name: e.to(device) for name, e in encoders.items() if (e.config.rate, e.config.sample_rate) == ears}
+        out |= zip(some, vectors(list(some.values()), split, device, args.batch_size, args.workers))
     return {name: out[name] for name in encoders}
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import cli
 from cli import UserError
-from recipes import PRESETS, RECIPES, SETTINGS, EncoderConfig
+from recipes import PRESETS, RECIPES, SETTINGS, EncoderConfig, any_rate
 
 DEMO, CORPUS = "data/demo", "data/pretrain.csv"
 PAPER_SUBSETS = ("0.12M", "0.46M", "0.80M", "1.23M", "2.23M")
 # what may not change within a run, unless --override says so; --steps may grow with --extend
 OBJECTIVE = tuple(dict.fromkeys(key for keys in SETTINGS.values() for key in keys))  # all objectives' settings
-IDENTITY = ("recipe", "preset", "clip_seconds", "normalise", "init", "subset", "domain", "crop", "gain", "shift",
+IDENTITY = ("recipe", "preset", "rate", "clip_seconds", "normalise", "init", "subset", "domain", "crop", "gain", "shift",
             "mix_snr", "polarity", *OBJECTIVE, "drop_path", "batch_size", "optimizer", "lr", "betas", "eps",
             "weight_decay", "weight_decay_end", "schedule", "warmup", "floor", "clip", "seed", "valid", "steps")
 
@@ -59,6 +59,8 @@ def parse_args(argv=None):
     g.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"encoder: {', '.join(PRESETS)}")
     g.add_argument("--init", metavar="CHECKPOINT", help="start from this encoder (secondary pre-training)")
     g.add_argument("--format", help="layout of --init where its keys can't decide: ssast, gpm-bt, …")
+    g.add_argument("--rate", choices=("preset", "any"), default="preset", help="resample to the preset's rate, or hear "
+                   "each recording at its own: bands at fixed hertz, positions in seconds and octaves")
     g.add_argument("--normalise", choices=("corpus", "preset"), help="spectrogram mean and deviation: measured on this "
                    "corpus, or the preset's (AudioSet)")
     g.add_argument("--drop-path", type=cli.share, help="share of clips that skip the last block")
@@ -270,6 +272,9 @@ def check_mask(args, config):
     import torch
 
     from objectives import MASKS
+    if config.rate == "any" and isinstance(args.hidden, int):
+        raise UserError(f"--hidden {args.hidden}: with --rate any the number of tokens follows the sample rate; give a "
+                        "share")
     if args.masking:
         try:
             MASKS[args.masking](torch.zeros(1, dtype=torch.int64), config.grid, args.hidden)
@@ -301,6 +306,11 @@ def encoder_config(args, train, start):
         raise UserError(f"--clip-seconds {args.clip_seconds:g}: {error}") from None
     if args.drop_path:
         config = replace(config, drop_path=args.drop_path)
+    if args.rate == "any":
+        if not train.sample_rate.all():
+            raise UserError(f"--rate any: {train.origin} does not say the sample rate of each row; make it with python "
+                            "data.py index")
+        config = any_rate(config, int(train.sample_rate.max()))
     if args.normalise == "corpus":
         if config.frontend == "wave":
             raise UserError("--normalise corpus: a raw wave is brought to variance 1 clip by clip; use preset")
@@ -319,9 +329,12 @@ def measure(train, config, seed, clips=256):
     encoder, total, square, count = Encoder(config), 0.0, 0.0, 0
     clips = min(clips, len(train))
     for batch in data.loader(train, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, batch_size=1,
-                             seed=seed, steps=clips):
+                             seed=seed, steps=clips, any_rate=config.rate == "any"):
+        batch, = data.parts([batch])
         with torch.inference_mode():
-            spec = encoder.frontend(batch["wave"][:, :int(batch["lengths"])]).double()
+            own = encoder.at(batch.get("rate", config.sample_rate))
+            spec = own.frontend(batch["wave"][:, :int(batch["lengths"])]).double()
+            spec = spec[:, :own.config.n_mels - own.config.absent]
         total, square, count = total + spec.sum().item(), square + spec.square().sum().item(), count + spec.numel()
     mean = total / count
     deviation = max(1e-3, (square / count - mean ** 2) ** 0.5)
@@ -371,31 +384,33 @@ def held_out(valid, config, procs, batch_size=32):
     import data
     from audio import BadAudio
     from masking import hash64
-    crop = data.Cropper(config.sample_rate, config.clip_seconds, "start")
+    crop = data.Cropper(config.sample_rate, config.clip_seconds, "start", any_rate=config.rate == "any")
     mine = range(procs.rank, len(valid), procs.world)
     for first in range(0, len(mine), batch_size):
-        rows, waves = [], []
+        clips = []
         for i in mine[first:first + batch_size]:
             try:
-                waves.append(crop(valid, i, 0))
-                rows.append(i)
+                wave, rate = crop(valid, i, 0)
+                clips.append({"wave": wave, "rate": rate, "row": i})
             except BadAudio:
                 pass
-        wave, lengths = data.pad_batch(waves, config.clip_samples)
-        yield {"wave": wave, "lengths": lengths, "seed": hash64(torch.tensor(rows))}
+        for rate, some in data.by_rate(clips):
+            wave, lengths = data.pad_batch([clip["wave"] for clip in some], crop.samples(rate))
+            yield {"wave": wave, "lengths": lengths, "rate": rate,
+                   "seed": hash64(torch.tensor([clip["row"] for clip in some]))}
 
 
 def train(args, trainer, loader, valid, log, stop, out):
     """The loop. Returns the name of the signal that ended it early, or None."""
+    import data
     import engine
     import runlog
-    from data import BadLog
     procs = trainer.procs
     if args.probe_every:
         import probes
         task = probe_task(args)
     bar = cli.Progress(args.steps, trainer.step, procs.main)
-    saver, bad = engine.Saver(out, args.keep, args.milestone), BadLog(out / "bad.jsonl", args.max_bad)
+    saver, bad = engine.Saver(out, args.keep, args.milestone), data.BadLog(out / "bad.jsonl", args.max_bad)
     meter = runlog.Meter(procs, args.batch_size, trainer.objective)
     batches = iter(loader)
     while trainer.step < args.steps:
@@ -407,11 +422,12 @@ def train(args, trainer, loader, valid, log, stop, out):
         meter.add(row)
         step, last = trainer.step, trainer.step == args.steps
         if not row["finite"]:
-            bar.say(f"step {step}: skipped, its gradient is not finite (clips {batch['index'].tolist()})")
+            clips = [i for part in data.parts([batch]) for i in part["index"].tolist()]
+            bar.say(f"step {step}: skipped, its gradient is not finite (clips {clips})")
         if step % args.log_every == 0 or last or not row["finite"]:
             entry = meter.entry(step, len(loader.manifest), trainer.skips)
             if not row["finite"]:
-                entry["skipped_clips"] = batch["index"].tolist()
+                entry["skipped_clips"] = clips
             if log:
                 log.write(entry)
             bar.update(entry)
@@ -474,8 +490,7 @@ def species_knn(path, device):
     trained = load_encoder(path).to(device)
     torch.manual_seed(0)
     encoders = [trained, Encoder(trained.config).eval().to(device)]
-    fit, test = (vectors(encoders, task.splits[split], trained.config.sample_rate, device)
-                 for split in ("train", "test"))
+    fit, test = (vectors(encoders, task.splits[split], device) for split in ("train", "test"))
     labels = task.splits["train"].targets, task.splits["test"].targets
     scores = [accuracy(knn(a, labels[0], b), labels[1]) for a, b in zip(fit, test)]
     return (f"species kNN accuracy {scores[0]:.3f}, untrained {scores[1]:.3f}, chance {1 / len(task.labels):.3f} "
@@ -548,7 +563,8 @@ def run(args, out, stop, procs):
     loader = data.loader(train_rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds,
                          batch_size=args.batch_size, seed=args.seed, first=trainer.step * args.batch_size,
                          steps=args.steps - trainer.step, rank=procs.rank, world=procs.world, workers=args.workers,
-                         crop=args.crop, partner=args.mix_snr is not None or bool(args.mix))
+                         crop=args.crop, partner=args.mix_snr is not None or bool(args.mix),
+                         any_rate=config.rate == "any")
     ended_by = train(args, trainer, loader, valid_rows, log, stop, out)
     if log:
         log.close()

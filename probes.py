@@ -176,8 +176,7 @@ def online_knn(encoder, task, device="cpu", k=10, temperature=0.07, batch_size=3
     was_training = encoder.training
     encoder.eval()
     try:
-        rate = encoder.config.sample_rate
-        train, valid = (vectors([encoder], task.splits[name], rate, device, batch_size, workers)[0]
+        train, valid = (vectors([encoder], task.splits[name], device, batch_size, workers)[0]
                         for name in ("train", "valid"))
     finally:
         encoder.train(was_training)

@@ -4,6 +4,7 @@ Plain values, no torch: a table can be printed, compared and saved as JSON, and 
 """
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from math import ceil, log2
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # log-mel statistics of AudioSet, SSAST's normalisation
 WAVE_CONVS = ((127, 63, 1), (512, 10, 5), *3 * ((512, 3, 2),), (512, 3, 1), *2 * ((512, 2, 1),))  # animal2vec's
@@ -19,7 +20,9 @@ class EncoderConfig:
     name: str = "custom"
     # sound and front end
     sample_rate: int = 16000  # Hz; audio at another rate is resampled to it
-    frontend: str = "kaldi"  # kaldi: log-mel as Kaldi's. mel-db: decibels, centred frames. wave: convolutions
+    rate: str = "fixed"  # or "any": recordings are heard at their own rate (see Encoder.at), only above sample_rate not
+    # kaldi: log-mel as Kaldi's. mel-db: decibels, centred frames. octave: log power, a band a semitone. wave: convolutions
+    frontend: str = "kaldi"
     window: float = 0.025  # s
     hop: float = 0.010  # s
     n_mels: int = 128
@@ -41,7 +44,8 @@ class EncoderConfig:
     mask_token: bool = True  # has a learned token for hidden patches
     input_norm: bool = False  # BatchNorm over mel bands between front end and patches (Dasheng)
     # learned: a table. fixed: a stored sine-cosine table (AudioMAE). factorised: learned, time + frequency (Dasheng).
-    # sincos: computed, specials without position (EAT). conv: from the tokens around, by convolution (animal2vec)
+    # sincos: computed, specials without position (EAT). conv: from the tokens around, by convolution (animal2vec).
+    # physical: sine-cosine of seconds and octaves, for any rate, hop and length
     positions: str = "learned"
     alibi: bool = False  # attention falls with the distance in time, by a learned scale a head
     # transformer
@@ -80,10 +84,34 @@ class EncoderConfig:
             (0 <= self.prenet < max(1, self.depth), f"prenet {self.prenet} leaves none of {self.depth} blocks"),
             (not (self.alibi or self.positions == "conv") or self.specials == 0,
              "alibi and conv positions know no special tokens"),
-            (self.positions not in ("sincos", "fixed") or self.dim % 4 == 0, f"dim {self.dim} is no multiple of 4"),
+            (self.positions not in ("sincos", "fixed", "physical") or self.dim % 4 == 0,
+             f"dim {self.dim} is no multiple of 4"),
+            (self.rate == "fixed" or self.positions == "physical" and self.frontend in ("octave", "wave"),
+             "rate 'any' needs positions 'physical' and frontend 'octave' or 'wave'"),
+            (self.frontend != "octave" or self.n_mels == octave_rows(self.sample_rate) * SEMITONES,
+             f"frontend 'octave' has {octave_rows(self.sample_rate) * SEMITONES} bands at {self.sample_rate} Hz, not "
+             f"{self.n_mels}"),
         ):
             if not ok:
                 raise ValueError(complaint)
+
+    def hears(self, recorded):
+        """The rate in Hz at which it takes a recording of `recorded` Hz."""
+        return min(recorded, self.sample_rate) if self.rate == "any" else self.sample_rate
+
+    def at(self, rate):
+        """The settings for waves at another rate: as many bands as lie below its Nyquist frequency, the same frames
+        (octave), or tokens as often as the convolutions give (wave)."""
+        if self.frontend == "octave":
+            return replace(self, sample_rate=rate, n_mels=octave_rows(rate) * SEMITONES)
+        frames = [round(n * rate / self.sample_rate) for n in (self.frames, self.chunk)]
+        return replace(self, sample_rate=rate, hop=self.hop * self.sample_rate / rate, frames=frames[0],
+                       chunk=frames[1])
+
+    @property
+    def absent(self):
+        """octave: bands of the highest row that lie above the Nyquist frequency."""
+        return self.n_mels - int(octave_band(self.sample_rate / 2) + 1e-6) if self.frontend == "octave" else 0
 
     @property
     def clip_seconds(self):
@@ -128,13 +156,15 @@ class EncoderConfig:
     def n_frames(self, samples):
         """Frames of `samples` (an int or an integer tensor), at least one.
 
-        kaldi: whole windows. mel-db: a frame every hop, centred on it; a clip of a whole number of hops has one more
+        kaldi, octave: whole windows. mel-db: a frame every hop, centred on it; a clip of a whole number of hops has one more
         at its very end, which only pad "published" keeps. wave: what the convolutions give.
         """
         if self.frontend == "wave":
             frames = self.conv_lengths(samples)[-1]
         elif self.frontend == "mel-db":
             frames = (samples - int(self.pad == "masked")) // self.hop_samples + 1
+        elif self.frontend == "octave":  # frames begin at exact times, so their hop may be no whole number of samples
+            frames = 1 + (samples - self.window_samples) * round(1 / self.hop) // self.sample_rate
         else:
             frames = 1 + (samples - self.window_samples) // self.hop_samples
         return frames.clamp(min=1) if hasattr(frames, "clamp") else max(1, frames)
@@ -203,9 +233,45 @@ class EncoderConfig:
         return cls(**values)
 
 
-CHOICES = {"frontend": ("kaldi", "mel-db", "wave"), "pad": ("masked", "published"), "norm": ("pre", "post"),
-           "positions": ("learned", "fixed", "factorised", "sincos", "conv"), "pool": ("mean", "specials", "both"),
-           "features": ("tokens", "ffn"), "floor_over": ("clip", "batch"), "chunk_mean": ("valid", "uncut")}
+SEMITONES, LOWEST = 12, 500.0  # bands of an octave; Hz below which they are evenly spaced, 12 in all
+
+
+def octave_band(hertz):
+    """Where a frequency lies on the axis of frontend "octave", in bands from 0 Hz up: even steps to 500 Hz, where FFT
+    bins are wider than semitones, then 12 an octave."""
+    return SEMITONES * (hertz / LOWEST if hertz < LOWEST else 1 + log2(hertz / LOWEST))
+
+
+def octave_hertz(band):
+    """The inverse of `octave_band`; below 0 Hz the axis goes on."""
+    return LOWEST * (band / SEMITONES if band < SEMITONES else 2 ** (band / SEMITONES - 1))
+
+
+def octave_rows(rate):
+    """Octaves, rows of 12 bands, that reach to the Nyquist frequency of a rate in Hz; the last one perhaps in part."""
+    return max(1, ceil(int(octave_band(rate / 2) + 1e-6) / SEMITONES))
+
+
+def any_rate(config, top):
+    """A preset that hears every rate up to `top` Hz: bands at fixed hertz, positions in seconds and octaves.
+
+    An octave is a row of tokens, so halving the rate takes one row away and changes nothing else; a mel axis, however
+    far it reaches, would cut through its rows at each Nyquist frequency.
+    """
+    shared = dict(rate="any", positions="physical")
+    if config.frontend == "wave":
+        return replace(replace(config, **shared).at(top), name=f"{config.name}-any")
+    denoise = 2.0 if config.frontend == "mel-db" and config.denoise else config.denoise  # from dB to nats
+    level = dict(mean=AUDIOSET_MEAN, scale=2 * AUDIOSET_STD) if config.frontend == "mel-db" else {}
+    return replace(config, **shared, **level, name=f"{config.name}-any", frontend="octave", sample_rate=top,
+                   n_mels=octave_rows(top) * SEMITONES, patch=(SEMITONES, 16), stride=(SEMITONES, 16), window=0.025,
+                   floor_db=0.0, denoise=denoise, input_norm=False, pad="masked")
+
+
+CHOICES = {"frontend": ("kaldi", "mel-db", "octave", "wave"), "rate": ("fixed", "any"), "pad": ("masked", "published"),
+           "positions": ("learned", "fixed", "factorised", "sincos", "conv", "physical"), "norm": ("pre", "post"),
+           "pool": ("mean", "specials", "both"), "features": ("tokens", "ffn"), "floor_over": ("clip", "batch"),
+           "chunk_mean": ("valid", "uncut")}
 CONV_POSITIONS = (5, 19, 16)  # layers, kernel and groups of animal2vec's convolutional positions
 
 

@@ -5,8 +5,10 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
+import data
 import metrics
 from augment import InOrder
+from model import at_rate
 
 BATCH = 32  # clips a forward pass
 GAP = 0.2  # seconds: frames of a class at most this far apart are one event
@@ -45,14 +47,15 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
     """Scores (n, C) float64 of every row of a split and, if asked for, frame scores (n, T', C) float32; each process
     does its share, all have the result."""
     model.eval()
-    loader = InOrder(split, model.encoder.config.sample_rate, BATCH, rank=procs.rank, world=procs.world,
-                     workers=workers)
+    config = model.encoder.config
+    loader = InOrder(split, config.sample_rate, BATCH, any_rate=config.rate == "any", rank=procs.rank,
+                     world=procs.world, workers=workers)
     rows, clip, frame = [], [], []
-    for batch in loader:
+    for batch in data.parts(loader):
         wave, lengths = batch["wave"].to(procs.device), batch["lengths"]
         lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(procs.device)
         with autocast():
-            logits, frame_logits, columns = model(wave, lengths)
+            logits, frame_logits, columns = at_rate(model, batch.get("rate"))(wave, lengths)
         rows.append(batch["index"])
         clip.append(model.probabilities(logits).double())
         if frames:

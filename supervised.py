@@ -149,12 +149,12 @@ class Trial:
         self.log = runlog.Log(self.folder / "log.jsonl", trainer.step if state else -1) if procs.main else None
         self.bar = cli.Progress(self.steps, trainer.step, procs.main)
         self.saver, self.bad = engine.Saver(self.folder, keep=1), data.BadLog(self.folder / "bad.jsonl")
-        frames = None
+        frames, config = None, self.objective.encoder.config
         if s.head == "frames":
             frames = FrameTargets(self.train_split, job.labels, self.objective.model.frame_seconds)
         self.batches = iter(LabelledLoader(
-            self.train_split, self.objective.encoder.config.sample_rate, len(job.labels), s.batch_size, self.seed,
-            first=trainer.step * s.batch_size, steps=self.steps - trainer.step, rank=procs.rank, world=procs.world,
+            self.train_split, config.sample_rate, len(job.labels), s.batch_size, self.seed,
+            any_rate=config.rate == "any", first=trainer.step * s.batch_size, steps=self.steps - trainer.step, rank=procs.rank, world=procs.world,
             workers=job.workers, mixup=s.mixup, alpha=s.alpha, balanced=s.balanced, frames=frames))
 
     def _loop(self):

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import audio
 from cli import UserError
 from corpus import find, write_table
 from manifest import build, open_manifest, warn
+from model import at_rate
 
 _PIECE = 1 << 20  # samples, at the recording's rate, that are decoded and resampled at a time
 _UNIT = 1 << 20  # samples of the windows that a reader hands over at a time: 4 MB
@@ -84,10 +85,15 @@ class Recordings:
 
 @dataclass(frozen=True)
 class Cut:
-    """How recordings become windows: rate in Hz, window and hop in seconds, hop at most the window."""
+    """How recordings become windows: rate in Hz, window and hop in seconds, hop at most the window. any_rate: of a
+    recording with a lower rate its own."""
     rate: int
     window: float
     hop: float
+    any_rate: bool = False
+
+    def of(self, recorded):
+        return replace(self, rate=min(self.rate, recorded)) if self.any_rate else self
 
     @property
     def samples(self):
@@ -203,18 +209,18 @@ class _Reader:
 
 def _units(recordings, cut, bad, skip):
     """What is to be decoded, in order. Headers are read here, as late as possible."""
-    count = max(1, _UNIT // cut.samples)
     for k in range(len(recordings)):
         if skip(k):
             continue
         try:
             with recordings.open(k) as clip:
-                stretch = Stretch(k, cut, clip.rate, clip.first, clip.frames)
+                stretch = Stretch(k, cut.of(clip.rate), clip.rate, clip.first, clip.frames)
             if not stretch.frames:
                 raise audio.BadAudio("holds no sound")
         except audio.BadAudio as error:
             bad[k] = error.reason
             continue
+        count = max(1, _UNIT // stretch.cut.samples)
         for first in range(0, len(stretch), count):
             if k in bad:
                 break
@@ -224,8 +230,8 @@ def _units(recordings, cut, bad, skip):
 def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: False):
     """Windows of all recordings, in order -> wave float32 (B, S), lengths int64 (B,), places [(Stretch, n)] of B.
 
-    A batch holds `batch_size` windows, of several recordings where they are short; S is its longest window. What
-    can't be read goes to `bad` {index of the recording: reason}, even if windows of it came before. skip(k):
+    A batch holds `batch_size` windows, of several recordings where they are short, all of one sample rate; S is its
+    longest window. What can't be read goes to `bad` {index of the recording: reason}, even if windows of it came before. skip(k):
     recordings that are left out. What comes out does not depend on `workers`, the processes that decode meanwhile.
     """
     bad, several = {} if bad is None else bad, {}
@@ -242,6 +248,9 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
         if isinstance(windows, str):
             bad[stretch.index] = windows
             continue
+        if waiting and waiting[0][2][0].cut.rate != stretch.cut.rate:
+            yield _batch(waiting)
+            waiting = []
         waiting += [(windows[n], int(lengths[n]), (stretch, first + n)) for n in range(len(windows))]
         while len(waiting) >= batch_size:
             yield _batch(waiting[:batch_size])
@@ -273,21 +282,22 @@ class Run:
         if hop > window:
             raise UserError(f"--hop {hop:g} is longer than the window of {window:g} s: the sound between the windows "
                             "would be left out")
-        self.cut = Cut(self.config.sample_rate, window, hop)
+        self.cut = Cut(self.config.sample_rate, window, hop, self.config.rate == "any")
         tokens = self.config.n_tokens * max(1, window / self.config.clip_seconds)
         budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
         self.batch_size = batch_size or max(1, min(256, int(budget / tokens)))
         self.bad, self.done, self.seconds = {}, 0, 0.0  # {recording: why it can't be read}; how much was read
 
     def __call__(self, function, skip=lambda k: False):
-        """function (wave (B, S), lengths (B,) or None) -> (B, …) tensor, over all windows: yields (stretch, number of
-        the window, array (…)). Of a recording that turns out to be broken only the first windows may come."""
+        """function (model, wave (B, S), lengths (B,) or None) -> (B, …) tensor, over all windows: yields (stretch, number
+        of the window, array (…)). The model is given as it is at their sample rate. Of a recording that turns out to be broken only the first windows may come."""
         read = batches(self.recordings, self.cut, self.batch_size, self.workers, self.bad, skip)
         with tqdm(desc="windows", leave=False, disable=None) as bar:
             for wave, lengths, places in read:
                 lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(self.device)
                 with torch.inference_mode(), self.autocast():
-                    rows = function(wave.to(self.device), lengths).float().cpu().numpy()
+                    model = at_rate(self.model, places[0][0].cut.rate)
+                    rows = function(model, wave.to(self.device), lengths).float().cpu().numpy()
                 for (stretch, n), row in zip(places, rows):
                     yield stretch, n, row
                     if n == len(stretch) - 1:
@@ -364,10 +374,13 @@ def embeddings(run, granularity, layers, by_window, skip=lambda k: False):
     if granularity != "clip" and cut.samples > c.chunk_samples:
         raise UserError(f"--granularity {granularity} with --window {cut.window:g}: tokens have places within the "
                         f"{c.chunk_samples / c.sample_rate:g} s that this encoder hears at a time; give at most that")
+    if granularity in ("patch", "all") and c.rate == "any":
+        raise UserError(f"--granularity {granularity}: this encoder hears any rate, and has other tokens at each; give "
+                        "clip or frame")
     columns = token_columns(run.model, cut.samples)
 
-    def function(wave, lengths):
-        return features(run.model, wave, lengths, granularity, layers or [None], columns)
+    def function(encoder, wave, lengths):
+        return features(encoder, wave, lengths, granularity, layers or [None], columns)
     windows = run(function, skip)
     if granularity in ("frame", "patch"):
         return _by_column(run, windows)
@@ -379,8 +392,9 @@ def embeddings(run, granularity, layers, by_window, skip=lambda k: False):
 
 
 def _by_column(run, windows):
-    c = run.config
     for stretch, n, row in windows:
-        own, starts, ends = stretch.columns(n, token_columns(run.model, stretch.length(n)),
+        encoder = run.model.at(stretch.cut.rate)
+        c = encoder.config
+        own, starts, ends = stretch.columns(n, token_columns(encoder, stretch.length(n)),
                                             c.stride[1] * c.hop * c.sample_rate)
         yield stretch, row[own], starts, ends, n == len(stretch) - 1

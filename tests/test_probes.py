@@ -272,7 +272,7 @@ def test_a_second_pass_reads_no_audio_and_a_changed_file_or_weight_does(tiny, tm
         return embed_split({"model": model, "mel": mel}, split, tmp_path, **kwargs)
     first = run()
     assert len(reads) == len(split) and first["model"].clips.dtype == np.float16
-    direct = vectors([model], split, 16000)[0]
+    direct = vectors([model], split)[0]
     assert np.abs(first["model"].vectors() - direct).max() < 4e-3
     again = run()
     assert not reads and np.array_equal(again["model"].clips, first["model"].clips)
@@ -310,7 +310,7 @@ def test_online_knn_looks_at_validation_and_leaves_the_encoder_in_training(tiny)
     model = encoder().train()
     value = probes.online_knn(model, task)
     assert model.training and 0 <= value <= 1
-    a, b = (vectors([model.eval()], task.splits[s], 16000)[0] for s in ("train", "valid"))
+    a, b = (vectors([model.eval()], task.splits[s])[0] for s in ("train", "valid"))
     assert value == pytest.approx(np.mean(probes.knn(a, task.splits["train"].targets, b)
                                           == task.splits["valid"].targets))
     del task.splits["test"]

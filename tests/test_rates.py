@@ -1,0 +1,307 @@
+"""Any sample rate: bands at fixed hertz, positions in seconds, batches of several rates, every stage."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import audio
+import data
+import engine
+import extract
+import finetune
+import pretrain
+from cli import UserError
+from frontends import OctaveFbank
+from manifest import build
+from model import Encoder, at_rate, load_encoder, physical_positions, save_encoder
+from objectives import ATST, EAT, MAE, SSAST, Animal2Vec
+from recipes import PRESETS, any_rate, octave_band, octave_hertz
+
+RATES = (8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000, 250000)
+
+
+def small(name="ssast-laptop-patch", top=48000, **changes):
+    torch.manual_seed(0)
+    return Encoder(replace(any_rate(replace(PRESETS[name], depth=2, dim=32, heads=2), top), **changes)).eval()
+
+
+def chirp(rate, seconds=2.0, low=600.0, high=3000.0):
+    """A sweep with a soft start and end over weak low-pass noise, the same sound at any rate."""
+    t = np.arange(round(rate * seconds)) / rate
+    sweep = np.sin(2 * np.pi * (low * t + (high - low) * t ** 2 / (2 * seconds))) * np.sin(np.pi * t / seconds)
+    hum = sum(np.sin(2 * np.pi * f * t + f) for f in np.linspace(50, 3300, 40)) / 400
+    return (0.1 * sweep + hum).astype(np.float32)
+
+
+def wave(rate, **more):
+    return torch.from_numpy(chirp(rate, **more))[None]
+
+
+# ----------------------------------------------------------------------------------------------------- front end
+
+def test_the_band_axis_and_its_inverse_agree_and_octaves_are_rows():
+    for hertz in (0, 30, 499, 500, 700, 4000, 125000):
+        assert octave_hertz(octave_band(hertz)) == pytest.approx(hertz)
+    assert [octave_band(500 * 2 ** k) for k in range(4)] == [12, 24, 36, 48]
+    top = any_rate(PRESETS["ssast-laptop-patch"], 250000)
+    assert [(top.at(r).grid[1], top.at(r).absent) for r in (8000, 16000, 32000, 48000, 250000)] == [
+        (4, 0), (5, 0), (6, 0), (7, 5), (9, 1)]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_sound_has_the_same_values_in_the_same_bands_at_every_rate(rate):
+    config = any_rate(PRESETS["ssast-laptop-patch"], 250000)
+    one, other = (OctaveFbank(config.at(r))(wave(r)) for r in (32000, rate))
+    bands, frames = int(octave_band(3300)), min(one.shape[2], other.shape[2])
+    assert one.shape[2] == other.shape[2] == 198
+    assert (one - other[:, :one.shape[1]] if one.shape[1] <= other.shape[1] else one[:, :other.shape[1]] - other)[
+        :, :bands, :frames].abs().max() < 0.3  # nats, of values from -16 to 5
+
+
+def test_frames_begin_at_exact_times_also_where_a_hop_is_no_whole_number_of_samples():
+    fbank = OctaveFbank(any_rate(PRESETS["ssast-laptop-patch"], 48000).at(22050))
+    click = torch.zeros(1, 22050)
+    click[0, round(0.75 * 22050)] = 1.0
+    heard = torch.nonzero(fbank(click)[0].amax(0) > -10)[:, 0]
+    assert abs((heard.float().mean() * 0.01 + 0.0125) - 0.75) < 0.003  # s; hops of 220 samples would be 1.5 ms early
+
+
+def test_bands_above_nyquist_are_neither_heard_nor_silence():
+    encoder = small()
+    view = encoder.at(22050)
+    assert view.config.absent == 7 and not view.frontend(wave(22050))[:, -7:].any()
+    tokens = view.tokens(view.frontend(wave(22050)))
+    with torch.no_grad():
+        encoder.absent += 1  # what stands there is learned, and reaches the tokens
+    assert (view.tokens(view.frontend(wave(22050))) - tokens).abs().max() > 1e-3
+    at16 = encoder.at(16000)
+    before = at16.embed(wave(16000))
+    with torch.no_grad():
+        encoder.absent -= 5
+    assert torch.equal(at16.embed(wave(16000)), before)  # no band of 16 kHz is absent
+
+
+def test_a_clip_and_its_decimated_copy_embed_alike():
+    encoder = small(dim=64, heads=4, depth=4)
+    high = torch.from_numpy(chirp(48000))[None]
+    for rate in (24000, 16000, 12000):
+        low = torch.from_numpy(audio.resample(high[0].numpy(), 48000, rate))[None]
+        spec = [encoder.at(r).frontend(w) for r, w in ((48000, high), (rate, low))]
+        rows = encoder.at(rate).config.grid[1]
+        patches = [encoder.at(r).patch_tokens(s)[:, :, :rows - 1] for r, s in zip((48000, rate), spec)]
+        assert torch.nn.functional.cosine_similarity(*(p.flatten() for p in patches), 0) > 0.999
+
+
+def test_positions_are_of_seconds_and_octaves_not_of_table_rows():
+    config = any_rate(PRESETS["ssast-laptop-patch"], 48000)
+    twice = replace(config, stride=(12, 8), patch=(12, 8))
+    a, b = physical_positions(config, 64, "cpu"), physical_positions(twice, 64, "cpu")
+    middle = (b[1:-1:2] + b[2::2]) / 2  # the middles of two short patches lie around that of the long one before
+    assert a.shape == (25, 7, 64) and b.shape[0] == 50
+    assert torch.allclose(a[..., :32], b[::2, :, :32]) and (middle - a[1:]).abs()[..., 40:48].max() < 0.5
+    low = config.at(8000)
+    assert torch.equal(physical_positions(low, 64, "cpu"), a[:, :4])
+
+
+def test_a_clip_alone_equals_the_clip_in_a_batch_at_every_rate():
+    encoder = small()
+    for rate in (8000, 22050, 48000):
+        one, longer = chirp(rate, seconds=1.0), chirp(rate, seconds=2.5)
+        batch, lengths = data.pad_batch([one, longer])
+        view = encoder.at(rate)
+        both = view.embed(batch, lengths)
+        assert torch.allclose(both[0], view.embed(torch.from_numpy(one)[None])[0], atol=1e-5)
+        assert torch.allclose(both[1], view.embed(torch.from_numpy(longer)[None])[0], atol=1e-5)
+
+
+def test_a_fixed_rate_encoder_stays_what_it_is():
+    torch.manual_seed(0)
+    encoder = Encoder(replace(PRESETS["ssast-laptop-patch"], depth=1))
+    objective = SSAST(encoder)
+    assert encoder.at(48000) is encoder and at_rate(objective, 48000) is objective
+    assert not any("absent" in name for name in encoder.state_dict())
+
+
+def test_the_raw_wave_follows_the_sample_rate_and_its_positions_are_in_seconds():
+    encoder = small("animal2vec-laptop", top=16000, prenet=1)
+    assert encoder.config.hop == 0.01 and encoder.at(8000).config.hop == 0.02
+    assert encoder.at(8000).frames(wave(8000)).shape[1] == 100 and encoder.frames(wave(16000)).shape[1] == 200
+    filters = encoder.patch.sinc.filters(), encoder.at(8000).patch.sinc.filters()
+    response = [torch.fft.rfft(f, 16 * 63)[5].abs().argmax() / (16 * 63) * r for f, r in zip(filters, (16000, 8000))]
+    assert abs(response[0] - response[1]) < 200  # Hz
+
+
+# ------------------------------------------------------------------------------------------------------ learning
+
+@pytest.mark.parametrize("objective, name, settings", [
+    (SSAST, "ssast-laptop-patch", dict(hidden=0.6)),
+    (MAE, "dasheng-laptop", dict(decoder_dim=32, decoder_depth=1, decoder_heads=2)),
+    (EAT, "eat-laptop", dict(clones=2, decoder_dim=32, decoder_depth=1, ema_steps=10)),
+    (Animal2Vec, "animal2vec-laptop", dict(hidden=0.8, span=5, clones=2, decoder_dim=32, decoder_depth=1))])
+def test_every_objective_that_can_learns_from_two_rates_with_one_set_of_weights(objective, name, settings):
+    encoder = small(name, top=16000).train()
+    module = objective(encoder, **settings)
+    batches = [(rate, wave(rate).expand(3, -1), torch.arange(3)) for rate in (8000, 16000)]
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = sum(at_rate(module, rate)(x, None, seeds)[0] for rate, x, seeds in batches)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    if hasattr(encoder, "absent"):
+        assert encoder.absent.grad is not None
+
+
+def test_absent_pixels_take_no_part_in_the_loss():
+    for objective in (SSAST(small(top=22050), loss="mse"), MAE(small(top=22050), decoder_dim=32, decoder_heads=2)):
+        spec = objective.encoder.frontend(wave(22050))
+        mask = torch.zeros(1, 25, 6, dtype=torch.bool)[:, :objective.encoder.config.columns(spec.shape[2])]
+        mask[:, ::2] = True
+        other = spec.clone()
+        other[:, -7:] = 3.0
+        losses = [objective(x, mask=mask)[0].item() for x in (spec, other)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_views_that_stretch_the_frequency_axis_are_refused():
+    with pytest.raises(ValueError, match="stretch the frequency axis"):
+        ATST(small("atst-laptop", top=16000), view_seconds=2.0)
+
+
+# ------------------------------------------------------------------------------------------------------- batches
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Two species at three rates: unlabelled, and as a task."""
+    folder, rng = tmp_path_factory.mktemp("rates"), np.random.default_rng(0)
+    rows = []
+    for k in range(24):
+        rate, label = (8000, 22050, 48000)[k % 3], "up down".split()[k // 3 % 2]
+        x = chirp(rate, seconds=1.5) if label == "up" else chirp(rate, seconds=1.5)[::-1]
+        soundfile.write(folder / f"{k}.wav", x + 0.01 * rng.standard_normal(len(x)), rate)
+        rows.append((f"{k}.wav", label, rate))
+    task = folder / "task"
+    task.mkdir()
+    for split, some in (("train", rows[:12]), ("valid", rows[12:18]), ("test", rows[18:])):
+        (task / f"{split}.csv").write_text("path,label\n" + "".join(f"../{p},{label}\n" for p, label, _ in some))
+    (folder / "all.csv").write_text("path,sample_rate\n" + "".join(f"{p},{rate}\n" for p, _, rate in rows))
+    return folder
+
+
+def batches(folder, **more):
+    rows = data.open_manifest(folder / "all.csv")
+    return list(data.loader(rows, sample_rate=24000, clip_seconds=1.0, batch_size=8, seed=0, steps=6, **more))
+
+
+def test_batches_of_any_rate_hold_the_clips_of_the_fixed_order_cut_by_rate(corpus):
+    fixed, cut = batches(corpus), batches(corpus, any_rate=True)
+    for one, several in zip(fixed, cut):
+        parts = several["parts"]
+        assert sorted(torch.cat([p["index"] for p in parts]).tolist()) == sorted(one["index"].tolist())
+        assert [p["rate"] for p in parts] == sorted({p["rate"] for p in parts}) and len(parts) > 1
+        assert all(p["wave"].shape[1] == p["rate"] for p in parts)  # one second
+    assert {p["rate"] for b in cut for p in b["parts"]} == {8000, 22050, 24000}  # 48 kHz is above the limit
+
+
+def test_workers_and_processes_change_nothing_at_any_rate(corpus):
+    alone = batches(corpus, any_rate=True)
+    halves = [batches(corpus, any_rate=True, workers=1, rank=r, world=2) for r in range(2)]
+    for whole, *parts in zip(alone, *halves):
+        found = {int(i): (p["rate"], w) for b in parts for p in b["parts"] for i, w in zip(p["index"], p["wave"])}
+        for p in whole["parts"]:
+            for i, w in zip(p["index"].tolist(), p["wave"]):
+                assert found[i][0] == p["rate"] and torch.equal(found[i][1], w)
+
+
+def test_a_partner_for_mixing_has_the_rate_of_its_clip(corpus):
+    for batch in batches(corpus, any_rate=True, partner=True):
+        assert all(p["partner"].shape == p["wave"].shape for p in batch["parts"])
+
+
+# -------------------------------------------------------------------------------------------------------- stages
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "any"
+    pretrain.main(["--data", str(corpus / "all.csv"), "--rate", "any", "--clip-seconds", "1.28", "--steps", "4",
+                   "--batch-size", "8", "--valid", "3", "--hidden", "0.6", "--workers", "0", "--out", str(out)])
+    return out
+
+
+def test_pre_training_hears_each_recording_at_its_own_rate_and_resumes(trained, corpus):
+    config = load_encoder(trained).config
+    assert (config.rate, config.sample_rate, config.frontend, config.n_mels) == ("any", 48000, "octave", 84)
+    rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert np.isfinite([row["valid_loss"] for row in rows if "valid_loss" in row]).all()
+    (trained / "DONE").unlink()
+    before = engine.load_checkpoint(trained)["objective"]["encoder.patch.weight"]
+    pretrain.main(["--data", str(corpus / "all.csv"), "--rate", "any", "--clip-seconds", "1.28", "--steps", "6",
+                   "--batch-size", "8", "--valid", "3", "--hidden", "0.6", "--workers", "0", "--out", str(trained),
+                   "--extend"])
+    assert not torch.equal(engine.load_checkpoint(trained)["objective"]["encoder.patch.weight"], before)
+
+
+def test_micro_batches_change_nothing_at_any_rate(corpus):
+    states = []
+    for micro in (2, 8):
+        encoder = small(top=24000, frames=100).train()
+        objective = SSAST(encoder, hidden=0.5)
+        procs = engine.Processes(0, 1, torch.device("cpu"))
+        optimizer = engine.make_optimizer(objective, lr=1e-3)
+        trainer = engine.Trainer(objective, optimizer, procs, batch_size=8, micro_batch=micro, steps=2, warmup=0)
+        states.append([trainer.train(batch) for batch in batches(corpus, any_rate=True)[:2]])
+    for one, other in zip(*states):
+        assert all(one[k] == pytest.approx(other[k], rel=1e-4) for k in ("loss", "mse", "nce", "grad_norm", "count"))
+
+
+def test_evaluation_of_mixed_rates_gives_what_each_clip_alone_gives(trained, corpus):
+    from probes import vectors
+    from tasks import load_task
+    encoder, split = load_encoder(trained), load_task(corpus / "task").splits["train"]
+    together, = vectors([encoder], split, batch_size=12)
+    for i in (0, 1, 2):
+        rate = split.rows.rate(i)
+        alone = encoder.at(rate).embed(torch.from_numpy(split.read(i))[None]).detach()[0].numpy()
+        assert np.abs(together[i] - alone).max() < 1e-4
+
+
+def test_extraction_keeps_the_native_rate_and_fine_tuned_models_score_it(trained, corpus, tmp_path, capsys):
+    extract.main([str(corpus / "all.csv"), "--checkpoint", str(trained), "--out", str(tmp_path / "emb"),
+                  "--granularity", "frame", "--workers", "0"])
+    assert len(np.load(tmp_path / "emb" / "0.npy")) == len(np.load(tmp_path / "emb" / "2.npy")) == 10  # of 160 ms
+    finetune.main(["--checkpoint", str(trained), "--task", str(corpus / "task"), "--steps", "4", "--batch-size", "6",
+                   "--workers", "0", "--out", str(tmp_path / "tuned"), "--lr", "1e-3"])
+    extract.main([str(corpus / "1.wav"), "--predict", "--checkpoint", str(tmp_path / "tuned" / "task"),
+                  "--out", str(tmp_path / "scores"), "--workers", "0"])
+    assert "up  " in capsys.readouterr().out
+
+
+def test_the_encoder_file_keeps_the_rates(tmp_path):
+    encoder = small(top=96000)
+    save_encoder(encoder, tmp_path / "encoder.pt")
+    again = load_encoder(tmp_path / "encoder.pt")
+    assert again.config == encoder.config
+    assert torch.equal(again.at(8000).embed(wave(8000)), encoder.at(8000).embed(wave(8000)))
+
+
+@pytest.mark.parametrize("flags, complaint", [
+    (["--hidden", "40"], "give a share"),
+    (["--recipe", "atst"], "stretch the frequency axis")])
+def test_settings_that_make_no_sense_at_any_rate_are_one_line(corpus, tmp_path, flags, complaint):
+    with pytest.raises(UserError, match=complaint):
+        pretrain.main(["--data", str(corpus / "all.csv"), "--rate", "any", "--steps", "2", "--batch-size", "8",
+                       "--valid", "3", "--workers", "0", "--out", str(tmp_path / "run"), *flags])
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_manifest_without_rates_is_refused_with_the_remedy(corpus, tmp_path):
+    rows = build(["0.wav", "1.wav"], bases=(str(corpus),))
+    args = pretrain.parse_args(["--rate", "any"])
+    with pytest.raises(UserError, match="data.py index"):
+        pretrain.encoder_config(args, rows, None)
