@@ -193,14 +193,14 @@ def means(names, sums):
 
 
 class AtRate(torch.nn.Module):
-    """An objective that is called with the sample rate of its waves before all else."""
+    """An objective that is called with the sample rate of its waves, and what came with them, before all else."""
 
     def __init__(self, objective):
         super().__init__()
         self.objective = objective
 
-    def forward(self, rate, *arguments):
-        return at_rate(self.objective, rate)(*arguments)
+    def forward(self, rate, streams, *arguments):
+        return at_rate(self.objective, rate, streams)(*arguments)
 
 
 class Trainer:
@@ -259,7 +259,7 @@ class Trainer:
             last = k == len(cuts)
             with nullcontext() if last or self.procs.world == 1 else self.ddp.no_sync():
                 with self.autocast():
-                    loss, metrics = self.ddp(part.get("rate"), *arguments)
+                    loss, metrics = self.ddp(*arguments)
                 self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
             names, sums = weighted(metrics)
             totals = totals + sums
@@ -268,9 +268,9 @@ class Trainer:
         return self._update(sums, names, scale)
 
     def _to_device(self, batch, part, augment=None):
-        """What the objective takes of a micro-batch (wave, lengths or None, seeds, …), augmented on the device. Lengths
-        are left out when all clips are full: known here, on the CPU, so that the model need not ask the GPU, and
-        attention runs without a mask."""
+        """Rate and streams of a micro-batch, then what the objective takes of it (wave, lengths or None, seeds, …),
+        augmented on the device. Lengths are left out when all clips are full: known here, on the CPU, so that the model
+        need not ask the GPU, and attention runs without a mask."""
         takes = getattr(self.objective, "takes", ("wave", "lengths", "seed"))
         move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
                 if k in (*takes, "partner", "partner_lengths")}
@@ -278,7 +278,8 @@ class Trainer:
             move["wave"] = augment(move)
         if bool((batch["lengths"][part] >= batch["wave"].shape[1]).all()):
             move["lengths"] = None
-        return tuple(move.get(k) for k in takes)
+        streams = {name: x[part].to(self.procs.device) for name, x in batch.get("streams", {}).items()}
+        return batch.get("rate"), streams, *(move.get(k) for k in takes)
 
     def _update(self, sums, names, lr_scale):
         """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process:
@@ -313,8 +314,8 @@ class Trainer:
         totals, names = 0.0, None
         for batch in batches:
             with self.autocast():
-                objective = at_rate(self.objective, batch.get("rate"))
-                names, sums = weighted(objective(*self._to_device(batch, slice(None)))[1])
+                rate, streams, *arguments = self._to_device(batch, slice(None))
+                names, sums = weighted(at_rate(self.objective, rate, streams)(*arguments)[1])
             totals = totals + sums
         return means(names, self.procs.sum(totals).tolist())
 

@@ -90,21 +90,23 @@ class FineTuned(nn.Module):
         valid = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
         if seeds is not None and masks:
             frames = valid if c.frontend == "wave" else c.n_frames(valid)
-            spec = mask_spectrogram(spec, frames.clamp(max=spec.shape[2]), seeds, **masks)
+            sound = mask_spectrogram(spec[:, :c.n_mels], frames.clamp(max=spec.shape[2]), seeds, **masks)
+            spec = torch.cat([sound, spec[:, c.n_mels:]], 1)
         columns, hidden = e.valid_columns(lengths), None
         t = (c.columns(c.n_frames(spec.shape[2])) if c.frontend == "wave" else c.columns(spec.shape[2]))
         columns = torch.full_like(valid, t) if columns is None else columns
         if seeds is not None and patch_drop:
             hidden = drop_patches(seeds, (t, c.grid[1]), patch_drop, columns)
         tokens = self._tokens(spec, lengths, hidden)
-        special, tokens = tokens[:, :c.specials], tokens[:, c.specials:]
+        special = tokens[:, :c.specials]
         keep = torch.arange(t, device=wave.device) < columns[:, None]  # (M, T')
         frames = None
         if hidden is None:
-            frames = tokens.unflatten(1, (t, c.grid[1])).mean(2) * keep[..., None]
+            frames = e.over_rows(e.marked(tokens, spec)[:, c.specials:]) * keep[..., None]
             mean = frames.sum(1) / columns[:, None]
         else:  # tokens that are left, in order; clips that have fewer are filled up
             count = (~hidden & keep[..., None]).sum((1, 2))[:, None]
+            tokens = tokens[:, c.specials:]
             mean = (tokens * (torch.arange(tokens.shape[1], device=wave.device) < count)[..., None]).sum(1) / count
         parts = {"mean": [mean], "specials": [special.mean(1)], "both": [special.mean(1), mean]}[c.pool]
         return torch.cat(parts, 1), frames, columns

@@ -159,7 +159,7 @@ class Encoder(nn.Module):
         self.config = c = config
         self.checkpoint_activations = False
         self.heads = {}  # published heads that came with the weights, {name: {key: tensor}}; see head_outputs
-        self.frontends = {}  # (sample rate, device) -> front end, of `at`
+        self.frontends, self.streams = {}, {}  # of `at`: (sample rate, device) -> front end; what comes with the waves
         if c.frontend == "wave":
             self.patch = WaveEmbed(c)
         else:
@@ -169,6 +169,9 @@ class Encoder(nn.Module):
             self.input_norm = nn.BatchNorm1d(c.n_mels, momentum=0.01)
         if c.frontend == "octave":
             self.absent = nn.Parameter(torch.empty(c.patch[0]))  # what stands in bands above the Nyquist frequency
+        if c.streams:
+            self.stream_patch = nn.ModuleDict({name: nn.Linear(n * len(mean), c.dim) for name, n, mean, _ in c.streams})
+            self.stream_type = nn.Parameter(torch.empty(len(c.streams), c.dim // 2))  # where sound has its octave
         if c.mask_token:
             self.mask_token = nn.Parameter(torch.randn(c.dim) * c.dim ** -0.5)
         self._add_positions()
@@ -215,13 +218,20 @@ class Encoder(nn.Module):
         if self.config.frontend == "octave":
             nn.init.constant_(self.absent, -1.0)
 
-    def at(self, rate):
+    def at(self, rate, streams=None):
         """This encoder for waves at `rate` Hz: the same weights, no more bands than there are below half of it, or a
-        raw wave's tokens so much more or less often. With config.rate "fixed" there is one rate: itself."""
+        raw wave's tokens so much more or less often. With config.rate "fixed" there is one rate: itself.
+
+        streams: what was recorded together with these waves, {name: (B, channels, n)}, sampled as config.stream_rates
+        says; NaN, or no such name, where there is nothing.
+        """
         c = self.config
-        if c.rate == "fixed" or rate == c.sample_rate:
+        if c.rate == "fixed" or rate == c.sample_rate and not streams:
             return self
         view, key = copy(self), (rate, next(self.parameters()).device)
+        view.streams = streams or {}
+        if rate == c.sample_rate:
+            return view
         part = "patch" if c.frontend == "wave" else "fbank"
         view.config, own = c.at(rate), self._modules[part]
         if key not in self.frontends:
@@ -260,7 +270,25 @@ class Encoder(nn.Module):
                 spec = spec.masked_fill(beyond, fill)
             if c.attends_padding and spec.shape[2] < c.frames:
                 spec = F.pad(spec, (0, c.frames - spec.shape[2]), value=fill)
-            return spec
+            return self._with_streams(spec) if c.streams else spec
+
+    def _with_streams(self, spec):
+        """Each stream as one more row of patches: a column's values stand in its first pixels, channel after channel.
+        spec (B, F, T) -> (B, F + S · patch height, whole columns); NaN where there is nothing."""
+        c, (height, width) = self.config, self.config.patch
+        columns = c.columns(spec.shape[2])
+        rows = [F.pad(spec, (0, columns * width - spec.shape[2]))]
+        if c.hear == "streams":
+            rows[0] = torch.full_like(rows[0], float("nan"))
+        for name, n, mean, scale in c.streams:
+            values = spec.new_full((len(spec), len(mean), columns * n), float("nan"))
+            if (given := self.streams.get(name)) is not None and c.hear != "sound":
+                given = (given - given.new_tensor(mean)[:, None]) / given.new_tensor(scale)[:, None]
+                values[..., :given.shape[2]] = given[..., :columns * n]
+            values = values.unflatten(2, (columns, n)).transpose(1, 2).flatten(2)  # (B, T', channels · n)
+            patch = F.pad(values, (0, height * width - values.shape[2]))
+            rows.append(patch.unflatten(2, (height, width)).permute(0, 2, 1, 3).flatten(2))
+        return torch.cat(rows, 1)
 
     def _kaldi(self, wave, valid):
         """Log-mel (B, F, T) after the mean of the valid samples is subtracted; wave (B, S), 0 where not valid."""
@@ -284,22 +312,46 @@ class Encoder(nn.Module):
         c = self.config
         width = (c.columns(spec.shape[2]) - 1) * c.stride[1] + c.patch[1]
         spec = F.pad(spec, (0, max(0, width - spec.shape[2])))
+        spec = spec.nan_to_num() if c.streams else spec
         grid = spec.unfold(1, c.patch[0], c.stride[0]).unfold(2, c.patch[1], c.stride[1])  # (B, F', T', h, w)
         return grid.transpose(1, 2).flatten(3)
 
     def present(self):
-        """Which pixels of a patch lie below the Nyquist frequency: None, all, or (frontend "octave") bool (F', P)."""
+        """Which pixels of a patch hold something: None, all, or (frontend "octave": bands below the Nyquist frequency,
+        values of streams) bool (F', P)."""
         c = self.config
         if c.frontend != "octave":
             return None
         bands = torch.arange(c.n_mels, device=self.absent.device) < c.n_mels - c.absent
-        return bands.view(-1, c.patch[0]).repeat_interleave(c.patch[1], 1)
+        pixels = bands.view(-1, c.patch[0]).repeat_interleave(c.patch[1], 1)
+        values = torch.tensor([[n * len(mean)] for _, n, mean, _ in c.streams], device=pixels.device).view(-1, 1)
+        return torch.cat([pixels, torch.arange(pixels.shape[1], device=pixels.device) < values])
 
-    def _filled(self, patches):
-        """A learned value in each absent band, which so is no silence. patches (B, T', F', P)."""
-        present = self.present()
-        return patches if present is None else torch.where(
-            present, patches, self.absent.repeat_interleave(self.config.patch[1]).to(patches.dtype))
+    def there(self, spec):
+        """Which tokens there are, bool (B, T', F'), False where a stream has a gap; None: all. spec (B, F, T)."""
+        c = self.config
+        if not c.streams:
+            return None
+        missing = spec.isnan().unflatten(2, (-1, c.patch[1])).unflatten(1, (-1, c.patch[0]))  # (B, F', h, T', w)
+        return ~missing.any(4).any(2).transpose(1, 2)
+
+    def only_there(self, mask, spec):
+        """A mask (B, T', F') without the tokens that there are not."""
+        return mask if (there := self.there(spec)) is None else mask & there
+
+    def _embed_patches(self, spec, extent):
+        """spec (B, F, T) -> (B, T', F', D). In absent bands stands a learned value, which so is no silence; a stream
+        has an embedding of its own, and its tokens are NaN where it is missing."""
+        c, patches = self.config, self.patches(self._normed_input(spec, extent))
+        if c.frontend != "octave":
+            return self.patch(patches)
+        sound = patches.shape[2] - len(c.streams)
+        absent = self.absent.repeat_interleave(c.patch[1]).to(patches.dtype)
+        x = [self.patch(torch.where(self.present()[:sound], patches[:, :, :sound], absent))]
+        for row, (name, n, mean, _) in enumerate(c.streams, sound):
+            x.append(self.stream_patch[name](patches[:, :, row, None, :n * len(mean)]))
+        x = torch.cat(x, 2)
+        return x if not c.streams else torch.where(self.there(spec)[..., None], x, float("nan"))
 
     def valid_columns(self, lengths):
         """lengths (B,) samples -> (B,) token columns that hold any of them; None stays None (all are valid)."""
@@ -346,7 +398,7 @@ class Encoder(nn.Module):
         if c.frontend == "wave":
             x = self.patch(spec, extent)[:, :, None]  # (B, T', 1, D)
         else:
-            x = self.patch(self._filled(self.patches(self._normed_input(spec, extent))))  # (B, T', F', D)
+            x = self._embed_patches(spec, extent)  # (B, T', F', D)
         t, f = x.shape[1:3]
         most = max(c.grid[0], c.columns(c.chunk_frames))
         if t > most or f != c.grid[1]:
@@ -365,10 +417,16 @@ class Encoder(nn.Module):
         batch, t, f, _ = x.shape
         columns = self._columns(extent)
         valid = None if columns is None else torch.arange(t, device=x.device) < columns[:, None]  # (B, T')
+        there = None
+        if c.streams:
+            there = ~x[..., 0].isnan()
+            x = torch.where(there[..., None], x, 0.0)
         if mask is not None and not visible_only:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = self._positioned(x, valid, mask if visible_only else None).flatten(1, 2)  # (B, N, D)
         keep = None if valid is None else valid.repeat_interleave(f, dim=1)  # (B, N)
+        if there is not None:
+            keep = there.flatten(1) if keep is None else keep & there.flatten(1)
         place = torch.arange(t, device=x.device).repeat_interleave(f)[None]  # (1, N) column of each token
         if visible_only:
             x, keep, place = self._visible(x, mask.flatten(1), keep, place)
@@ -399,7 +457,12 @@ class Encoder(nn.Module):
             seen = x[:, :, 0] if hidden is None else x[:, :, 0].masked_fill(hidden, 0)
             return x + self.positions(seen, valid)[:, :, None]
         if c.positions == "physical":
-            return x + physical_positions(c, c.dim, x.device)[:x.shape[1]]
+            table = physical_positions(c, c.dim, x.device)[:x.shape[1]]
+            if c.streams:  # a stream's type stands where sound has its octave
+                types = self.stream_type.expand(len(table), -1, -1)
+                table = torch.cat([table[:, :-len(c.streams)], torch.cat([types, table[:, -len(c.streams):,
+                                                                                      c.dim // 2:]], 2)], 1)
+            return x + table
         x = x + self.positions[:x.shape[1]]
         return x + self.frequency_positions if c.positions == "factorised" else x
 
@@ -457,6 +520,29 @@ class Encoder(nn.Module):
         x = F.pad(x, (0, n * size - length)).unflatten(-1, (n, size)).movedim(-2, 1)  # (B, n, …, size)
         return x[clip, place], rest[clip, place].to(x.device), clip, place
 
+    def marked(self, tokens, spec):
+        """Tokens (B, K + N, D) with NaN for those that there are not, which `over_rows` leaves out."""
+        if (there := self.there(spec)) is None:
+            return tokens
+        missing = F.pad(~there.flatten(1), (self.config.specials, 0))
+        return tokens.masked_fill(missing[..., None], float("nan"))
+
+    def over_rows(self, tokens):
+        """Patch tokens (B, N, D) -> their means over the rows of each column (B, T', D)."""
+        x = tokens.unflatten(1, (-1, self.config.grid[1]))
+        return x.nanmean(2).nan_to_num() if self.config.streams else x.mean(2)
+
+    def cut_streams(self, clip, place):
+        """What was recorded together with windows, as `cut` makes them: {name: (M, channels, n)}."""
+        out = {}
+        for name, n, *_ in self.config.streams:
+            if name in self.streams:
+                x, size = self.streams[name], n * self.config.columns(self.config.chunk_frames)
+                windows = int(place.max()) + 1
+                x = F.pad(x, (0, max(0, windows * size - x.shape[2])), value=float("nan"))[..., :windows * size]
+                out[name] = x.unflatten(2, (windows, size)).movedim(2, 1)[clip, place]
+        return out
+
     def pieces(self, wave, lengths, depth):
         """(windows' features (M, K + N, D), valid columns (M,), clip (M,), place (M,)) of waves of any length.
 
@@ -469,11 +555,13 @@ class Encoder(nn.Module):
             spec, extent, clip, place = self.cut(spec, self._extent(lengths), c.chunk_frames)
         else:
             windows, lengths, clip, place = self.cut(wave, lengths, c.chunk_samples)
-            spec, extent = self.frontend(windows, lengths), self._extent(lengths)
+            own = self.at(c.sample_rate, self.cut_streams(clip, place)) if self.streams else self
+            spec, extent = own.frontend(windows, lengths), self._extent(lengths)
         x = self._patch_tokens(spec, extent)
         x, outputs = self._run(*self._embedded(x, None, extent, False), depth, collect=c.features == "ffn")
         if outputs:
             x = torch.stack(outputs).mean(0)
+        x = self.marked(x, spec)
         columns = self._columns(extent)
         if columns is None:
             columns = torch.full((len(x),), (x.shape[1] - c.specials) // c.grid[1], device=wave.device)
@@ -486,7 +574,7 @@ class Encoder(nn.Module):
         `chunk`, if the config has one).
         """
         tokens, columns, clip, place = self.pieces(wave, lengths, depth)
-        x = tokens[:, self.config.specials:].unflatten(1, (-1, self.config.grid[1])).mean(2)  # (M, T', D)
+        x = self.over_rows(tokens[:, self.config.specials:])  # (M, T', D)
         x = x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]
         out = x.new_zeros(len(wave), int(place.max()) + 1, *x.shape[1:])
         out[clip, place] = x
@@ -504,7 +592,7 @@ class Encoder(nn.Module):
 
     def pool(self, tokens, columns, clip, place, batch):
         """What `pieces` returns -> clip vectors (B, D); see `embed`."""
-        k, f, parts = self.config.specials, self.config.grid[1], []
+        k, parts = self.config.specials, []
         weight = share = columns.to(tokens.dtype)[:, None]
         if self.config.chunk_mean == "uncut":
             full = self.config.columns(self.config.chunk_frames)
@@ -514,7 +602,7 @@ class Encoder(nn.Module):
         if self.config.pool != "mean":
             parts.append(tokens[:, :k].mean(1) * weight)
         if self.config.pool != "specials":
-            x = tokens[:, k:].unflatten(1, (-1, f)).mean(2)  # (M, T', D)
+            x = self.over_rows(tokens[:, k:])  # (M, T', D)
             x = (x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1)
             parts.append(x * (weight / share))
         x = torch.cat(parts, 1)
@@ -524,13 +612,14 @@ class Encoder(nn.Module):
     forward = embed
 
 
-def at_rate(module, rate):
-    """A module with the same weights, its encoders as they are at `rate` Hz (see `Encoder.at`); None: as it is."""
+def at_rate(module, rate, streams=None):
+    """A module with the same weights, its encoders as they are at `rate` Hz, with what came with these waves (see
+    `Encoder.at`); rate None: as it is."""
     if rate is None:
         return module
     if isinstance(module, Encoder):
-        return module.at(rate)
-    children = {name: child and at_rate(child, rate) for name, child in module._modules.items()}
+        return module.at(rate, streams)
+    children = {name: child and at_rate(child, rate, streams) for name, child in module._modules.items()}
     if all(children[name] is child for name, child in module._modules.items()):
         return module
     view = copy(module)

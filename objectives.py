@@ -96,7 +96,7 @@ class SSAST(nn.Module):
         target = self.encoder.patches(spec).flatten(1, 2)  # (B, N, P)
         if mask is None:
             mask = draw_mask(self.masking, self.hidden, self.encoder, seeds, lengths)
-        mask = mask[:, :target.shape[1] // mask.shape[2]]
+        mask = self.encoder.only_there(mask[:, :target.shape[1] // mask.shape[2]], spec)
         tokens = self.encoder.tokens(spec, mask, lengths)[:, self.encoder.config.specials:]  # (B, N, D)
         with torch.autocast(x.device.type, enabled=False):
             return self.losses(tokens.float(), target.float(), mask.flatten(1))
@@ -164,7 +164,8 @@ class MAE(nn.Module):
         self.encoder, self.masking, self.hidden = encoder, masking, hidden
         c = encoder.config
         self.narrow = replace(c, dim=decoder_dim, depth=decoder_depth, heads=decoder_heads, norm="pre", drop_path=0.0,
-                              qkv_bias=True, prenet=0, positions="learned", alibi=False, rate="fixed")
+                              qkv_bias=True, prenet=0, positions="learned", alibi=False, rate="fixed", streams=(),
+                              hear="all")
         self.embed = nn.Linear(c.dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(decoder_dim))
         self.positions = nn.Parameter(torch.zeros(*c.grid, decoder_dim)) if c.positions != "physical" else None
@@ -186,9 +187,9 @@ class MAE(nn.Module):
         target = self.encoder.patches(spec)  # (B, T', F', P)
         if mask is None:
             mask = draw_mask(self.masking, self.hidden, self.encoder, seeds, lengths)
-        mask = mask[:, :target.shape[1]]
+        mask = self.encoder.only_there(mask[:, :target.shape[1]], spec)
         tokens = self.encoder.tokens(spec, mask, lengths, visible_only=True)[:, self.encoder.config.specials:]
-        prediction = self.decode(tokens, mask, lengths)  # (B, N, P)
+        prediction = self.decode(tokens, mask, lengths, self.encoder.there(spec))  # (B, N, P)
         with torch.autocast(x.device.type, enabled=False):
             target, hidden, count = self.normed(target.float()).flatten(1, 2), mask.flatten(1), mask.sum()
             loss = (pixel_error(prediction.float(), target, self.encoder.present()) * hidden).sum() / count
@@ -203,12 +204,14 @@ class MAE(nn.Module):
         variance = (target.square() * present).sum(3, keepdim=True) / (n - 1).clamp(min=1)
         return target / (variance + 1e-6).sqrt()
 
-    def decode(self, tokens, mask, lengths=None):
-        """Visible tokens (B, V, D), mask (B, T', F') -> predicted pixels of all patches (B, N, P)."""
+    def decode(self, tokens, mask, lengths=None, there=None):
+        """Visible tokens (B, V, D), mask (B, T', F'), there None or (B, T', F') -> predicted pixels (B, N, P)."""
         columns, t = self.encoder.valid_columns(lengths), mask.shape[1]
-        shown, keep = ~mask, None
+        shown, keep, valid = ~mask, None, there
         if columns is not None:
             valid = (torch.arange(t, device=mask.device) < columns[:, None])[:, :, None].expand_as(mask)
+            valid = valid if there is None else valid & there
+        if valid is not None:
             shown, keep = shown & valid, valid.flatten(1)[:, None, None]
         x = scattered(self.embed(tokens), shown.flatten(1), self.mask_token)
         positions = self.positions
@@ -242,6 +245,8 @@ class MeanTeacher(nn.Module):
 
     def __init__(self, encoder, ema, ema_steps, ema_shape):
         super().__init__()
+        if encoder.config.streams:
+            raise ValueError("streams are learned from with ssast and the masked autoencoders")
         self.encoder, self.ema, self.ema_steps, self.ema_shape = encoder, tuple(ema), ema_steps, ema_shape
 
     def add_teacher(self, **parts):

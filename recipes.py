@@ -34,6 +34,9 @@ class EncoderConfig:
     mean: float = AUDIOSET_MEAN  # (log-mel - mean) / scale is what the encoder sees
     scale: float = 2 * AUDIOSET_STD
     convs: tuple = ()  # wave: (channels, kernel, stride) of the Sinc filters, then of each convolution, in samples
+    # recorded together with the sound: (name, values of a channel in a token column, mean and scale of each channel)
+    streams: tuple = ()
+    hear: str = "all"  # or "sound" alone, or its "streams" alone
     # tokens
     frames: int = 1024  # training length
     chunk: int = 0  # frames of the windows that longer input is cut into; 0 is the training length
@@ -67,6 +70,7 @@ class EncoderConfig:
     def __post_init__(self):
         self.patch, self.stride = tuple(self.patch), tuple(self.stride)
         self.convs = tuple(tuple(c) for c in self.convs)
+        self.streams = tuple((name, n, tuple(mean), tuple(scale)) for name, n, mean, scale in self.streams)
         for ok, complaint in (
             (self.dim % self.heads == 0, f"dim {self.dim} is not a multiple of heads {self.heads}"),
             (self.n_mels >= self.patch[0], f"a patch of {self.patch[0]} mel bands does not fit n_mels {self.n_mels}"),
@@ -88,6 +92,11 @@ class EncoderConfig:
              f"dim {self.dim} is no multiple of 4"),
             (self.rate == "fixed" or self.positions == "physical" and self.frontend in ("octave", "wave"),
              "rate 'any' needs positions 'physical' and frontend 'octave' or 'wave'"),
+            (not self.streams or self.frontend == "octave" and self.frames % self.patch[1] == 0,
+             f"streams need --rate any, no raw wave, and clips of whole columns of {self.patch[1]} frames"),
+            (self.hear == "all" or self.streams, f"hear {self.hear!r}: this encoder knows no streams"),
+            *((n * len(mean) <= self.patch[0] * self.patch[1], f"stream {name}: {n * len(mean)} values in a column of "
+               f"{self.stride[1] * self.hop:g} s are more than a patch has") for name, n, mean, _ in self.streams),
             (self.frontend != "octave" or self.n_mels == octave_rows(self.sample_rate) * SEMITONES,
              f"frontend 'octave' has {octave_rows(self.sample_rate) * SEMITONES} bands at {self.sample_rate} Hz, not "
              f"{self.n_mels}"),
@@ -150,8 +159,13 @@ class EncoderConfig:
 
     @property
     def grid(self):
-        """(T', F') of a clip of the training length."""
-        return self.columns(self.frames), (self.n_mels - self.patch[0]) // self.stride[0] + 1
+        """(T', F') of a clip of the training length; each stream is one more row."""
+        return self.columns(self.frames), (self.n_mels - self.patch[0]) // self.stride[0] + 1 + len(self.streams)
+
+    @property
+    def stream_rates(self):
+        """What a loader is asked for: (name, channels, rate in Hz) of each stream."""
+        return tuple((name, len(mean), n / (self.stride[1] * self.hop)) for name, n, mean, _ in self.streams)
 
     def n_frames(self, samples):
         """Frames of `samples` (an int or an integer tensor), at least one.
@@ -268,7 +282,8 @@ def any_rate(config, top):
                    floor_db=0.0, denoise=denoise, input_norm=False, pad="masked")
 
 
-CHOICES = {"frontend": ("kaldi", "mel-db", "octave", "wave"), "rate": ("fixed", "any"), "pad": ("masked", "published"),
+CHOICES = {"frontend": ("kaldi", "mel-db", "octave", "wave"), "rate": ("fixed", "any"),
+           "hear": ("all", "sound", "streams"), "pad": ("masked", "published"),
            "positions": ("learned", "fixed", "factorised", "sincos", "conv", "physical"), "norm": ("pre", "post"),
            "pool": ("mean", "specials", "both"), "features": ("tokens", "ffn"), "floor_over": ("clip", "batch"),
            "chunk_mean": ("valid", "uncut")}

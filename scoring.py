@@ -54,8 +54,9 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
     for batch in data.parts(loader):
         wave, lengths = batch["wave"].to(procs.device), batch["lengths"]
         lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(procs.device)
+        streams = {name: x.to(procs.device) for name, x in batch.get("streams", {}).items()}
         with autocast():
-            logits, frame_logits, columns = at_rate(model, batch.get("rate"))(wave, lengths)
+            logits, frame_logits, columns = at_rate(model, batch.get("rate"), streams)(wave, lengths)
         rows.append(batch["index"])
         clip.append(model.probabilities(logits).double())
         if frames:
