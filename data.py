@@ -326,8 +326,11 @@ def _add_check(add):
 
 def _add_demo(add):
     p = add("demo", "make the synthetic demo corpus",
-            "Make the synthetic demo corpus (under 100 MB, under a minute).\n\n  python data.py demo --out data/demo")
-    p.add_argument("--out", default="data/demo", help="folder to write")
+            "Make the synthetic demo corpus (under 100 MB, under a minute). With --rates the other one: tasks and "
+            "unlabelled recordings at 8 to 250 kHz, and collars with accelerometers (under 150 MB, about a minute)."
+            "\n\n  python data.py demo --rates")
+    p.add_argument("--rates", action="store_true", help="the corpus of many sampling rates")
+    p.add_argument("--out", help="folder to write (default: data/demo, or data/demo-rates)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--scale", type=cli.positive, default=1.0, help="size, a share of the usual")
     p.add_argument("--jobs", type=cli.positive_int, help="processes")
@@ -365,7 +368,9 @@ def run(args):
     """One command."""
     if args.command == "demo":
         import demo
-        demo.make(args.out, args.seed, args.jobs, scale=args.scale)
+        import demo_rates
+        kind, folder = (demo_rates, "data/demo-rates") if args.rates else (demo, "data/demo")
+        kind.make(args.out or folder, args.seed, args.jobs, scale=args.scale)
         return
     import corpus
     if args.command == "index":

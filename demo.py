@@ -175,8 +175,12 @@ FAMILIES = {f.__name__: f for f in (whistle, trill, sweep, stack, pulses, buzz, 
 
 def individual(seed, species, number):
     """One animal: the parameters of its species (an index into SPECIES + EXTRA_SPECIES), its own voice in them."""
-    rng = np.random.default_rng([seed, 99, species, number])
-    _, family, table = (SPECIES + EXTRA_SPECIES)[species]
+    return voiced((SPECIES + EXTRA_SPECIES)[species], np.random.default_rng([seed, 99, species, number]))
+
+
+def voiced(species, rng):
+    """One animal's parameters, from its species' (name, family, parameters)."""
+    _, family, table = species
     voice = dict(table, family=family, tempo=np.exp(rng.normal(0, 0.14)), ring=rng.uniform(0.003, 0.007))
     voice["pitch"] = table["pitch"] * np.exp(np.clip(rng.normal(0, 0.06), -0.15, 0.15))
     voice["partials"] = rng.uniform(0.1, 0.45) ** np.arange(4) * rng.uniform(0.3, 1, 4)
@@ -288,16 +292,25 @@ def signal_to_noise(rng):
     return -5 + 25 * rng.beta(2.4, 1)
 
 
-def write(folder, name, scene, rate, rng):
-    """Write scene [n] at a level and in a format drawn without regard to its content -> path."""
+def levelled(scene, reference, rng):
+    """Scene [n] at a gain that brings `reference` [n] to a level drawn without regard to its content."""
     rms = 10 ** (rng.uniform(-58, -46) / 20)
-    scene = scene * min(rms / np.sqrt(np.mean(scene ** 2)), 0.95 / np.abs(scene).max())
-    ending = rng.choice(FORMATS, p=FORMAT_SHARES)
-    path = folder / f"{name}.{ending}"
-    with soundfile.SoundFile(path, "w", rate, 1, format=ending.upper()) as file:
+    return scene * min(rms / np.sqrt(np.mean(reference ** 2)), 0.95 / np.abs(scene).max())
+
+
+def save(path, scene, rate):
+    """Write scene [n] in the format that the path's ending names -> path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with soundfile.SoundFile(path, "w", rate, 1, format=path.suffix[1:].upper()) as file:
         for at in range(0, len(scene), 65536):  # libsndfile's Vorbis encoder overflows its stack on long blocks
             file.write(scene[at:at + 65536])
     return path
+
+
+def write(folder, name, scene, rate, rng):
+    """Write scene [n] at a level and in a format drawn without regard to its content -> path."""
+    scene = levelled(scene, scene, rng)
+    return save(folder / f"{name}.{rng.choice(FORMATS, p=FORMAT_SHARES)}", scene, rate)
 
 
 # ---- the parts: (seed, split, file number, rate, rng) -> scene [n], row of the part's table
@@ -312,7 +325,7 @@ def species_clip(seed, split, number, rate, rng):
     """A clip of one animal; the species go round, the individual is one of the split's own."""
     species = number % len(SPECIES)
     animal, voice = draw(seed, species, split, rng)
-    return clip(seed, split, species, voice, rate, rng), {
+    return clip(seed, split, species, voice, rate, rng)[0], {
         "label": NAMES[species], "individual": f"{NAMES[species]}-{animal:02d}"}
 
 
@@ -322,11 +335,12 @@ def individual_clip(seed, split, number, rate, rng):
     species, animal = NAMES.index(INDIVIDUAL_SPECIES[number % 2]), first + number // 2 % (last - first)
     who = f"{NAMES[species]}-{animal:02d}"
     voice = individual(seed, species, animal)
-    return clip(seed, split, species, voice, rate, rng), {"label": who, "individual": who}
+    return clip(seed, split, species, voice, rate, rng)[0], {"label": who, "individual": who}
 
 
 def clip(seed, split, species, voice, rate, rng):
-    """One to three calls of one animal in 2–3.2 s, now and then another species faintly behind -> scene [n]."""
+    """One to three calls of one animal in 2–3.2 s, now and then another species faintly behind -> scene [n] and the
+    background in it [n]."""
     place = background(int(rng.uniform(2, 3.2) * rate), rate, rng)
     scene = place.copy()
     if rng.random() < 0.25:
@@ -334,7 +348,7 @@ def clip(seed, split, species, voice, rate, rng):
         faint = call(draw(seed, other, split, rng)[1], rate, rng)
         add_call(scene, place, faint, rate, rng.random(), rng.uniform(-12, -4), rng)
     add_call(scene, place, bout(voice, rate, len(scene), rng), rate, rng.random(), signal_to_noise(rng), rng)
-    return scene
+    return scene, place
 
 
 def soundscape(seed, split, number, rate, rng):
@@ -382,19 +396,28 @@ PARTS = {"recordings": recording, "species": species_clip, "individual": individ
 def build(job):
     """Make one file -> (part, split, rows of its table, seconds)."""
     root, seed, part, split, number = job
-    key = (seed, list(PARTS).index(part), SPLITS.index(split), number)
-    name = hashlib.blake2s(repr(key).encode(), digest_size=5).hexdigest()
-    rng = np.random.default_rng(key)
+    name, rng = name_and_rng(seed, list(PARTS).index(part), split, number)
     rate = int(rng.choice(RATES, p=RATE_SHARES))
     scene, row = PARTS[part](seed, split, number, rate, rng)
     if part != "recordings":
         path = write(root / part / "audio", name, scene, rate, rng)
         rows = [{"path": f"audio/{path.name}", **row}]
     else:
-        path, size = write(root / part, name, scene, rate, rng), SEGMENT_SECONDS * rate
-        rows = [{"path": f"recordings/{path.name}", "start": start, "frames": size, "sample_rate": rate,
-                 "domain": "bio", "source": "demo"} for start in range(0, len(scene) - size + 1, size)]
+        rows = segments(write(root / part, name, scene, rate, rng), len(scene), rate, SEGMENT_SECONDS)
     return part, split, rows, len(scene) / rate
+
+
+def name_and_rng(seed, part, split, number):
+    """A file's neutral name and its random generator, from the numbers that define it."""
+    key = (seed, part, SPLITS.index(split), number)
+    return hashlib.blake2s(repr(key).encode(), digest_size=5).hexdigest(), np.random.default_rng(key)
+
+
+def segments(path, frames, rate, seconds):
+    """The manifest rows of an unlabelled recording, `seconds` long each."""
+    size = seconds * rate
+    return [{"path": f"recordings/{path.name}", "start": start, "frames": size, "sample_rate": rate, "domain": "bio",
+             "source": "demo"} for start in range(0, frames - size + 1, size)]
 
 
 # ---- the corpus
@@ -446,7 +469,7 @@ def described(out):
         return {}
 
 
-def make_files(todo, jobs, progress):
+def make_files(build, todo, jobs, progress):
     """Make the planned files in `jobs` processes -> the results of `build`, in any order."""
     bar = dict(total=len(todo), desc="demo corpus", unit="file", leave=False, disable=None if progress else True)
     if jobs == 1:
@@ -471,6 +494,15 @@ def put_in_place(root, out, started):
 
 def make(out="data/demo", seed=0, jobs=None, progress=True, scale=1.0):
     """Make the corpus in folder `out`, replacing one that is there -> its path. `scale` shrinks the counts."""
+    return make_corpus(out, VERSION, plan, build, write_tables, seed, jobs, progress, scale)
+
+
+def make_corpus(out, version, plan, build, write_tables, seed, jobs, progress, scale):
+    """Make a corpus of this kind in folder `out`: whole, or nothing is changed -> its path.
+
+    plan (root, seed, scale) -> jobs; build (job) -> (part, split, rows, seconds); write_tables (root, results) ->
+    {"PART SPLIT": rows}.
+    """
     out, started = Path(out), time.time()
     if out.exists() and not described(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and isn't a demo corpus; give another folder or remove it")
@@ -483,12 +515,10 @@ def make(out="data/demo", seed=0, jobs=None, progress=True, scale=1.0):
     prefix = f".{out.name}-being-made-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent, ignore_cleanup_errors=True) as folder:
         root = Path(folder) / "corpus"
-        for part in ("recordings", "species/audio", "individual/audio", "detection/audio"):
-            (root / part).mkdir(parents=True)
         todo = plan(root, seed, scale)
-        results = make_files(todo, jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1), progress)
+        results = make_files(build, todo, jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1), progress)
         counts = write_tables(root, results)
-        about = {"version": VERSION, "seed": seed, "scale": scale, "counts": counts,
+        about = {"version": version, "seed": seed, "scale": scale, "counts": counts,
                  "hours": round(sum(result[3] for result in results) / 3600, 3)}
         (root / "demo.json").write_text(json.dumps(about, indent=1) + "\n")
         megabytes = sum(path.stat().st_size for path in root.rglob("*.*")) / 1e6
