@@ -20,6 +20,7 @@ import numpy as np
 
 import audio
 import cli
+import streams
 from cli import UserError
 from manifest import Manifest, holdout, mix, open_manifest, permutation, subset, unit  # noqa: F401
 from tasks import Task, load_task, task_names  # noqa: F401
@@ -64,6 +65,10 @@ class Cropper:
 
     def __call__(self, manifest, i, seed, stream=_CROP):
         """Row i -> float32 [at most samples]. Raises BadAudio."""
+        return self.cut(manifest, i, seed, stream)[0]
+
+    def cut(self, manifest, i, seed, stream=_CROP):
+        """Row i -> float32 [at most samples], and where in its recording that begins, in seconds. Raises BadAudio."""
         with manifest.open(i) as clip:
             need = ceil(self.clip_seconds * clip.rate)
             room = clip.frames - need
@@ -71,15 +76,18 @@ class Cropper:
                 raise audio.BadAudio(f"{clip.frames} frames are shorter than {self.min_seconds} s",
                                      audio.shown(manifest.path(i)))
             if room <= 0:
-                wave = clip.read()
+                start, wave = 0, clip.read()
             elif self.crop == "active":
                 from activity import most_active
-                starts = [int(unit(seed, stream, k) * (room + 1)) for k in range(self.candidates)]
-                wave = most_active((clip.read(start, need) for start in sorted(starts)), clip.rate)
+                starts = sorted(int(unit(seed, stream, k) * (room + 1)) for k in range(self.candidates))
+                waves = [clip.read(start, need) for start in starts]
+                wave = most_active(waves, clip.rate)
+                start = next(start for start, one in zip(starts, waves) if one is wave)
             else:
                 start = int(unit(seed, stream, 0) * (room + 1)) if self.crop == "random" else 0
                 wave = clip.read(start, need)
-            return audio.resample(wave, clip.rate, self.sample_rate)[:self.samples]
+            wave = audio.resample(wave, clip.rate, self.sample_rate)[:self.samples]
+            return wave, (clip.first + start) / clip.rate
 
 
 def sample_seed(seed, epoch, index):
@@ -90,12 +98,12 @@ def sample_seed(seed, epoch, index):
 class Loader:
     """An endless or `steps` long sequence of batches; see `loader`."""
 
-    def __init__(self, manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner):
+    def __init__(self, manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner, streams=()):
         if not len(manifest):
             raise UserError(f"{manifest.origin or 'the data'} holds no clips to load")
         self.manifest, self.cropper, self.batch_size, self.seed = manifest, cropper, batch_size, seed
         self.first, self.steps, self.rank, self.world = first, steps, rank, world
-        self.workers, self.partner = workers, partner
+        self.workers, self.partner, self.streams = workers, partner, tuple(streams)
 
     def batches(self):
         """Which samples this process takes, batch by batch: lists of (epoch, index). Batch k of the run holds samples
@@ -135,12 +143,12 @@ class Loader:
     def __getitem__(self, samples):
         """One process's batch, in a worker: [(epoch, index)] -> dict."""
         import torch
-        bad, waves, partners, rows, seeds = [], [], [], [], []
+        bad, waves, cells, partners, rows, seeds = [], [], [], [], [], []
         try:
             for epoch, index in samples:
                 seed = sample_seed(self.seed, epoch, index)
-                wave, row = self.read(index, seed, _CROP, bad)
-                waves.append(wave), rows.append(row), seeds.append(seed)
+                (wave, beside), row = self.read(index, seed, _CROP, bad, self.crop)
+                waves.append(wave), cells.append(beside), rows.append(row), seeds.append(seed)
                 if self.partner:
                     other = int(unit(seed, _PARTNER) * (len(self.manifest) - 1))
                     other += other >= index  # any row but this one
@@ -150,16 +158,31 @@ class Loader:
         wave, lengths = pad_batch(waves, self.cropper.samples)
         batch = {"wave": wave, "lengths": lengths, "index": torch.tensor(rows, dtype=torch.int64),
                  "seed": torch.tensor(seeds, dtype=torch.int64), "bad": bad}
+        if self.streams:
+            batch["streams"] = {name: torch.from_numpy(np.stack([beside[name] for beside in cells]))
+                                for name, _, _ in self.streams}
         if self.partner:
             batch["partner"], batch["partner_lengths"] = pad_batch(partners, self.cropper.samples)
         return batch
 
-    def read(self, index, seed, stream, bad):
-        """Row `index`, or the next one that can be read -> (wave, its row). What can't be read goes to `bad`."""
+    def crop(self, manifest, i, seed, stream):
+        """Row i -> wave float32 [at most samples], {name: float32 [channels, n]} of its streams; NaN after its end."""
+        wave, start = self.cropper.cut(manifest, i, seed, stream)
+        whole = self.cropper.clip_seconds
+        found = streams.cut(manifest, i, start, min(whole, len(wave) / self.cropper.sample_rate), self.streams)
+        for name, _, rate in self.streams:
+            after = round(whole * rate) - found[name].shape[1]
+            found[name] = np.pad(found[name], ((0, 0), (0, after)), constant_values=np.nan)
+        return wave, found
+
+    def read(self, index, seed, stream, bad, crop=None):
+        """Row `index`, or the next one that can be read -> (wave, its row). What can't be read goes to `bad`.
+
+        crop: what makes of a row what is returned first, in place of the cropper."""
         for k in range(min(_GIVE_UP, len(self.manifest))):
             row = (index + k) % len(self.manifest)
             try:
-                return self.cropper(self.manifest, row, seed, stream), row
+                return (crop or self.cropper)(self.manifest, row, seed, stream), row
             except audio.BadAudio as error:
                 bad.append({"path": audio.shown(self.manifest.path(row)), "start": int(self.manifest.start[row]),
                             "reason": error.reason})
@@ -168,18 +191,19 @@ class Loader:
 
 
 def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, steps=None, rank=0, world=1, workers=0,
-           crop="random", candidates=4, min_seconds=0.05, partner=False):
+           crop="random", candidates=4, min_seconds=0.05, partner=False, streams=()):
     """Batches of clips, the same whatever the number of workers and processes and wherever one starts.
 
     batch_size: clips of all processes together; sample k of the run is row permutation(seed, epoch)[k mod n] of epoch
     k div n, and `first` is the number of samples already seen: all the state there is. Yields dicts:
     wave float32 [b, S], lengths int64 [b] (valid samples; the rest is zero), index int64 [b] (rows of the manifest),
     seed int64 [b] (a hash of (seed, epoch, row), for masks and augmentation), bad (list of {path, start, reason},
-    rows that were replaced by the next good one), and with `partner` partner [b, S] and partner_lengths [b]: another
-    clip.
+    rows that were replaced by the next good one), with `partner` partner [b, S] and partner_lengths [b]: another
+    clip; and with `streams`, each (name, channels, rate in Hz), streams {name: float32 [b, channels, n]} of the same
+    stretch, n = round(clip_seconds rate), value k at k / rate seconds of the wave, NaN where there is nothing.
     """
     cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds)
-    return Loader(manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner)
+    return Loader(manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner, streams)
 
 
 class BadLog:
