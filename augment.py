@@ -20,20 +20,23 @@ _TIME, _BAND, _LEVEL, _NOISE, _COLUMNS, _ROWS = range(41, 47)  # streams on the 
 # --------------------------------------------------------------------------------------------------------- loading
 
 class Reader:
-    """What a loader takes of a split's row: all of `split.read`, at `rate` Hz or (any_rate) at its own, if lower."""
+    """What a loader takes of a split's row: all of `split.read`, at `rate` Hz or (any_rate) at its own, if lower; with
+    it `streams`, (name, channels, rate in Hz) of each."""
 
-    def __init__(self, split, rate, any_rate=False):
-        self.split, self.rate, self.any_rate = split, rate, any_rate
+    def __init__(self, split, rate, any_rate=False, streams=()):
+        self.split, self.rate, self.any_rate, self.streams = split, rate, any_rate, streams
 
-    def __call__(self, manifest, i, seed, stream, rate=None):
+    def __call__(self, manifest, i, seed=None, stream=None, rate=None):
         rate = rate or (min(manifest.rate(i), self.rate) if self.any_rate else self.rate)
-        return self.split.read(i, rate=rate), rate
+        clip = {"wave": self.split.read(i, rate=rate), "rate": rate}
+        return clip | {"streams": self.split.read_streams(i, self.streams)} if self.streams else clip
 
 
 class LabelledLoader(data.Loader):
     """Batches of labelled clips in data.loader's order, the same for any number of workers and processes.
 
-    split: rows, targets (int (n,) or bool (n, C)); rate: Hz; any_rate: rows keep their own, if lower; mixup: share of samples that are mixed with another
+    split: rows, targets (int (n,) or bool (n, C)); rate: Hz; any_rate: rows keep their own, if lower; streams:
+    what comes along; mixup: share of samples that are mixed with another
     clip, lambda ~ Beta(alpha, alpha); balanced: each class is drawn alike, clips without any label as one more class;
     frames: None, or a function row -> bool (T', C), the classes of each frame.
 
@@ -41,10 +44,10 @@ class LabelledLoader(data.Loader):
     frames float32 [b, T', C] if asked for, and bad.
     """
 
-    def __init__(self, split, rate, n_classes, batch_size, seed, *, any_rate=False, first=0, steps=None, rank=0, world=1, workers=0,
+    def __init__(self, split, rate, n_classes, batch_size, seed, *, any_rate=False, streams=(), first=0, steps=None, rank=0, world=1, workers=0,
                  mixup=0.0, alpha=10.0, balanced=False, frames=None):
-        super().__init__(split.rows, Reader(split, rate, any_rate), batch_size, seed, first, steps, rank, world,
-                         workers, False)
+        super().__init__(split.rows, Reader(split, rate, any_rate, streams), batch_size, seed, first, steps, rank,
+                         world, workers, False)
         self.targets = np.asarray(split.targets)
         if self.targets.ndim == 1:
             self.targets = np.eye(n_classes, dtype=np.float32)[self.targets]
@@ -61,16 +64,16 @@ class LabelledLoader(data.Loader):
     def sample(self, epoch, place, row, bad):
         """A clip with target [C] and frames [T', C], or two of them mixed with their labels."""
         seed = data.sample_seed(self.seed, epoch, place)
-        wave, rate, row = self.read(row, seed, None, bad)
-        clip = {"seed": seed, "index": row, "rate": rate, "wave": wave, "target": self.targets[row]}
+        clip, row = self.read(row, seed, None, bad)
+        clip |= {"seed": seed, "index": row, "target": self.targets[row]}
         if self.frames:
             clip["frames"] = self.frames(row).astype(np.float32)
         if unit(seed, _MIX) >= self.mixup:
             return clip
         other = (row + 1 + int(unit(seed, _PARTNER) * (len(self.manifest) - 1))) % len(self.manifest)  # never `row`
-        second, _, other = self.read(other, seed, None, bad, rate)
+        second, other = self.read(other, seed, None, bad, clip["rate"])
         share = float(betaincinv(self.alpha, self.alpha, unit(seed, _SHARE)))
-        clip["wave"] = blend(wave, second, share)
+        clip["wave"] = blend(clip["wave"], second["wave"], share)
         clip["target"] = share * clip["target"] + (1 - share) * self.targets[other]
         if self.frames:
             clip["frames"] = blend(clip["frames"], self.frames(other).astype(np.float32), share)
@@ -79,7 +82,7 @@ class LabelledLoader(data.Loader):
     def collate(self, clips):
         """Clips of one rate -> a batch, as long as its longest clip."""
         batch = {key: torch.tensor([clip[key] for clip in clips], dtype=torch.int64) for key in ("index", "seed")}
-        batch["wave"], batch["lengths"] = data.pad_batch([clip["wave"] for clip in clips])
+        batch |= data.stack(clips)
         batch["target"] = torch.from_numpy(np.stack([clip["target"] for clip in clips]).astype(np.float32))
         if self.frames:
             frames = [torch.from_numpy(clip["frames"]) for clip in clips]
@@ -105,8 +108,8 @@ def balanced_weights(targets):
 class InOrder(data.Loader):
     """Every row once, for evaluation: this process's share in batches. What can't be read is an error."""
 
-    def __init__(self, split, rate, batch_size, *, any_rate=False, rank=0, world=1, workers=0):
-        reader = Reader(split, rate, any_rate)
+    def __init__(self, split, rate, batch_size, *, any_rate=False, streams=(), rank=0, world=1, workers=0):
+        reader = Reader(split, rate, any_rate, streams)
         super().__init__(split.rows, reader, batch_size, 0, 0, None, rank, world, workers, False)
 
     def batches(self):
@@ -115,12 +118,10 @@ class InOrder(data.Loader):
             yield [(row,) for row in mine[first:first + self.batch_size]]
 
     def sample(self, row, bad):
-        wave, rate = self.cropper(self.manifest, row, None, None)
-        return {"wave": wave, "rate": rate, "index": row}
+        return self.cropper(self.manifest, row) | {"index": row}
 
     def collate(self, clips):
-        wave, lengths = data.pad_batch([clip["wave"] for clip in clips])
-        return {"wave": wave, "lengths": lengths, "index": torch.tensor([clip["index"] for clip in clips])}
+        return data.stack(clips) | {"index": torch.tensor([clip["index"] for clip in clips])}
 
 
 # --------------------------------------------------------------------------------------------- on the spectrogram

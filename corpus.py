@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 import audio
+import streams
 from cli import UserError
-from manifest import build, join, open_manifest, subset, write_manifest
+from manifest import build, join, open_manifest, subset, warn, write_manifest
 
 
 def find(folder):
@@ -142,6 +143,9 @@ def pack(source, out, root, rate, format, clips_per_shard, jobs, segment):
 
     import shards
     rows = open_manifest(source, root, segment)
+    if rows.streams:
+        warn(f"{source} has streams ({', '.join(rows.streams)}): shards hold sound alone, train on the manifest to use "
+             "them")
     done = shards.pack(rows, out, rate, format, clips_per_shard, jobs,
                        lambda work, total: tqdm(work, "shards", total, leave=False, disable=None))
     if not done["clips"]:
@@ -172,6 +176,12 @@ def content(wave):
 
 def examine(rows, i):
     """Read row i whole -> (problems [(kind, detail)], content hash, hash of the recording's first second)."""
+    try:
+        for stream in rows.streams:
+            if path := rows.stream(i, stream):
+                streams.load(path)
+    except audio.BadAudio as error:
+        return [("stream", str(error))], None, None
     try:
         if rows.entries is not None:
             rows.entries.verify(i)

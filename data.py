@@ -20,12 +20,13 @@ import numpy as np
 
 import audio
 import cli
+import streams
 from cli import UserError
 from manifest import Manifest, holdout, mix, open_manifest, permutation, subset, unit  # noqa: F401
 from tasks import Task, load_task, task_names  # noqa: F401
 
 # Which number of a sample's stream is for what; masks and augmentation on the device have streams of their own.
-_CROP, _PARTNER, _PARTNER_CROP = 101, 102, 103
+_CROP, _PARTNER, _PARTNER_CROP, _DROP = 101, 102, 103, 104
 _GIVE_UP = 100  # unreadable rows in a row after which something else must be wrong
 
 
@@ -53,12 +54,30 @@ def parts(batches):
         yield from batch.get("parts", [batch])
 
 
+def stack(clips, samples=None):
+    """Clips of one rate (as a Cropper gives them) -> {"wave" float32 [b, S], "lengths" int64 [b]}, and "streams" {name:
+    float32 [b, channels, n]} if they have any, NaN after a clip's end. S is `samples`, or that of the longest."""
+    import torch
+    wave, lengths = pad_batch([clip["wave"] for clip in clips], samples)
+    batch = {"wave": wave, "lengths": lengths}
+    if "streams" in clips[0]:
+        batch["streams"] = {}
+        for name in clips[0]["streams"]:
+            rows = [torch.from_numpy(clip["streams"][name]) for clip in clips]
+            batch["streams"][name] = out = torch.full((len(rows), len(rows[0]), max(r.shape[1] for r in rows)),
+                                                      float("nan"))
+            for one, row in zip(out, rows):
+                one[:, :row.shape[1]] = row
+    return batch
+
+
 @dataclass
 class Cropper:
     """What is taken from a row: `clip_seconds` at `sample_rate` Hz, from a place that `seed` decides.
 
     any_rate: at the recording's own rate, if that is lower.
     crop: "random" (anywhere), "start", or "active" (of `candidates` places the one with the most call-like activity).
+    streams: (name, channels, rate in Hz) of what is taken along; stream_drop: how often each is left out.
     """
     sample_rate: int
     clip_seconds: float
@@ -66,6 +85,8 @@ class Cropper:
     candidates: int = 4
     min_seconds: float = 0.05
     any_rate: bool = False
+    streams: tuple = ()
+    stream_drop: float = 0.0
 
     def __post_init__(self):
         if self.crop not in ("random", "start", "active"):
@@ -75,7 +96,8 @@ class Cropper:
         return round(self.clip_seconds * rate)
 
     def __call__(self, manifest, i, seed, stream=_CROP, rate=None):
-        """Row i -> (float32 [at most samples], its rate in Hz, `rate` if that is given). Raises BadAudio."""
+        """Row i -> {"wave": float32 [at most samples], "rate": its rate in Hz, `rate` if that is given}, and, if it was
+        asked for, "streams" {name: float32 [channels, n]} of the same stretch. Raises BadAudio."""
         with manifest.open(i) as clip:
             need = ceil(self.clip_seconds * clip.rate)
             room = clip.frames - need
@@ -83,16 +105,25 @@ class Cropper:
                 raise audio.BadAudio(f"{clip.frames} frames are shorter than {self.min_seconds} s",
                                      audio.shown(manifest.path(i)))
             if room <= 0:
-                wave = clip.read()
+                start, wave = 0, clip.read()
             elif self.crop == "active":
                 from activity import most_active
-                starts = [int(unit(seed, stream, k) * (room + 1)) for k in range(self.candidates)]
-                wave = most_active((clip.read(start, need) for start in sorted(starts)), clip.rate)
+                starts = sorted(int(unit(seed, stream, k) * (room + 1)) for k in range(self.candidates))
+                waves = [clip.read(start, need) for start in starts]
+                wave = most_active(waves, clip.rate)
+                start = next(start for start, one in zip(starts, waves) if one is wave)
             else:
                 start = int(unit(seed, stream, 0) * (room + 1)) if self.crop == "random" else 0
                 wave = clip.read(start, need)
             rate = rate or (min(clip.rate, self.sample_rate) if self.any_rate else self.sample_rate)
-            return audio.resample(wave, clip.rate, rate)[:self.samples(rate)], rate
+            out = {"wave": audio.resample(wave, clip.rate, rate)[:self.samples(rate)], "rate": rate}
+            if self.streams:
+                seconds = min(self.clip_seconds, len(out["wave"]) / rate)
+                out["streams"] = streams.cut(manifest, i, (clip.first + start) / clip.rate, seconds, self.streams)
+                for k, name in enumerate(out["streams"]):
+                    if unit(seed, _DROP, k) < self.stream_drop:
+                        out["streams"][name][:] = np.nan
+            return out
 
 
 def sample_seed(seed, epoch, index):
@@ -159,31 +190,29 @@ class Loader:
     def sample(self, epoch, index, bad):
         """One clip, as `collate` takes it."""
         seed = sample_seed(self.seed, epoch, index)
-        wave, rate, row = self.read(index, seed, _CROP, bad)
-        clip = {"wave": wave, "rate": rate, "index": row, "seed": seed}
+        clip, row = self.read(index, seed, _CROP, bad)
         if self.partner:
             other = int(unit(seed, _PARTNER) * (len(self.manifest) - 1))
             other += other >= index  # any row but this one
-            clip["partner"] = self.read(other % len(self.manifest), seed, _PARTNER_CROP, bad, rate)[0]
-        return clip
+            other = self.read(other % len(self.manifest), seed, _PARTNER_CROP, bad, clip["rate"])[0]
+            clip["partner"] = other["wave"]
+        return clip | {"index": row, "seed": seed}
 
     def collate(self, clips):
         """Clips of one rate -> a batch."""
         import torch
         size = self.cropper.samples(clips[0]["rate"])
         batch = {key: torch.tensor([clip[key] for clip in clips], dtype=torch.int64) for key in ("index", "seed")}
-        batch["wave"], batch["lengths"] = pad_batch([clip["wave"] for clip in clips], size)
         if self.partner:
             batch["partner"], batch["partner_lengths"] = pad_batch([clip["partner"] for clip in clips], size)
-        return batch
+        return batch | stack(clips, size)
 
     def read(self, index, seed, stream, bad, rate=None):
-        """Row `index`, or the next one that can be read -> (wave, its rate, its row). What can't be read goes to `bad`.
-        """
+        """Row `index`, or the next one that can be read -> (clip, its row). What can't be read goes to `bad`."""
         for k in range(min(_GIVE_UP, len(self.manifest))):
             row = (index + k) % len(self.manifest)
             try:
-                return *self.cropper(self.manifest, row, seed, stream, rate), row
+                return self.cropper(self.manifest, row, seed, stream, rate), row
             except audio.BadAudio as error:
                 bad.append({"path": audio.shown(self.manifest.path(row)), "start": int(self.manifest.start[row]),
                             "reason": error.reason})
@@ -192,7 +221,8 @@ class Loader:
 
 
 def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, steps=None, rank=0, world=1, workers=0,
-           crop="random", candidates=4, min_seconds=0.05, partner=False, any_rate=False):
+           crop="random", candidates=4, min_seconds=0.05, partner=False, any_rate=False, streams=(),
+           stream_drop=0.0):
     """Batches of clips, the same whatever the number of workers and processes and wherever one starts.
 
     batch_size: clips of all processes together; sample k of the run is row permutation(seed, epoch)[k mod n] of epoch
@@ -201,9 +231,11 @@ def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, st
     seed int64 [b] (a hash of (seed, epoch, row), for masks and augmentation), bad (list of {path, start, reason},
     rows that were replaced by the next good one), and with `partner` partner [b, S] and partner_lengths [b]: another
     clip. With any_rate clips keep their own rate, if it is lower: {"parts", "bad"}, with a batch and its "rate" for
-    each, lower rates first; they are the same clips in the same steps, only cut in another way.
+    each, lower rates first; they are the same clips in the same steps, only cut in another way. With `streams`, each
+    (name, channels, rate in Hz), there is streams {name: float32 [b, channels, n]} of the same stretch, value k at
+    k / rate seconds of the wave, NaN where there is nothing.
     """
-    cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds, any_rate)
+    cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds, any_rate, tuple(streams), stream_drop)
     return Loader(manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner)
 
 

@@ -213,7 +213,7 @@ def collars(root, name, seed, split, number, rng):
     doing = rng.choice(list(BEHAVIOURS), COLLAR_SECONDS // BEHAVIOUR_SECONDS)
     scene, felt = collar(doing, BEHAVIOUR_SECONDS, animal, rng)
     rows, seconds = unlabelled(root, name, scene, scene, COLLAR_RATE, 4, rng)
-    np.save(root / f"recordings/{name}.npy", timed(felt).astype(np.float32))
+    np.save(root / f"recordings/{name}.npy", timed(felt))
     return [one | {"stream:accelerometer": f"recordings/{name}.npy"} for one in rows], seconds
 
 

@@ -18,8 +18,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from audio import BadAudio
+from augment import Reader
 from cli import UserError
-from data import by_rate, pad_batch
+from data import by_rate, stack
 from frontends import KaldiFbank
 from model import at_rate, fingerprint
 from recipes import EncoderConfig
@@ -33,41 +34,43 @@ class _Clips(torch.utils.data.Dataset):
     """Whole clips of a split as an encoder of this config hears them; one that can't be read is its error."""
 
     def __init__(self, split, config):
-        self.split, self.config = split, config
+        self.split, self.read = split, Reader(split, config.sample_rate, config.rate == "any", config.stream_rates)
 
     def __len__(self):
         return len(self.split)
 
     def __getitem__(self, i):
         try:
-            rate = self.config.sample_rate if self.config.rate == "fixed" else self.config.hears(self.split.rows.rate(i))
-            return {"wave": self.split.read(i, rate=rate), "rate": rate}
+            return self.read(self.split.rows, i)
         except BadAudio as error:  # raised in a worker it would arrive as a traceback
             return error
 
 
 def _collate(clips):
-    """-> [(places in the batch, rate, wave (B, S), lengths (B,))], one for each sample rate."""
+    """-> [(places in the batch, their clips)], one for each sample rate."""
     if bad := next((clip for clip in clips if isinstance(clip, BadAudio)), None):
         return bad
     clips = [clip | {"place": k} for k, clip in enumerate(clips)]
-    return [([clip["place"] for clip in some], rate, *pad_batch([clip["wave"] for clip in some]))
-            for rate, some in by_rate(clips)]
+    return [([clip["place"] for clip in some], stack(some) | {"rate": rate}) for rate, some in by_rate(clips)]
 
 
 def batches(split, config, device="cpu", batch_size=32, workers=0):
-    """Clips of a split in order, as `in_order` takes them: [(places, rate, wave (B, S), lengths (B,) or None when all
-    are full)], on the device."""
+    """Clips of a split in order, as `in_order` takes them: [(places, rate, streams, wave (B, S), lengths (B,) or None
+    when all are full)], on the device."""
     for batch in DataLoader(_Clips(split, config), batch_size, num_workers=workers, collate_fn=_collate):
         if isinstance(batch, BadAudio):
             raise UserError(f"{batch}: every clip of a task is needed; mend the file, or take it out of the table")
-        yield [(places, rate, wave.to(device),
-                None if bool((lengths == wave.shape[1]).all()) else lengths.to(device))
-               for places, rate, wave, lengths in batch]
+        out = []
+        for places, clips in batch:
+            streams = {name: x.to(device) for name, x in clips.get("streams", {}).items()}
+            full = bool((clips["lengths"] == clips["wave"].shape[1]).all())
+            out.append((places, clips["rate"], streams, clips["wave"].to(device),
+                        None if full else clips["lengths"].to(device)))
+        yield out
 
 
 def in_order(batch, function):
-    """function (rate, wave, lengths) -> a row for each clip; the rows of the whole batch, in its order."""
+    """function (rate, streams, wave, lengths) -> a row for each clip; the rows of the whole batch, in its order."""
     rows = {}
     for places, *clips in batch:
         rows |= zip(places, function(*clips))
@@ -84,7 +87,8 @@ def vectors(models, split, device="cpu", batch_size=32, workers=0, call=torch.nn
     config = getattr(models[0], "encoder", models[0]).config
     for batch in batches(split, config, device, batch_size, workers):
         for rows, model in zip(out, models):
-            rows += in_order(batch, lambda rate, *clips: call(at_rate(model, rate), *clips).float().cpu().numpy())
+            rows += in_order(batch, lambda rate, streams, *clips: call(at_rate(model, rate, streams),
+                                                                       *clips).float().cpu().numpy())
     return [np.stack(rows) for rows in out]
 
 
@@ -126,12 +130,13 @@ def describe(encoder, wave, lengths=None, depth=None, layers=False):
                 handle = register(module, lambda *call: streams.append(call[-1][0] if len(call) == 2 else call[-1]))
                 stack.callback(handle.remove)
         tokens, columns, clip, place = encoder.pieces(wave, lengths, depth)
-    pieces = [*(encoder.norm(x) for x in streams), tokens] if layers else [tokens]
+    missing = tokens[..., :1].isnan()  # tokens of streams that are not there
+    pieces = [*(encoder.norm(x).masked_fill(missing, float("nan")) for x in streams), tokens] if layers else [tokens]
     clips = torch.stack([encoder.pool(x, columns, clip, place, len(wave)) for x in pieces], dim=1)
     k, (_, f) = encoder.config.specials, encoder.config.grid
     rows = [[] for _ in range(len(wave))]
     for x, n, i in zip(tokens[:, k:], (columns * f).tolist(), clip.tolist()):  # windows of a clip are in order
-        rows[i].append(x[:n])
+        rows[i].append(x[:n][~x[:n, 0].isnan()] if encoder.config.streams else x[:n])
     return clips, [torch.cat(r) for r in rows]
 
 
@@ -217,7 +222,7 @@ def embed_split(encoders, split, folder, *, depth=None, layers=False, tokens=Fal
         if not (places[name] / wanted).exists() and places[name] not in (p for p, _ in missing.values()):
             missing[name] = places[name], encoder.to(device)
     def hears(encoder):
-        return encoder.config.rate, encoder.config.sample_rate
+        return encoder.config.rate, encoder.config.sample_rate, encoder.config.streams
 
     for ears in dict.fromkeys(hears(e) for _, e in missing.values()):
         some = {n: m for n, m in missing.items() if hears(m[1]) == ears}
@@ -240,8 +245,8 @@ def _write(missing, read, depth, layers, tokens):
                             _Growing(temporary / "tokens.npy") if wanted else None, [0]))
         for batch in read:
             for _, _, encoder, clips, rows, offsets in writers:
-                def described(rate, wave, lengths):
-                    vector, parts = describe(at_rate(encoder, rate), wave, lengths, depth, layers)
+                def described(rate, streams, wave, lengths):
+                    vector, parts = describe(at_rate(encoder, rate, streams), wave, lengths, depth, layers)
                     return zip(vector, parts or [None] * len(vector))
                 vector, parts = zip(*in_order(batch, described))
                 clips.append(torch.stack(vector).float().cpu().numpy())

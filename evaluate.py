@@ -12,6 +12,7 @@ split once.
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cli
@@ -29,6 +30,10 @@ def parse_args(argv=None):
     g.add_argument("--data", default=DEMO, help="folder that holds the tasks; for BEANS the one that holds its data/")
     g.add_argument("--task", nargs="+", help="beans (those of the twelve that are there), names below --data, or "
                                              "folders (default: the demo's species, individual)")
+    g.add_argument("--fit", metavar="TASK", help="take the training and validation clips from this task, which has the "
+                   "same labels, and only the test clips from --task")
+    g.add_argument("--hear", choices=("all", "sound", "streams"), help="of an encoder that knows streams: sound and "
+                   "streams, or one of them (default: all)")
     g.add_argument("--low", action="store_true", help="train on BEANS's low-data lists (train-low)")
     g.add_argument("--depth", type=cli.positive_int, help="use the output of this many blocks (default: all)")
     g.add_argument("--layers", type=_layers, default="last", help="vectors of the last block, of the last N side by "
@@ -85,6 +90,8 @@ def main(argv=None):
         demo.ensure(DEMO)
     tasks = [load_task(name, root=args.data, low=args.low)
              for name in task_names(args.task or ("species", "individual"), args.data)]
+    if args.fit:
+        tasks = [fitted_on(task, load_task(args.fit, root=args.data)) for task in tasks]
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and device.type == "cpu":
         raise UserError("--device cuda: no GPU found; use --device cpu")
@@ -106,6 +113,13 @@ def main(argv=None):
     print(f"\nwritten to {path}")
 
 
+def fitted_on(task, other):
+    """A task with the training and validation clips of another one: the same sounds recorded in another way."""
+    if task.labels != other.labels or task.kind != other.kind:
+        raise UserError(f"--fit {other.name}: its labels are not those of {task.name}")
+    return replace(task, splits=task.splits | {name: other.splits[name] for name in ("train", "valid")})
+
+
 # -------------------------------------------------------------------------------------------- encoders, embeddings
 
 def contestants(args):
@@ -118,7 +132,7 @@ def contestants(args):
     for source in args.checkpoint or [newest_encoder("runs")]:
         name = str(Path(source).parent if Path(source).name == "encoder.pt" else source)
         torch.manual_seed(args.seed)  # for a preset's name, which is an untrained encoder
-        found[name] = encoder = load_encoder(source, args.format)
+        found[name] = encoder = load_encoder(source, args.format, **({"hear": args.hear} if args.hear else {}))
         depth = encoder.config.depth
         for flag, wanted in (("depth", args.depth), ("layers", args.layers)):
             if isinstance(wanted, int) and wanted > depth:

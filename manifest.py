@@ -1,7 +1,8 @@
 """Which sound there is: manifests of any size in flat arrays, subsets of them, and a held-out part.
 
-A row is a stretch of a recording: path, start, frames, sample_rate, domain, source, label. Rows live in NumPy arrays
-and one block of path bytes, so that loader processes share them: 2.23 million rows are about 180 MB, once.
+A row is a stretch of a recording: path, start, frames, sample_rate, domain, source, label, and stream:NAME for what
+was measured beside the sound. Rows live in NumPy arrays and one block of path bytes, so that loader processes share
+them: 2.23 million rows are about 180 MB, once.
 """
 import csv
 import gc
@@ -22,6 +23,7 @@ from cli import UserError
 BIO, GEN = 1, 2  # domain codes; 0: not said, which counts as bio
 DOMAINS = ("", "bio", "gen")
 COLUMNS = ("path", "start", "frames", "sample_rate", "domain", "source", "label")
+STREAM = "stream:"  # begins the names of the columns that name streams
 BIO_DRAWS = {"0.12M": 120_000, "0.46M": 460_000, "0.80M": 800_000, "1.23M": 1_230_000}
 GENERAL = {"2.23M": 2_230_000}
 _CHUNK = 1 << 16  # rows parsed at a time
@@ -73,6 +75,7 @@ class Manifest:
     sources: list = field(default_factory=lambda: [""])
     labels: list = field(default_factory=list)
     bases: tuple = (".",)  # folders in which relative paths are looked up, in this order
+    streams: dict = field(default_factory=dict)  # name -> (int32 (n,), paths that it indexes; "": the row has none)
     entries: object = None  # shards.Entries where the sound lies in shards
     origin: str = ""  # what the user named, for messages
 
@@ -89,7 +92,14 @@ class Manifest:
 
     def locate(self, i):
         """Where row i's recording lies: the first folder that has it, else where it was expected first."""
-        path = self.path(i)
+        return self._place(self.path(i))
+
+    def stream(self, i, name):
+        """Where row i's stream of that name lies, or None."""
+        codes, paths = self.streams.get(name, (None, None))
+        return self._place(paths[codes[i]]) if codes is not None and paths[codes[i]] else None
+
+    def _place(self, path):
         if os.path.isabs(path):
             return path
         if len(self.bases) == 1:
@@ -103,6 +113,7 @@ class Manifest:
             return None if column is None else column[rows]
         names = ("begin", "size", "start", "frames", "sample_rate", "domain", "source", "label")
         return replace(self, **{name: part(getattr(self, name)) for name in names},
+                       streams={name: (codes[rows], paths) for name, (codes, paths) in self.streams.items()},
                        entries=None if self.entries is None else self.entries.select(rows))
 
     def recording_keys(self, seed=0):
@@ -223,10 +234,14 @@ def join(one, two):
     if one.label is not None or two.label is not None:
         label, labels = _codes([text for m in (one, two) for text in (
             [""] * len(m) if m.label is None else texts(m, m.label, m.labels))], len(one) + len(two))
+    streams = {}
+    for name in {**one.streams, **two.streams}:
+        streams[name] = _codes([text for m in (one, two) for text in (
+            texts(m, *m.streams[name]) if name in m.streams else [""] * len(m))], len(one) + len(two))
     return replace(one, blob=np.concatenate([one.blob, two.blob]),
                    begin=np.concatenate([one.begin, two.begin + len(one.blob)]),
                    **{name: column(name) for name in ("size", "start", "frames", "sample_rate", "domain")},
-                   source=source, sources=sources, label=label, labels=labels)
+                   source=source, sources=sources, label=label, labels=labels, streams=streams)
 
 
 # ------------------------------------------------------------------------------------------------------- opening
@@ -235,8 +250,8 @@ def open_manifest(source, root=None, segment=10.0):
     """Everything that `--data` can name, as a Manifest.
 
     source: a folder of audio, a folder of tar shards, a CSV or TSV with a header (`path` and optional start, frames,
-    sample_rate, domain, source, label), a fairseq TSV (root, then path and samples) or an SSAST JSON. root: a second
-    folder for relative paths. segment: seconds of the rows that a folder's long recordings are cut into.
+    sample_rate, domain, source, label, stream:NAME), a fairseq TSV (root, then path and samples) or an SSAST JSON.
+    root: a second folder for relative paths. segment: seconds of the rows that a folder's long recordings are cut into.
     """
     path = Path(source)
     if not path.exists():
@@ -312,6 +327,9 @@ def _open_table(path, bases, fairseq=None):
         if "path" not in header:
             raise UserError(f"{path}: the first line names no column path (it reads {first.strip()[:80]!r}); a "
                             f"manifest has a header with some of {', '.join(COLUMNS)}")
+        for name in header:
+            if name.startswith(STREAM):
+                codes[name] = {}
         reader, done = csv.reader(file, delimiter=delimiter), 1
         try:
             while rows := [row for row in islice(reader, _CHUNK) if row]:
@@ -327,6 +345,8 @@ def _open_table(path, bases, fairseq=None):
     return _from_bytes(
         np.frombuffer(b"".join([part["blob"] for part in parts]), np.uint8), size, **columns,
         label=np.concatenate([part["label"] for part in parts]) if "label" in header else None,
+        streams={name.removeprefix(STREAM).strip(): (np.concatenate([part[name] for part in parts]), list(codes[name]))
+                 for name in codes if name.startswith(STREAM)},
         sources=list(codes["source"]) or [""], labels=list(codes["label"]), origin=str(path),
         bases=tuple(dict.fromkeys([os.path.join(path.parent, fairseq), *bases])) if fairseq else bases)
 
@@ -385,6 +405,7 @@ def write_manifest(manifest, path, rows=None):
     texts = {"domain": (manifest.domain, DOMAINS), "source": (manifest.source, manifest.sources)}
     if manifest.label is not None:
         texts["label"] = (manifest.label, manifest.labels)
+    texts |= {STREAM + name: pair for name, pair in manifest.streams.items()}
     texts = {name: pair for name, pair in texts.items() if any(pair[1][c] for c in np.unique(pair[0]))}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"

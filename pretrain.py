@@ -22,7 +22,7 @@ DEMO, CORPUS = "data/demo", "data/pretrain.csv"
 PAPER_SUBSETS = ("0.12M", "0.46M", "0.80M", "1.23M", "2.23M")
 # what may not change within a run, unless --override says so; --steps may grow with --extend
 OBJECTIVE = tuple(dict.fromkeys(key for keys in SETTINGS.values() for key in keys))  # all objectives' settings
-IDENTITY = ("recipe", "preset", "rate", "clip_seconds", "normalise", "init", "subset", "domain", "crop", "gain", "shift",
+IDENTITY = ("recipe", "preset", "rate", "streams", "stream_drop", "clip_seconds", "normalise", "init", "subset", "domain", "crop", "gain", "shift",
             "mix_snr", "polarity", *OBJECTIVE, "drop_path", "batch_size", "optimizer", "lr", "betas", "eps",
             "weight_decay", "weight_decay_end", "schedule", "warmup", "floor", "clip", "seed", "valid", "steps")
 
@@ -61,6 +61,10 @@ def parse_args(argv=None):
     g.add_argument("--format", help="layout of --init where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--rate", choices=("preset", "any"), default="preset", help="resample to the preset's rate, or hear "
                    "each recording at its own: bands at fixed hertz, positions in seconds and octaves")
+    g.add_argument("--streams", nargs="+", metavar="NAME:HZ", default=(), help="with --rate any: also learn from these "
+                   "columns stream:NAME of the manifest, at so many values a second (accelerometer:50 depth:1)")
+    g.add_argument("--stream-drop", type=cli.share, default=0.3, help="share of clips from which a stream is left out, "
+                   "so that sound alone still works")
     g.add_argument("--normalise", choices=("corpus", "preset"), help="spectrogram mean and deviation: measured on this "
                    "corpus, or the preset's (AudioSet)")
     g.add_argument("--drop-path", type=cli.share, help="share of clips that skip the last block")
@@ -161,6 +165,8 @@ def _fill_in(args):
         if named and not Path(args.data).exists():
             raise UserError(f"--subset {args.subset} reads {args.data}, which does not exist: make it with python "
                             f"data.py index FOLDER --out {args.data}, or name another manifest with --data")
+    if args.streams and args.shift:
+        raise UserError("--shift: a clip that is turned around no longer goes with its --streams")
     if args.probe_every and args.probe_task is None and args.data != DEMO:
         raise UserError("--probe-every needs a task with labels: name a folder with --probe-task")
     if args.out is None:
@@ -311,11 +317,41 @@ def encoder_config(args, train, start):
             raise UserError(f"--rate any: {train.origin} does not say the sample rate of each row; make it with python "
                             "data.py index")
         config = any_rate(config, int(train.sample_rate.max()))
+        config = replace(config, streams=streams_of(args, train, config))
+    elif args.streams:
+        raise UserError("--streams: what is recorded beside the sound is placed by time; give --rate any too")
     if args.normalise == "corpus":
         if config.frontend == "wave":
             raise UserError("--normalise corpus: a raw wave is brought to variance 1 clip by clip; use preset")
         config = replace(config, **measure(train, config, args.seed))
     return config
+
+
+def streams_of(args, train, config, clips=256):
+    """The config's entry for each of --streams: how many values a token column holds, and the mean and deviation of
+    each channel over some clips that have it."""
+    import numpy as np
+
+    import data
+    import streams
+    out = []
+    for text in args.streams:
+        name, _, hertz = text.partition(":")
+        codes, paths = train.streams.get(name, (None, ()))
+        if codes is None or not hertz.replace(".", "", 1).isdigit() or not float(hertz):
+            raise UserError(f"--streams {text}: give NAME:HZ; {train.origin or 'the manifest'} has the streams "
+                            f"{', '.join(train.streams) or 'none (columns stream:NAME)'}")
+        rows = np.flatnonzero(np.array([bool(path) for path in paths])[codes])
+        column = config.stride[1] * config.hop
+        values = max(1, round(float(hertz) * column))
+        channels = len(streams.load(train.stream(rows[0], name))[1])
+        some = data.loader(train.select(rows), sample_rate=config.sample_rate, clip_seconds=config.clip_seconds,
+                           batch_size=1, seed=args.seed, steps=min(clips, len(rows)),
+                           streams=[(name, channels, values / column)])
+        found = np.concatenate([batch["streams"][name][0] for batch in some], 1)
+        mean, scale = np.nanmean(found, 1), np.maximum(np.nanstd(found, 1), 1e-6)
+        out.append((name, values, [float(f"{m:.3g}") for m in mean], [float(f"{s:.3g}") for s in scale]))
+    return tuple(out)
 
 
 def measure(train, config, seed, clips=256):
@@ -325,7 +361,7 @@ def measure(train, config, seed, clips=256):
 
     import data
     from model import Encoder
-    config = replace(config, mean=0.0, scale=1.0, depth=0, prenet=0, pad="masked")
+    config = replace(config, mean=0.0, scale=1.0, depth=0, prenet=0, pad="masked", streams=())
     encoder, total, square, count = Encoder(config), 0.0, 0.0, 0
     clips = min(clips, len(train))
     for batch in data.loader(train, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, batch_size=1,
@@ -384,20 +420,19 @@ def held_out(valid, config, procs, batch_size=32):
     import data
     from audio import BadAudio
     from masking import hash64
-    crop = data.Cropper(config.sample_rate, config.clip_seconds, "start", any_rate=config.rate == "any")
+    crop = data.Cropper(config.sample_rate, config.clip_seconds, "start", any_rate=config.rate == "any",
+                        streams=config.stream_rates)
     mine = range(procs.rank, len(valid), procs.world)
     for first in range(0, len(mine), batch_size):
         clips = []
         for i in mine[first:first + batch_size]:
             try:
-                wave, rate = crop(valid, i, 0)
-                clips.append({"wave": wave, "rate": rate, "row": i})
+                clips.append(crop(valid, i, 0) | {"row": i})
             except BadAudio:
                 pass
         for rate, some in data.by_rate(clips):
-            wave, lengths = data.pad_batch([clip["wave"] for clip in some], crop.samples(rate))
-            yield {"wave": wave, "lengths": lengths, "rate": rate,
-                   "seed": hash64(torch.tensor([clip["row"] for clip in some]))}
+            yield data.stack(some, crop.samples(rate)) | {
+                "rate": rate, "seed": hash64(torch.tensor([clip["row"] for clip in some]))}
 
 
 def train(args, trainer, loader, valid, log, stop, out):
@@ -564,7 +599,7 @@ def run(args, out, stop, procs):
                          batch_size=args.batch_size, seed=args.seed, first=trainer.step * args.batch_size,
                          steps=args.steps - trainer.step, rank=procs.rank, world=procs.world, workers=args.workers,
                          crop=args.crop, partner=args.mix_snr is not None or bool(args.mix),
-                         any_rate=config.rate == "any")
+                         any_rate=config.rate == "any", streams=config.stream_rates, stream_drop=args.stream_drop)
     ended_by = train(args, trainer, loader, valid_rows, log, stop, out)
     if log:
         log.close()

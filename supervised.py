@@ -154,7 +154,7 @@ class Trial:
             frames = FrameTargets(self.train_split, job.labels, self.objective.model.frame_seconds)
         self.batches = iter(LabelledLoader(
             self.train_split, config.sample_rate, len(job.labels), s.batch_size, self.seed,
-            any_rate=config.rate == "any", first=trainer.step * s.batch_size, steps=self.steps - trainer.step, rank=procs.rank, world=procs.world,
+            any_rate=config.rate == "any", streams=config.stream_rates, first=trainer.step * s.batch_size, steps=self.steps - trainer.step, rank=procs.rank, world=procs.world,
             workers=job.workers, mixup=s.mixup, alpha=s.alpha, balanced=s.balanced, frames=frames))
 
     def _loop(self):

@@ -3,7 +3,8 @@
     load_task("watkins", root=BEANS)    one of `BEANS`; root holds the folder data/ that the BEANS scripts make
     load_task("FOLDER")                 an own task, in one of these layouts, each for train, valid and test:
 
-    clips         train.csv (or annotations.train.csv) with path and label, several labels by semicolons;
+    clips         train.csv (or annotations.train.csv) with path and label, several labels by semicolons, and
+                  stream:NAME for what was measured beside the sound;
                   train.tsv with train.lbl (EAT's); AudioSet's segment list as train.csv
     folds         one annotations.csv with path, label, fold; or a column fold in the three lists
     recordings    train.jsonl (BEANS's); train.csv with file, start, end, label; train.txt, a Raven table with Begin
@@ -23,10 +24,11 @@ from pathlib import Path
 import numpy as np
 
 import audio
+import streams as beside
 from annotations import columns, read_recordings
 from beans import BEANS, Beans
 from cli import UserError
-from manifest import Manifest, build, join, open_manifest, warn
+from manifest import STREAM, Manifest, build, join, open_manifest, warn
 
 SPLITS = ("train", "valid", "test")
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 1.0  # of own recordings; BEANS's for birds
@@ -55,6 +57,13 @@ class Split:
                 frames = min(frames, ceil(self.clip_seconds * clip.rate))
             wave = audio.resample(clip.read(0, frames), clip.rate, rate or clip.rate)
         return wave if self.clip_seconds is None else wave[:round(self.clip_seconds * (rate or clip.rate))]
+
+    def read_streams(self, i, streams):
+        """What was measured beside the sound that `read` gives; streams: (name, channels, rate in Hz) of each ->
+        {name: float32 (channels, n)}, NaN where there is nothing. Raises BadAudio."""
+        with self.rows.open(i) as clip:
+            start, seconds = clip.first / clip.rate, clip.frames / clip.rate
+        return beside.cut(self.rows, i, start, min(seconds, self.clip_seconds or seconds), streams)
 
     def select(self, rows):
         """Some rows (indices or a mask), with all events and files."""
@@ -163,6 +172,10 @@ class _Source:
             if not os.path.exists(rows.locate(i)):
                 raise UserError(f"{path} names {audio.shown(rows.path(i))}, which is neither in "
                                 f"{' nor in '.join(rows.bases)}")
+        for name, (codes, _) in rows.streams.items():
+            for i in np.unique(codes, return_index=True)[1]:
+                if (stream := rows.stream(i, name)) and not os.path.exists(stream):
+                    raise UserError(f"{path} names the stream {audio.shown(stream)}, which is not there")
         return rows
 
     def classes(self, seen):
@@ -470,7 +483,8 @@ def _windows(source, path, recordings, labels, width, hop):
     if any(not file for file, _, _ in recordings):
         raise UserError(f"{path} doesn't say in which recordings its calls are: it wants a column file (Raven's is "
                         "Begin Path)")
-    whole = source.place(build([file for file, _, _ in recordings], bases=(), origin=str(path)), path)
+    names = [file for file, _, _ in recordings]
+    whole = source.place(build(names, bases=(), origin=str(path), streams=_streams(path, names)), path)
     files, frames = _files(path, whole, [seconds for _, seconds, _ in recordings])
     events, of_file = _events(source, path, whole, recordings, frames / np.array([rate for _, _, rate in files]))
     count = np.array([count_windows(seconds, width, hop) for _, seconds, _ in files])
@@ -489,6 +503,20 @@ def _windows(source, path, recordings, labels, width, hop):
     targets = label_windows(np.array([event.start for event in events]), np.array([event.end for event in events]),
                             codes, of_file, count, width, hop, len(labels))
     return Split(rows, targets, source.groups(whole)[file_index], events, files, file_index)
+
+
+def _streams(path, files):
+    """The streams that a CSV list of calls names in any row of each recording, as in a Manifest."""
+    if path.is_dir() or path.suffix not in (".csv", ".tsv"):
+        return {}
+    header, out = _header(path), {}
+    for name in (name for name in header if name.startswith(STREAM)):
+        of_row = _column(path, header[columns(header)["file"]])
+        said = {file: stream for file, stream in zip(of_row, _column(path, name)) if stream}
+        place = {stream: k for k, stream in enumerate(dict.fromkeys(["", *said.values()]))}
+        codes = np.array([place[said.get(file, "")] for file in files], np.int32)
+        out[name.removeprefix(STREAM).strip()] = codes, list(place)
+    return out
 
 
 def _files(path, whole, lengths):

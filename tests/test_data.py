@@ -1,6 +1,7 @@
 """The order of loading, broken recordings, tasks, active crops, augmentation, the command line."""
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -129,6 +130,68 @@ def test_too_many_bad_clips_stop_the_run_but_a_few_of_a_small_run_do_not(tmp_pat
     assert "12 of 1083 clips" in fails(log.add, [{"path": "c.wav", "reason": "empty file"}], 3, 3)
     lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert lines[0] == {"path": "a.wav", "reason": "empty file"} and len(lines) >= 10
+
+
+# ---------------------------------------------------------------------------------------------------------- streams
+
+@pytest.fixture
+def timed(tmp_path):
+    """Rows whose samples tell their time, as does the accelerometer of all but one; one row is short."""
+    lines = []
+    for k, seconds in enumerate((9, 7, 0.6, 5)):
+        ramp = np.arange(round(seconds * 16000)) / 16000 / 10
+        soundfile.write(tmp_path / f"{k}.wav", ramp, 16000, subtype="FLOAT")
+        time = np.arange(round(seconds * 50) + 1) / 50
+        np.save(tmp_path / f"{k}.npy", np.column_stack([time, time, 100 + time]))
+        first = 16000 if seconds > 1 else 0
+        lines.append([f"{k}.wav", first, round(seconds * 16000) - first, f"{k}.npy" if k < 3 else ""])
+    return data.open_manifest(table(tmp_path / "m.csv", ["path", "start", "frames", "stream:accelerometer"], lines))
+
+
+STREAMS = (("accelerometer", 2, 25), ("depth", 1, 4))
+
+
+@pytest.mark.parametrize("crop", ["random", "start", "active"])
+def test_streams_begin_with_the_crop_to_the_sample(timed, crop):
+    starts = []
+    for batch in data.loader(timed, sample_rate=16000, clip_seconds=1.5, batch_size=4, seed=0, steps=6, crop=crop,
+                             streams=STREAMS):
+        found = batch["streams"]
+        assert found["accelerometer"].shape == (4, 2, 38) and found["accelerometer"].dtype == torch.float32
+        assert found["depth"].shape == (4, 1, 6) and found["depth"].isnan().all()
+        for wave, length, index, both in zip(batch["wave"], batch["lengths"], batch["index"], found["accelerometer"]):
+            start = 10 * wave[0]  # s
+            if index == 3:
+                assert both.isnan().all()
+                continue
+            n = 15 if index == 2 else 38  # 0.6 s are 15 values; after the row's end nothing is known
+            assert length == (9600 if index == 2 else 24000) and both[:, n:].isnan().all()
+            torch.testing.assert_close(both[0, :n], start + torch.arange(n) / 25, rtol=0, atol=1e-5)
+            torch.testing.assert_close(both[1, :n], 100 + both[0, :n], rtol=0, atol=1e-4)
+            starts.append(round(float(start), 3))
+    assert (len(set(starts)) <= 2) == (crop == "start") and max(starts) < 7.51
+
+
+def test_streams_are_the_same_for_any_number_of_workers_and_change_nothing_else(timed):
+    kwargs = dict(sample_rate=16000, clip_seconds=1.5, batch_size=3, seed=1, steps=4)
+    plain, alone, helped = (list(data.loader(timed, **kwargs, **more)) for more in (
+        {}, {"streams": STREAMS}, {"streams": STREAMS, "workers": 2}))
+    for without, one, two in zip(plain, alone, helped):
+        assert "streams" not in without and torch.equal(without["wave"], one["wave"])
+        assert torch.equal(one["wave"], two["wave"]) and one["index"].tolist() == two["index"].tolist()
+        for name in ("accelerometer", "depth"):
+            torch.testing.assert_close(one["streams"][name], two["streams"][name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_row_with_a_broken_stream_is_replaced_and_listed_with_the_stream(timed, tmp_path):
+    kwargs = dict(sample_rate=16000, clip_seconds=0.5, batch_size=4, seed=0, steps=1)
+    (tmp_path / "0.npy").write_text("broken")
+    for streams, rows, reason in ((STREAMS, [1, 1, 2, 3], "stream accelerometer: .*0.npy: not readable"),
+                                  ((("accelerometer", 3, 25),), [3] * 4, "has 2 channels, 3 are wanted")):
+        batch = next(iter(data.loader(timed, streams=streams, **kwargs)))
+        assert sorted(batch["index"].tolist()) == rows and batch["bad"][-1]["path"].endswith(".wav")
+        assert any(re.search(reason, bad["reason"]) for bad in batch["bad"])
+    assert not next(iter(data.loader(timed, **kwargs)))["bad"]
 
 
 # ------------------------------------------------------------------------------------------------------------ tasks
