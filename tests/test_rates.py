@@ -305,3 +305,147 @@ def test_a_manifest_without_rates_is_refused_with_the_remedy(corpus, tmp_path):
     args = pretrain.parse_args(["--rate", "any"])
     with pytest.raises(UserError, match="data.py index"):
         pretrain.encoder_config(args, rows, None)
+
+
+# ------------------------------------------------------------------------------------------------------- streams
+
+MOTION = ("motion", 8, (0.0, 0.0, 1.0), (1.0, 1.0, 2.0))  # 50 Hz in columns of 160 ms
+
+
+def motion(n=3, seed=0):
+    return torch.randn(n, 3, 100, generator=torch.Generator().manual_seed(seed))  # 2 s
+
+
+def listener(**changes):
+    return small(top=16000, frames=208, streams=(MOTION,), **changes)
+
+
+def test_a_stream_is_one_more_row_of_tokens_and_a_missing_one_changes_nothing_else():
+    encoder = listener()
+    assert encoder.config.grid == (13, 6) and encoder.config.stream_rates == (("motion", 3, 50.0),)
+    streams = motion()
+    streams[1] = float("nan")
+    sound = wave(16000).expand(3, -1)
+    both, alone = encoder.at(16000, {"motion": streams}).embed(sound), encoder.embed(sound)
+    assert torch.allclose(both[1], alone[1], atol=1e-5)  # its stream is missing: neither attended nor pooled
+    assert (both[0] - alone[0]).abs().max() > 1e-3 and (both[0] - both[2]).abs().max() > 1e-3
+    assert torch.isfinite(both).all()
+
+
+def test_an_encoder_can_hear_the_sound_alone_or_the_streams_alone():
+    torch.manual_seed(0)
+    encoders = {hear: listener(hear=hear) for hear in ("all", "sound", "streams")}
+    out = {}
+    for hear, encoder in encoders.items():
+        out[hear] = [encoder.at(16000, {"motion": m}).embed(w) for w, m in (
+            (wave(16000), motion(1)), (wave(16000, high=1000.0), motion(1)), (wave(16000), motion(1, seed=1)))]
+    same = {hear: [torch.allclose(x[0], x[k], atol=1e-5) for k in (1, 2)] for hear, x in out.items()}
+    assert same == {"all": [False, False], "sound": [False, True], "streams": [True, False]}
+
+
+def test_windows_of_longer_clips_get_their_own_stretch_of_a_stream():
+    encoder = listener()
+    x, m = wave(16000, seconds=4.16), torch.randn(1, 3, 208)
+    whole = encoder.at(16000, {"motion": m}).embed(x)
+    halves = [encoder.at(16000, {"motion": m[..., k:k + 104]}).embed(x[:, s:s + 33280]) for k, s in ((0, 0), (104, 33280))]
+    assert torch.allclose(whole, (halves[0] + halves[1]) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective", [lambda e: SSAST(e, hidden=0.6, loss="mse"),
+                                       lambda e: MAE(e, decoder_dim=32, decoder_depth=1, decoder_heads=2)])
+def test_streams_are_predicted_from_the_sound_that_goes_with_them(objective):
+    """What moves is told by the pitch: with streams hidden, the sound is all there is to predict them from."""
+    encoder = listener(dim=64, heads=4).train()
+    module = objective(encoder)
+    low, high = wave(16000, high=700.0), wave(16000, low=2500.0)
+    sound = torch.cat([low, high])
+    moves = torch.cat([-torch.ones(1, 3, 104), torch.ones(1, 3, 104)]) * torch.linspace(-1, 1, 8).repeat(13)
+    missing = torch.full_like(moves, float("nan"))
+    hidden = torch.zeros(2, 13, 6, dtype=torch.bool)
+    hidden[:, :, 5] = True
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss, metrics = at_rate(module, 16000, {"motion": moves})(sound, mask=hidden)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0] and metrics["count"] == 26
+    assert at_rate(module, 16000, {"motion": missing})(sound, mask=hidden | True)[1]["count"] == 2 * 13 * 5
+
+
+def test_recipes_that_do_not_learn_from_streams_say_so():
+    with pytest.raises(ValueError, match="ssast and the masked autoencoders"):
+        EAT(small("eat-laptop", top=16000, frames=208, streams=(MOTION,)))
+
+
+@pytest.fixture(scope="module")
+def collars(corpus):
+    """The corpus with a stream beside two thirds of its clips."""
+    rng, header = np.random.default_rng(1), "path,sample_rate,stream:motion\n"
+    for k in range(24):
+        np.save(corpus / f"{k}.npy", np.column_stack([np.arange(80) / 50, rng.standard_normal((80, 3))]))
+    text = "".join(f"{k}.wav,{(8000, 22050, 48000)[k % 3]},{'' if k % 3 == 1 else f'{k}.npy'}\n" for k in range(24))
+    (corpus / "collars.csv").write_text(header + text)
+    task = corpus / "collars"
+    task.mkdir()
+    for split, rows in (("train", range(12)), ("valid", range(12, 18)), ("test", range(18, 24))):
+        (task / f"{split}.csv").write_text("path,label,stream:motion\n" + "".join(
+            f"../{k}.wav,{'up down'.split()[k // 3 % 2]},{'' if k % 3 == 1 else f'../{k}.npy'}\n" for k in rows))
+    return corpus
+
+
+def test_streams_go_through_pre_training_evaluation_and_fine_tuning(collars, tmp_path):
+    import evaluate
+    run, task = tmp_path / "run", str(collars / "collars")
+    pretrain.main(["--data", str(collars / "collars.csv"), "--rate", "any", "--streams", "motion:50", "--clip-seconds",
+                   "1.28", "--steps", "3", "--batch-size", "8", "--valid", "3", "--hidden", "0.6", "--workers", "0",
+                   "--out", str(run)])
+    (name, values, mean, scale), = load_encoder(run).config.streams
+    assert (name, values, len(mean)) == ("motion", 8, 3) and all(0.7 < s < 1.3 for s in scale)
+    for hear in ("all", "sound", "streams"):
+        evaluate.main(["--knn", "--attentive", "--checkpoint", str(run), "--task", task, "--hear", hear, "--cache",
+                       str(tmp_path / "cache"), "--workers", "0", "--json", str(tmp_path / f"{hear}.json")])
+    scores = [json.loads((tmp_path / f"{hear}.json").read_text())["results"][0] for hear in ("all", "sound", "streams")]
+    assert all(0 <= row["value"] <= 1 for row in scores)
+    finetune.main(["--checkpoint", str(run), "--task", task, "--steps", "3", "--batch-size", "6", "--workers", "0",
+                   "--out", str(tmp_path / "tuned"), "--lr", "1e-3", "--patch-drop", "0"])
+    assert (tmp_path / "tuned" / "collars" / "finetuned.pt").exists()
+
+
+def test_a_stream_is_left_out_of_a_share_of_the_clips_by_their_seed(collars):
+    rows = data.open_manifest(collars / "collars.csv")
+    rows = rows.select(np.flatnonzero(np.arange(24) % 3 != 1))
+    wanted = dict(sample_rate=24000, clip_seconds=1.28, batch_size=16, seed=0, steps=4, streams=[("motion", 3, 50.0)])
+    missing = [b["streams"]["motion"].isnan().all((1, 2)) for b in data.loader(rows, **wanted, stream_drop=0.4)]
+    assert 0.2 < torch.cat(missing).float().mean() < 0.6
+    again = [b["streams"]["motion"].isnan().all((1, 2)) for b in data.loader(rows, **wanted, stream_drop=0.4, workers=1)]
+    assert all(torch.equal(a, b) for a, b in zip(missing, again))
+    assert not any(b["streams"]["motion"].isnan().all() for b in data.loader(rows, **wanted))
+
+
+@pytest.mark.parametrize("flags, complaint", [
+    (["--streams", "motion:50"], "give --rate any too"),
+    (["--rate", "any", "--streams", "depth:1"], "has the streams motion"),
+    (["--rate", "any", "--streams", "motion"], "give NAME:HZ"),
+    (["--rate", "any", "--streams", "motion:50", "--shift"], "turned around")])
+def test_stream_settings_that_make_no_sense_are_one_line(collars, tmp_path, flags, complaint):
+    with pytest.raises(UserError, match=complaint):
+        pretrain.main(["--data", str(collars / "collars.csv"), "--steps", "2", "--batch-size", "8", "--valid", "3",
+                       "--workers", "0", "--out", str(tmp_path / "run"), *flags])
+
+
+def test_a_probe_can_be_fitted_at_one_rate_and_tested_at_another(collars, tmp_path, capsys):
+    import evaluate
+    run = tmp_path / "encoder.pt"
+    save_encoder(small(top=48000), run)
+    flags = ["--knn", "--checkpoint", str(run), "--cache", str(tmp_path / "cache"), "--workers", "0", "--json",
+             str(tmp_path / "out.json")]
+    evaluate.main([*flags, "--task", str(collars / "collars"), "--fit", str(collars / "task")])
+    assert json.loads((tmp_path / "out.json").read_text())["results"]
+    (collars / "other").mkdir(exist_ok=True)
+    for split in ("train", "valid", "test"):
+        (collars / "other" / f"{split}.csv").write_text("path,label\n../0.wav,left\n../1.wav,right\n")
+    with pytest.raises(UserError, match="labels are not those of"):
+        evaluate.main([*flags, "--task", str(collars / "task"), "--fit", str(collars / "other")])
