@@ -165,7 +165,8 @@ def open_model(args, old):
         if args.resolution and model.kind != "query":
             raise UserError(f"--resolution: {args.checkpoint} scores every {model.frame_seconds:g} s; only a model of "
                             "finetune.py --head query can be asked at other times")
-        model.resolution = args.resolution or model.resolution
+        if args.resolution:
+            model.resolution = args.resolution
         return model, str(args.checkpoint)
     source = args.checkpoint or old.get("source") or newest_encoder("runs")
     pool = args.pool or old.get("pool")
