@@ -79,8 +79,8 @@ class QueryHead(nn.Module):
 
 
 class FineTuned(nn.Module):
-    """Encoder, a head on the clip vector and, of kind "frames", one on each frame (patch tokens averaged over mel), or,
-    of kind "query", a `QueryHead` that is asked every `resolution` seconds.
+    """Encoder, a head on the clip vector and, of kind "frames", one on each frame (patch tokens averaged over mel); of
+    kind "query" a `QueryHead`, whose frames are `resolution` seconds long.
 
     What is pooled is the encoder's business (config.pool); clips longer than its training length are cut into
     windows, whose features are joined before the head. activation: softmax where classes exclude each other, else
@@ -96,8 +96,9 @@ class FineTuned(nn.Module):
         self.thresholds, self.window_seconds, self.hop_seconds = thresholds, window_seconds, hop_seconds
         self.minimum_seconds, self.resolution, c = minimum_seconds, resolution, encoder.config
         self.head = Head(c.width, len(self.labels))
-        self.frame_head = {"frames": lambda: Head(c.dim, len(self.labels)), "linear": lambda: None,
-                           "query": lambda: QueryHead(c.dim, c.grid[1], len(self.labels), c.stride[1] * c.hop)}[kind]()
+        self.frame_head = Head(c.dim, len(self.labels)) if kind == "frames" else None
+        if kind == "query":
+            self.frame_head = QueryHead(c.dim, c.grid[1], len(self.labels), c.stride[1] * c.hop)
 
     def train(self, mode=True):
         """What is frozen stays in eval mode: no running statistics, no drop path."""
@@ -114,16 +115,17 @@ class FineTuned(nn.Module):
         return self.resolution or self.encoder.config.stride[1] * self.encoder.config.hop
 
     def frame_counts(self, wave, lengths=None):
-        """wave (B, S), lengths (B,) -> (B,) int64: how many times a query head is asked about each clip."""
+        """wave (B, S), lengths (B,) -> (B,) int64: how many frames of `resolution` it takes to reach a clip's end."""
         samples = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
-        return (samples.double() / (self.encoder.config.sample_rate * self.resolution) - 1e-6).ceil().long().clamp(1)
+        frames = samples.double() / (self.encoder.config.sample_rate * self.resolution)
+        return (frames - 1e-6).ceil().long().clamp(min=1)
 
     def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0, at=None):
         """wave (B, S), lengths (B,) -> logits (B, C), frame logits (B, T', C), valid frames (B,).
 
         seeds (B,) int64 with masks (arguments of `mask_spectrogram`) and patch_drop: the window that the encoder sees
-        is masked; when patches are dropped there are no frame logits (None). at (B, Q): which frames to ask a query
-        head about (default: all); the frame logits are then (B, Q, C).
+        is masked; when patches are dropped there are no frame logits (None). at (B, Q) int64: the frames that a query
+        head is asked about, T' = Q of them (default: all).
         """
         c = self.encoder.config
         windows, extent, clip, place = self.encoder.cut(wave, lengths, c.chunk_samples)
@@ -143,20 +145,20 @@ class FineTuned(nn.Module):
             out = x.new_zeros(len(wave), int(place.max()) + 1, *x.shape[1:])
             out[clip, place] = x
             return out.flatten(1, 2)
-        if self.kind == "query":
-            keep = torch.arange(tokens.shape[1], device=wave.device) < columns[:, None]
-            total = self.frame_counts(wave, lengths)
-            at = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1) if at is None else at
-            times = self._token_times(int(place.max()) + 1, tokens.shape[1]).to(wave.device)
-            return logits, self.frame_head(joined(tokens), times, (at + 0.5) * self.resolution, joined(keep)).float(), total
-        frames = joined(tokens.mean(2))[:, :int(total.max())]
-        return logits, self._frame_logits(frames, pooled).float(), total
+        if self.kind != "query":
+            frames = joined(tokens.mean(2))[:, :int(total.max())]
+            return logits, self._frame_logits(frames, pooled).float(), total
 
-    def _token_times(self, windows, columns):
-        """Middles of the token columns of windows one after the other -> (windows · columns,) in seconds."""
-        c = self.encoder.config
-        start = torch.arange(windows) * (c.chunk_samples / c.sample_rate)
-        return (start[:, None] + (torch.arange(columns) * c.stride[1] + c.patch[1] / 2) * c.hop).flatten()
+        keep = joined(torch.arange(tokens.shape[1], device=wave.device) < columns[:, None])
+        total, token_times = self.frame_counts(wave, lengths), self._token_times(keep.shape[1], tokens.shape[1])
+        at = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1) if at is None else at
+        times = (at + 0.5) * self.resolution
+        return logits, self.frame_head(joined(tokens), token_times.to(wave.device), times, keep).float(), total
+
+    def _token_times(self, count, columns):
+        """Middles, in seconds, of `count` token columns of windows of `columns` one after the other -> (count,)."""
+        c, k = self.encoder.config, torch.arange(count)
+        return k // columns * (c.chunk_samples / c.sample_rate) + (k % columns * c.stride[1] + c.patch[1] / 2) * c.hop
 
     def _features(self, wave, lengths, seeds, masks, patch_drop):
         """One window: clip vectors (M, W), tokens (M, T', F', D), 0 beyond the end, or None when patches are dropped,
@@ -237,8 +239,8 @@ def clip_loss(logits, target, kind="ce", smoothing=0.0):
 
 
 class Supervised(nn.Module):
-    """The objective of fine-tuning: loss of the clip and, of kind "frames", of each valid frame, or, of kind "query", of
-    `queries` frames of each clip, spread evenly and drawn by its seed; means over clips."""
+    """The objective of fine-tuning: loss of the clip and, of kind "frames", of each valid frame; of kind "query", of
+    `queries` frames that a clip's seed draws, one in each part of the clip. Means over clips."""
     takes = ("wave", "lengths", "seed", "target", "frames")  # of a batch, in this order
 
     def __init__(self, model, loss="ce", smoothing=0.0, masks=None, patch_drop=0.0, queries=64):
@@ -256,21 +258,21 @@ class Supervised(nn.Module):
     def forward(self, wave, lengths, seeds, target, frames=None):
         """wave (B, S), lengths (B,) or None, seeds (B,), target (B, C), frames (B, T, C) -> (loss, metrics)."""
         at = None
-        if frames is not None and seeds is not None and self.model.kind == "query":
-            spread = torch.arange(self.queries, device=wave.device) + uniform(seeds, self.queries, _QUERIES)
-            at = (spread / self.queries * self.model.frame_counts(wave, lengths)[:, None]).long()
+        if self.model.kind == "query" and seeds is not None:
+            parts = torch.arange(self.queries, device=wave.device) + uniform(seeds, self.queries, _QUERIES)
+            at = (parts / self.queries * self.model.frame_counts(wave, lengths)[:, None]).long()
         logits, frame_logits, columns = self.model(wave, lengths, seeds, self.masks, self.patch_drop, at)
         with torch.autocast(wave.device.type, enabled=False):
             loss = clip_loss(logits, target, self.loss, self.smoothing).mean()
             metrics = {"clip_loss": loss}
             if frames is not None:
-                n = frame_logits.shape[1] if at is None else int(at.max()) + 1
-                frames = F.pad(frames, (0, 0, 0, max(0, n - frames.shape[1])))[:, :n]
+                n = frame_logits.shape[1]
                 if at is not None:
-                    frames, n = frames.gather(1, at[..., None].expand(-1, -1, frames.shape[2])), self.queries
-                    columns = torch.full_like(columns, n)
+                    at = at.clamp(max=frames.shape[1] - 1)[..., None].expand(-1, -1, frames.shape[2])
+                    frames, columns = frames.gather(1, at), at.new_tensor(n)
+                frames = F.pad(frames, (0, 0, 0, max(0, n - frames.shape[1])))[:, :n]
                 each = clip_loss(frame_logits, frames, self.loss)
-                keep = torch.arange(n, device=wave.device) < columns[:, None]
+                keep = torch.arange(n, device=wave.device) < columns[..., None]
                 metrics["frame_loss"] = ((each * keep).sum(1) / columns).mean()
                 loss = loss + metrics["frame_loss"]
         count = torch.tensor(float(len(wave)), device=wave.device)
@@ -302,7 +304,8 @@ def load(path, format=None):
     encoder = Encoder(found.config)
     load_exactly(encoder, found.state, path)
     model = FineTuned(encoder, head["labels"], head["activation"], head["kind"], head["thresholds"],
-                      head["window_seconds"], head["hop_seconds"], head["minimum_seconds"], head.get("resolution"))
+                      head["window_seconds"], head["hop_seconds"], head["minimum_seconds"],
+                      head.get("resolution"))  # files of before the query head have none
     own = {k: v for k, v in head["state"].items() if not k.startswith("frames.")}
     load_exactly(model.head, own, path)
     if model.frame_head is not None:
