@@ -212,10 +212,6 @@ def shown_metric(row):
     return {"accuracy": "accuracy", "map": "mAP"}[row["metric"]]
 
 
-def shown_ms(value):
-    return "–" if value is None else f"{value:.0f} ms"
-
-
 def describe(task, s):
     """What is about to be trained, in two lines."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
@@ -238,9 +234,11 @@ def print_tables(rows, per_class):
         if "cmap" in row:
             print(f"{'':<{width}}  tie-aware mAP without empty classes {row['cmap']:.3f}, AUROC {row['auroc']:.3f}")
         if "event_f1" in row:
+            onset, offset = ("–" if row[f"{k}_error_ms"] is None else f"{row[f'{k}_error_ms']:.0f} ms"
+                             for k in ("onset", "offset"))
             print(f"{'':<{width}}  event F1 {row['event_f1']:.3f} (IoU 0.3), {row['onset_f1']:.3f} (onset 0.2 s), "
-                  f"{row['collar_f1']:.3f} (onset 20 ms, offset 20 ms or 20 %); median error of onsets "
-                  f"{shown_ms(row['onset_error_ms'])}, of offsets {shown_ms(row['offset_error_ms'])}")
+                  f"{row['collar_f1']:.3f} (onset 20 ms, offset 20 ms or 20 % of the call)\n"
+                  f"{'':<{width}}  median error of onsets {onset}, of offsets {offset}")
         for label, one in row["per_class"].items() if per_class else ():
             value = "–" if one["value"] is None else f"{one['value']:.3f}"
             print(f"{'':<{width}}    {label:<24} {value}  ({one['n']})")

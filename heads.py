@@ -40,13 +40,13 @@ class QueryHead(nn.Module):
     They are what it asks a column's key, and they scale what the column answers, so that a column can say when within
     its span something begins. So scores depend neither on where a window was cut nor on how much is heard.
 
-    rows: tokens of a column; step: seconds from one column to the next; reach: seconds that a query sees either way,
-    at least two columns.
+    rows: tokens of a column; step: seconds from one column to the next; reach: seconds that a query sees either way, as
+    2 to 16 columns.
     """
 
     def __init__(self, dim, rows, classes, step, width=128, heads=4, reach=0.4, waves=24):
         super().__init__()
-        self.near = max(2, ceil(reach / step))  # columns either way
+        self.near = min(16, max(2, ceil(reach / step)))  # columns either way
         length = 4 * reach * (0.02 / (4 * reach)) ** torch.linspace(0, 1, waves)  # of waves, 4 · reach to 20 ms
         self.register_buffer("omega", 2 * pi / length, persistent=False)
         self.norm, self.key = nn.LayerNorm(dim), nn.Linear(rows * dim, heads * 2 * waves)
@@ -259,7 +259,7 @@ class Supervised(nn.Module):
         """wave (B, S), lengths (B,) or None, seeds (B,), target (B, C), frames (B, T, C) -> (loss, metrics)."""
         at = None
         if self.model.kind == "query" and seeds is not None:
-            parts = torch.arange(self.queries, device=wave.device) + uniform(seeds, self.queries, _QUERIES)
+            parts = torch.arange(self.queries, device=wave.device) + uniform(seeds, self.queries, _QUERIES).double()
             at = (parts / self.queries * self.model.frame_counts(wave, lengths)[:, None]).long()
         logits, frame_logits, columns = self.model(wave, lengths, seeds, self.masks, self.patch_drop, at)
         with torch.autocast(wave.device.type, enabled=False):

@@ -378,6 +378,7 @@ def test_detection_ends_with_windows_events_and_thresholds_and_is_not_run_twice(
         assert row["metric"] == "map" and 0 <= row["event_f1"] <= 1
         assert set(row["thresholds"]) == set(row["per_class"])
         assert {"cmap", "cmap_ci95", "auroc", "onset_f1", "events"} <= row.keys()
+        assert {"collar_f1", "onset_error_ms", "offset_error_ms"} <= row.keys()
     model = heads.load(tmp_path / "detection" / "finetuned.pt")
     assert model.kind == "frames" and len(model.thresholds) == len(model.labels) and model.window_seconds == 2
     text = capsys.readouterr().out

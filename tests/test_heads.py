@@ -157,7 +157,7 @@ def test_errors_of_onsets_and_offsets_and_the_narrow_collar_are_what_they_are_ca
     assert row["onset_error_ms"] == pytest.approx(10) and row["offset_error_ms"] == pytest.approx(35)
     assert row["collar_f1"] == pytest.approx(1 / 3), "70 of 460 ms are in 20 %, 25 ms and 35 of 135 ms are too many"
     nothing = scoring.event_results(parts, ["x"], [2.0], truth)
-    assert nothing["onset_error_ms"] is None and finetune.shown_ms(None) == "–"
+    assert nothing["onset_error_ms"] is None
 
 
 def test_frames_of_5_ms_are_joined_over_gaps_and_dropped_by_length_in_seconds():
