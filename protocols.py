@@ -91,6 +91,8 @@ def check_settings(s, config, task):
         (s.head != "linear" and s.patch_drop, "--patch-drop leaves frames without tokens; use --head linear"),
         (s.resolution and s.head != "query", f"--resolution: --head {s.head} has a score a token column; only --head "
                                              "query can be asked at other times"),
+        (s.head == "query" and not 0.001 <= s.resolution <= (task.window_seconds or 1),
+         f"--resolution {s.resolution}: give seconds, from 0.001 to the window's length"),
         (s.patch_drop and config.features == "ffn", "--patch-drop: this encoder's features are of all its tokens"),
         (s.pool != "mean" and not config.specials, f"--pool {s.pool}: this encoder has no special tokens; use mean"),
         (s.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use model"),

@@ -172,6 +172,7 @@ def test_frames_of_5_ms_are_joined_over_gaps_and_dropped_by_length_in_seconds():
 @pytest.mark.parametrize("arguments, message", [
     (["--head", "query"], "no onsets"), (["--task", "detection", "--resolution", "0.005"], "--head frames"),
     (["--task", "detection", "--head", "query", "--roll"], "no onset"),
+    (["--task", "detection", "--head", "query", "--resolution", "5"], "give seconds"),
     (["--task", "detection", "--head", "query", "--resolution", "0"], "is not a number above 0")])
 def test_a_users_mistake_is_one_line_and_nothing_is_written(tiny, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message) as error:
