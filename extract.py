@@ -79,6 +79,8 @@ def parse_args(argv=None):
                         "would be left out")
     if args.against and not args.events:
         raise UserError("--against compares events: say --events raven, audacity or csv too")
+    if args.resolution and not args.events:
+        raise UserError("--resolution is of events: say --events raven, audacity or csv too")
     return args
 
 
@@ -90,6 +92,8 @@ def _add_scores(p):
     g.add_argument("--top-k", type=cli.positive_int, default=12, help="labels a recording (EAT: 12)")
     g.add_argument("--events", choices=("raven", "audacity", "csv"), help="write a Raven table OUT/events.txt (times "
                    "cumulative over the recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
+    g.add_argument("--resolution", type=cli.positive, metavar="S", help="seconds from one score to the next, with a "
+                   "detector of --head query (default: what it was trained with)")
     g.add_argument("--smooth", type=seconds, default=0.0, metavar="S", help="seconds over which scores are smoothed, "
                    "centred (animal2vec: 0.1)")
     g.add_argument("--smoothing", choices=("mean", "max"), default="mean", help="what of the scores in that time")
@@ -157,7 +161,13 @@ def open_model(args, old):
             raise UserError("--predict and --events need --checkpoint: the finetuned.pt of python finetune.py, or a "
                             "published fine-tuned file")
         path = Path(args.checkpoint) / "finetuned.pt" if Path(args.checkpoint).is_dir() else Path(args.checkpoint)
-        return heads.load(path, args.format), str(args.checkpoint)
+        model = heads.load(path, args.format)
+        if args.resolution and model.kind != "query":
+            raise UserError(f"--resolution: {args.checkpoint} scores every {model.frame_seconds:g} s; only a model of "
+                            "finetune.py --head query can be asked at other times")
+        if args.resolution:
+            model.resolution = args.resolution
+        return model, str(args.checkpoint)
     source = args.checkpoint or old.get("source") or newest_encoder("runs")
     pool = args.pool or old.get("pool")
     return load_encoder(source, args.format or old.get("format"), **({"pool": pool} if pool else {})), str(source)

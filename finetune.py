@@ -51,8 +51,12 @@ def parse_args(argv=None):
     g = p.add_argument_group("model and loss")
     g.add_argument("--trainable", default="all", help="all, head, or a number: that many last blocks and the head")
     g.add_argument("--pool", choices=("mean", "cls", "both"), help="patch tokens, special tokens, or both")
-    g.add_argument("--head", choices=("linear", "frames"), help="frames: scores of frames too (default: detection)")
-    g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other")
+    g.add_argument("--head", choices=("linear", "frames", "query"), help="frames: scores of token columns too "
+                   "(default: detection). query: scores at any times, for onsets finer than a column")
+    g.add_argument("--resolution", type=cli.positive, metavar="S", help="query: seconds from one score to the next "
+                   "(default: 0.01; extract.py can ask at others)")
+    g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other, focal "
+                   "with --head query")
     g.add_argument("--patch-stride", type=cli.positive_int, help="overlap (GPM-BT: 10 of 16 frames, or 1 of 2)")
     g.add_argument("--optimizer", choices=("adamw", "adam", "sgd"))
     g.add_argument("--batch-size", type=cli.positive_int, help="clips a step, over all processes")
@@ -228,10 +232,13 @@ def print_tables(rows, per_class):
               f"{row['chance']:.3f}   {row['valid']:.3f}       {row['lr']:<7g}  {row['epoch']:<7}  {row['seed']:<4}  "
               f"{row['n_test']}" + (f", fold {row['fold']}" if row["fold"] else ""))
         if "cmap" in row:
-            events = (f", event F1 {row['event_f1']:.3f} (IoU 0.3), {row['onset_f1']:.3f} (onset 0.2 s)"
-                      if "event_f1" in row else "")
-            print(f"{'':<{width}}  tie-aware mAP without empty classes {row['cmap']:.3f}, AUROC {row['auroc']:.3f}"
-                  f"{events}")
+            print(f"{'':<{width}}  tie-aware mAP without empty classes {row['cmap']:.3f}, AUROC {row['auroc']:.3f}")
+        if "event_f1" in row:
+            onset, offset = ("–" if row[f"{k}_error_ms"] is None else f"{row[f'{k}_error_ms']:.0f} ms"
+                             for k in ("onset", "offset"))
+            print(f"{'':<{width}}  event F1 {row['event_f1']:.3f} (IoU 0.3), {row['onset_f1']:.3f} (onset 0.2 s), "
+                  f"{row['collar_f1']:.3f} (onset 20 ms, offset 20 ms or 20 % of the call)\n"
+                  f"{'':<{width}}  median error of onsets {onset}, of offsets {offset}")
         for label, one in row["per_class"].items() if per_class else ():
             value = "–" if one["value"] is None else f"{one['value']:.3f}"
             print(f"{'':<{width}}    {label:<24} {value}  ({one['n']})")

@@ -4,6 +4,8 @@
     model.scores(wave, lengths)                    # wave (B, S) -> probabilities (B, C) of model.labels
     model.frame_scores(wave, lengths)              # -> (B, T', C), one every model.frame_seconds
 """
+from math import ceil, pi
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,7 +13,10 @@ from torch import nn
 import convert
 from augment import drop_patches, mask_spectrogram
 from cli import UserError
-from model import VERSION, Encoder, load_exactly, write_atomically
+from masking import uniform
+from model import VERSION, Encoder, Mlp, load_exactly, write_atomically
+
+_QUERIES = 51  # stream of a clip's seed; augment.py has 41 to 46
 
 
 class Head(nn.Module):
@@ -28,8 +33,54 @@ class Head(nn.Module):
         return self.linear(self.norm(x))
 
 
+class QueryHead(nn.Module):
+    """Scores at any times: each is a query that attends to the tokens around it (Perceiver IO's decoder, made local).
+
+    Of its own time a query knows only how far it lies from each token column, as sines and cosines of these seconds.
+    They are what it asks a column's key, and they scale what the column answers, so that a column can say when within
+    its span something begins. So scores depend neither on where a window was cut nor on how much is heard.
+
+    rows: tokens of a column; step: seconds from one column to the next; reach: seconds that a query sees either way, as
+    2 to 16 columns.
+    """
+
+    def __init__(self, dim, rows, classes, step, width=128, heads=4, reach=0.4, waves=24):
+        super().__init__()
+        self.rows, self.near = rows, min(16, max(2, ceil(reach / step)))  # columns either way
+        length = 4 * reach * (0.02 / (4 * reach)) ** torch.linspace(0, 1, waves)  # of waves, 4 · reach to 20 ms
+        self.register_buffer("omega", 2 * pi / length, persistent=False)
+        self.norm, self.key = nn.LayerNorm(dim), nn.Linear(rows * dim, heads * 2 * waves)
+        self.value, self.gate = nn.Linear(rows * dim, width), nn.Linear(2 * waves, width)
+        self.mlp_norm, self.mlp, self.out = nn.LayerNorm(width), Mlp(width, 2 * width), Head(width, classes)
+
+    def forward(self, tokens, token_times, times, keep=None):
+        """tokens (B, T', F', D), token_times (T',) ascending and times (B, Q) in s, keep (B, T') bool: columns that
+        may be attended, None: all -> logits (B, Q, C), whatever Q."""
+        columns = self.norm(tokens).flatten(2)
+        keep = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if keep is None else keep
+        parts = times.split(max(1, (1 << 16) // (len(tokens) * 2 * self.near)), 1)  # bounds the memory
+        key, value = self.key(columns), self.value(columns)
+        return torch.cat([self._attend(key, value, token_times, part, keep) for part in parts], 1)
+
+    def _attend(self, key, value, token_times, times, keep):
+        clip = torch.arange(len(key), device=key.device)[:, None, None]
+        column = torch.searchsorted(token_times, times.contiguous())[..., None]
+        column = column + torch.arange(-self.near, self.near, device=key.device)  # (B, Q, K)
+        inside = (column >= 0) & (column < len(token_times))
+        column = column.clamp(0, len(token_times) - 1)
+        phase = (times[..., None] - token_times[column])[..., None] * self.omega
+        apart = torch.cat([phase.sin(), phase.cos()], -1)  # (B, Q, K, 2 · waves)
+        match = key[clip, column].unflatten(-1, (-1, apart.shape[-1])) @ apart[..., None] * apart.shape[-1] ** -0.5
+        hidden = ~(inside & keep[clip, column])[..., None]
+        share = match[..., 0].float().masked_fill(hidden, torch.finfo(torch.float32).min).softmax(2)  # (B, Q, K, H)
+        answer = (value[clip, column] * self.gate(apart)).unflatten(-1, (share.shape[-1], -1))
+        x = (answer * share[..., None]).sum(2).flatten(2)  # (B, Q, W)
+        return self.out(x + self.mlp(self.mlp_norm(x)))
+
+
 class FineTuned(nn.Module):
-    """Encoder, a head on the clip vector and, of kind "frames", one on each frame (patch tokens averaged over mel).
+    """Encoder, a head on the clip vector and, of kind "frames", one on each frame (patch tokens averaged over mel); of
+    kind "query" a `QueryHead`, whose frames are `resolution` seconds long.
 
     What is pooled is the encoder's business (config.pool); clips longer than its training length are cut into
     windows, whose features are joined before the head. activation: softmax where classes exclude each other, else
@@ -39,13 +90,15 @@ class FineTuned(nn.Module):
     """
 
     def __init__(self, encoder, labels, activation, kind="linear", thresholds=None, window_seconds=None,
-                 hop_seconds=None, minimum_seconds=0.0):
+                 hop_seconds=None, minimum_seconds=0.0, resolution=None):
         super().__init__()
         self.encoder, self.labels, self.activation, self.kind = encoder, list(labels), activation, kind
         self.thresholds, self.window_seconds, self.hop_seconds = thresholds, window_seconds, hop_seconds
-        self.minimum_seconds = minimum_seconds
-        self.head = Head(encoder.config.width, len(self.labels))
-        self.frame_head = Head(encoder.config.dim, len(self.labels)) if kind == "frames" else None
+        self.minimum_seconds, self.resolution, c = minimum_seconds, resolution, encoder.config
+        self.head = Head(c.width, len(self.labels))
+        self.frame_head = Head(c.dim, len(self.labels)) if kind == "frames" else None
+        if kind == "query":
+            self.frame_head = QueryHead(c.dim, c.grid[1], len(self.labels), c.stride[1] * c.hop)
 
     def train(self, mode=True):
         """What is frozen stays in eval mode: no running statistics, no drop path."""
@@ -59,32 +112,63 @@ class FineTuned(nn.Module):
     @property
     def frame_seconds(self):
         """Time from one frame score to the next."""
-        return self.encoder.config.stride[1] * self.encoder.config.hop
+        return self.resolution or self.encoder.config.stride[1] * self.encoder.config.hop
 
-    def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0):
-        """wave (B, S), lengths (B,) -> logits (B, C), frame logits (B, T', C), valid columns (B,).
+    def frame_counts(self, wave, lengths=None):
+        """wave (B, S), lengths (B,) -> (B,) int64: how many frames of `resolution` it takes to reach a clip's end."""
+        samples = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
+        frames = samples.double() / (self.encoder.config.sample_rate * self.resolution)
+        return (frames - 1e-6).ceil().long().clamp(min=1)
+
+    def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0, at=None):
+        """wave (B, S), lengths (B,) -> logits (B, C), frame logits (B, T', C), valid frames (B,).
 
         seeds (B,) int64 with masks (arguments of `mask_spectrogram`) and patch_drop: the window that the encoder sees
-        is masked; when patches are dropped there are no frame logits (None).
+        is masked; when patches are dropped there are no frame logits (None). at (B, Q) int64: the frames that a query
+        head is asked about, T' = Q of them (default: all).
         """
         c = self.encoder.config
         windows, extent, clip, place = self.encoder.cut(wave, lengths, c.chunk_samples)
         clip, place = clip.to(wave.device), place.to(wave.device)
         seeds = None if seeds is None else seeds[clip] ^ place
-        vectors, frames, columns = self._features(windows, extent, seeds, masks, patch_drop)
+        vectors, tokens, columns = self._features(windows, extent, seeds, masks, patch_drop)
         weight = columns.to(vectors.dtype)[:, None]
         pooled = vectors.new_zeros(len(wave), vectors.shape[1]).index_add_(0, clip, vectors * weight)
         pooled = pooled / weight.new_zeros(len(wave), 1).index_add_(0, clip, weight)
         logits = self.head(pooled).float()
         total = columns.new_zeros(len(wave)).index_add_(0, clip, columns)
-        if frames is None:
+        if tokens is None:
             return logits, None, total
-        out = frames.new_zeros(len(wave), int(place.max()) + 1, *frames.shape[1:])
-        out[clip, place] = frames
-        return logits, self._frame_logits(out.flatten(1, 2)[:, :int(total.max())], pooled).float(), total
+
+        def joined(x):
+            """(M, T', …) of windows -> (B, P · T', …) of clips."""
+            out = x.new_zeros(len(wave), int(place.max()) + 1, *x.shape[1:])
+            out[clip, place] = x
+            return out.flatten(1, 2)
+        if self.kind != "query":
+            frames = joined(self.encoder.over_rows(tokens))[:, :int(total.max())]
+            return logits, self._frame_logits(frames, pooled).float(), total
+
+        keep = joined(torch.arange(tokens.shape[1], device=wave.device) < columns[:, None])
+        total, token_times = self.frame_counts(wave, lengths), self._token_times(keep.shape[1], tokens.shape[1])
+        at = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1) if at is None else at
+        times = (at + 0.5) * self.resolution
+        return logits, self.frame_head(joined(self._all_rows(tokens)), token_times.to(wave.device), times, keep).float(), total
+
+    def _all_rows(self, tokens):
+        """Tokens (M, T', F', D) with zeros for rows that this sample rate lacks and for streams that are missing."""
+        streams, lacking = len(self.encoder.config.streams), self.frame_head.rows - tokens.shape[2]
+        sound, rest = tokens.tensor_split([tokens.shape[2] - streams], 2)
+        return torch.cat([sound, sound.new_zeros(*sound.shape[:2], lacking, sound.shape[3]), rest.nan_to_num()], 2)
+
+    def _token_times(self, count, columns):
+        """Middles, in seconds, of `count` token columns of windows of `columns` one after the other -> (count,)."""
+        c, k = self.encoder.config, torch.arange(count)
+        return k // columns * (c.chunk_samples / c.sample_rate) + (k % columns * c.stride[1] + c.patch[1] / 2) * c.hop
 
     def _features(self, wave, lengths, seeds, masks, patch_drop):
-        """One window: clip vectors (M, W), frames (M, T', D) or None when patches are dropped, valid columns (M,)."""
+        """One window: clip vectors (M, W), tokens (M, T', F', D), 0 beyond the end and NaN where a stream is missing, or
+        None when patches are dropped, valid columns (M,)."""
         e, c = self.encoder, self.encoder.config
         spec = e.frontend(wave, lengths)
         valid = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
@@ -100,16 +184,17 @@ class FineTuned(nn.Module):
         tokens = self._tokens(spec, lengths, hidden)
         special = tokens[:, :c.specials]
         keep = torch.arange(t, device=wave.device) < columns[:, None]  # (M, T')
-        frames = None
         if hidden is None:
-            frames = e.over_rows(e.marked(tokens, spec)[:, c.specials:]) * keep[..., None]
-            mean = frames.sum(1) / columns[:, None]
+            tokens = e.marked(tokens, spec)[:, c.specials:].unflatten(1, (t, c.grid[1]))
+            tokens = tokens.masked_fill(~keep[..., None, None], 0)
+            mean = e.over_rows(tokens).sum(1) / columns[:, None]
         else:  # tokens that are left, in order; clips that have fewer are filled up
             count = (~hidden & keep[..., None]).sum((1, 2))[:, None]
             tokens = tokens[:, c.specials:]
             mean = (tokens * (torch.arange(tokens.shape[1], device=wave.device) < count)[..., None]).sum(1) / count
+            tokens = None
         parts = {"mean": [mean], "specials": [special.mean(1)], "both": [special.mean(1), mean]}[c.pool]
-        return torch.cat(parts, 1), frames, columns
+        return torch.cat(parts, 1), tokens, columns
 
     def _tokens(self, spec, lengths, hidden):
         e = self.encoder
@@ -163,12 +248,14 @@ def clip_loss(logits, target, kind="ce", smoothing=0.0):
 
 
 class Supervised(nn.Module):
-    """The objective of fine-tuning: loss of the clip and, of kind "frames", of each valid frame; means over clips."""
+    """The objective of fine-tuning: loss of the clip and, of kind "frames", of each valid frame; of kind "query", of
+    `queries` frames that a clip's seed draws, one in each part of the clip. Means over clips."""
     takes = ("wave", "lengths", "seed", "target", "frames")  # of a batch, in this order
 
-    def __init__(self, model, loss="ce", smoothing=0.0, masks=None, patch_drop=0.0):
+    def __init__(self, model, loss="ce", smoothing=0.0, masks=None, patch_drop=0.0, queries=64):
         super().__init__()
         self.model, self.loss, self.smoothing, self.masks, self.patch_drop = model, loss, smoothing, masks, patch_drop
+        self.queries = queries
 
     @property
     def encoder(self):
@@ -179,15 +266,22 @@ class Supervised(nn.Module):
 
     def forward(self, wave, lengths, seeds, target, frames=None):
         """wave (B, S), lengths (B,) or None, seeds (B,), target (B, C), frames (B, T, C) -> (loss, metrics)."""
-        logits, frame_logits, columns = self.model(wave, lengths, seeds, self.masks, self.patch_drop)
+        at = None
+        if self.model.kind == "query" and seeds is not None:
+            parts = torch.arange(self.queries, device=wave.device) + uniform(seeds, self.queries, _QUERIES).double()
+            at = (parts / self.queries * self.model.frame_counts(wave, lengths)[:, None]).long()
+        logits, frame_logits, columns = self.model(wave, lengths, seeds, self.masks, self.patch_drop, at)
         with torch.autocast(wave.device.type, enabled=False):
             loss = clip_loss(logits, target, self.loss, self.smoothing).mean()
             metrics = {"clip_loss": loss}
             if frames is not None:
                 n = frame_logits.shape[1]
+                if at is not None:
+                    at = at.clamp(max=frames.shape[1] - 1)[..., None].expand(-1, -1, frames.shape[2])
+                    frames, columns = frames.gather(1, at), at.new_tensor(n)
                 frames = F.pad(frames, (0, 0, 0, max(0, n - frames.shape[1])))[:, :n]
                 each = clip_loss(frame_logits, frames, self.loss)
-                keep = torch.arange(n, device=wave.device) < columns[:, None]
+                keep = torch.arange(n, device=wave.device) < columns[..., None]
                 metrics["frame_loss"] = ((each * keep).sum(1) / columns).mean()
                 loss = loss + metrics["frame_loss"]
         count = torch.tensor(float(len(wave)), device=wave.device)
@@ -203,7 +297,7 @@ def save(model, path):
         state |= {f"frames.{k}": v.detach().cpu() for k, v in model.frame_head.state_dict().items()}
     head = {"kind": model.kind, "state": state, "labels": model.labels, "thresholds": model.thresholds,
             "activation": model.activation, "window_seconds": model.window_seconds, "hop_seconds": model.hop_seconds,
-            "minimum_seconds": model.minimum_seconds}
+            "minimum_seconds": model.minimum_seconds, "resolution": model.resolution}
     encoder = {k: v.detach().cpu() for k, v in model.encoder.state_dict().items()}
     config = model.encoder.config.to_dict()
     write_atomically({"version": VERSION, "config": config, "model": encoder, "head": head}, path)
@@ -219,7 +313,8 @@ def load(path, format=None):
     encoder = Encoder(found.config)
     load_exactly(encoder, found.state, path)
     model = FineTuned(encoder, head["labels"], head["activation"], head["kind"], head["thresholds"],
-                      head["window_seconds"], head["hop_seconds"], head["minimum_seconds"])
+                      head["window_seconds"], head["hop_seconds"], head["minimum_seconds"],
+                      head.get("resolution"))  # files of before the query head have none
     own = {k: v for k, v in head["state"].items() if not k.startswith("frames.")}
     load_exactly(model.head, own, path)
     if model.frame_head is not None:

@@ -134,7 +134,8 @@ def _smoothed(scores, frames, smoothing):
 
 
 def match_events(predicted, truth, iou=0.3, onset_collar=None, offset_collar=None, offset_share=0.0):
-    """How many annotated events were found -> dict with precision, recall, f1, tp, fp, fn, macro_f1 and per_class.
+    """How many annotated events were found -> dict with precision, recall, f1, tp, fp, fn, macro_f1, per_class, and
+    onset_error_ms and offset_error_ms, the median absolute errors over all pairs (None without a pair).
 
     predicted, truth: lists of Event. Events of one file and label are paired one to one, as many pairs as possible
     (maximum bipartite matching). A pair may match if intersection over union is at least `iou` (0: any overlap;
@@ -149,16 +150,20 @@ def match_events(predicted, truth, iou=0.3, onset_collar=None, offset_collar=Non
     for side, events in enumerate((predicted, truth)):
         for event in events:
             groups.setdefault((event.label, event.file), ([], []))[side].append((event.start, event.end))
-    counts = {}
+    counts, errors = {}, [np.zeros((0, 2))]
     for (label, _), (found, wanted) in groups.items():
         pairs = 0
         if found and wanted:
             found_times, wanted_times = np.array(found), np.array(wanted)
             fits = vstack([csr_matrix(_fits(found_times[i:i + 256], wanted_times, iou, onset_collar, offset_collar,
                                             offset_share)) for i in range(0, len(found), 256)], format="csr")
-            pairs = int((maximum_bipartite_matching(fits, perm_type="column") >= 0).sum())
+            partner = maximum_bipartite_matching(fits, perm_type="column")  # (P,), -1: none
+            errors.append(np.abs(found_times[partner >= 0] - wanted_times[partner[partner >= 0]]))
+            pairs = len(errors[-1])
         counts[label] = counts.get(label, 0) + np.array([pairs, len(found) - pairs, len(wanted) - pairs])
-    return _found(counts)
+    errors = np.concatenate(errors)
+    onset, offset = (1000 * np.median(errors, 0)).tolist() if len(errors) else (None, None)
+    return _found(counts) | {"onset_error_ms": onset, "offset_error_ms": offset}
 
 
 def _fits(found, wanted, iou, onset_collar, offset_collar, offset_share):

@@ -528,9 +528,8 @@ class Encoder(nn.Module):
         return tokens.masked_fill(missing[..., None], float("nan"))
 
     def over_rows(self, tokens):
-        """Patch tokens (B, N, D) -> their means over the rows of each column (B, T', D)."""
-        x = tokens.unflatten(1, (-1, self.config.grid[1]))
-        return x.nanmean(2).nan_to_num() if self.config.streams else x.mean(2)
+        """Patch tokens (B, T', F', D) -> their means over the rows of each column (B, T', D)."""
+        return tokens.nanmean(2).nan_to_num() if self.config.streams else tokens.mean(2)
 
     def cut_streams(self, clip, place):
         """What was recorded together with windows, as `cut` makes them: {name: (M, channels, n)}."""
@@ -574,7 +573,7 @@ class Encoder(nn.Module):
         `chunk`, if the config has one).
         """
         tokens, columns, clip, place = self.pieces(wave, lengths, depth)
-        x = self.over_rows(tokens[:, self.config.specials:])  # (M, T', D)
+        x = self.over_rows(tokens[:, self.config.specials:].unflatten(1, (-1, self.config.grid[1])))  # (M, T', D)
         x = x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]
         out = x.new_zeros(len(wave), int(place.max()) + 1, *x.shape[1:])
         out[clip, place] = x
@@ -602,7 +601,7 @@ class Encoder(nn.Module):
         if self.config.pool != "mean":
             parts.append(tokens[:, :k].mean(1) * weight)
         if self.config.pool != "specials":
-            x = self.over_rows(tokens[:, k:])  # (M, T', D)
+            x = self.over_rows(tokens[:, k:].unflatten(1, (-1, self.config.grid[1])))  # (M, T', D)
             x = (x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1)
             parts.append(x * (weight / share))
         x = torch.cat(parts, 1)

@@ -66,11 +66,12 @@ def settings_for(args, config, task):
     s |= {k: v for k in s if (v := getattr(args, k, None)) is not None}
     s |= {k: getattr(args, k) for k in ("steps", "patience", "average", "trainable", "balanced")}
     s = SimpleNamespace(**s)
-    s.loss = s.loss or ("ce" if task.kind == "classification" else "bce")
     s.head = s.head or ("frames" if task.kind == "detection" else "linear")
+    s.loss = s.loss or ("ce" if task.kind == "classification" else "focal" if s.head == "query" else "bce")
+    s.resolution = args.resolution or (0.01 if s.head == "query" else None)
     if s.patch_stride and args.patch_stride is None:
         s.patch_stride = 1 if config.patch[0] == config.n_mels else min(s.patch_stride, *config.patch)
-    if s.head == "frames":
+    if s.head != "linear":
         s.roll = False if args.roll is None else s.roll  # a call that wraps around has no onset
         s.patch_drop = 0.0 if args.patch_drop is None else s.patch_drop
     if args.pool is None and not config.specials:
@@ -84,13 +85,17 @@ def check_settings(s, config, task):
     for wrong, complaint in (
         (s.loss == "ce" and task.kind != "classification", f"--loss ce: several labels of {task.name} may be true at "
                                                            "once; use bce or focal"),
-        (s.head == "frames" and task.kind != "detection", f"--head frames: {task.name} has no onsets and offsets; it "
+        (s.head != "linear" and task.kind != "detection", f"--head {s.head}: {task.name} has no onsets and offsets; it "
                                                           "needs annotated recordings"),
-        (s.head == "frames" and s.roll, "--roll with frames: a call that wraps around has no onset; use --no-roll"),
-        (s.head == "frames" and s.patch_drop, "--patch-drop leaves frames without tokens; use --head linear"),
+        (s.head != "linear" and s.roll, "--roll with frames: a call that wraps around has no onset; use --no-roll"),
+        (s.head != "linear" and s.patch_drop, "--patch-drop leaves frames without tokens; use --head linear"),
+        (s.resolution and s.head != "query", f"--resolution: --head {s.head} has a score a token column; only --head "
+                                             "query can be asked at other times"),
+        (s.head == "query" and not 0.001 <= s.resolution <= (task.window_seconds or 1),
+         f"--resolution {s.resolution}: give seconds, from 0.001 to the window's length"),
         (s.patch_drop and config.streams, "--patch-drop: this encoder also hears streams, which may be missing"),
         (s.head == "frames" and config.rate == "any" and config.frontend == "wave",
-         "--head frames: a raw wave of any rate gives frames as often as its rate says; use --head linear"),
+         "--head frames: a raw wave of any rate has frames as often as its rate says; use --head query"),
         (s.patch_drop and config.features == "ffn", "--patch-drop: this encoder's features are of all its tokens"),
         (s.pool != "mean" and not config.specials, f"--pool {s.pool}: this encoder has no special tokens; use mean"),
         (s.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use model"),

@@ -45,7 +45,7 @@ def build(job, seed):
     torch.manual_seed(seed)
     encoder = load_encoder(job.source, job.format, **job.overrides)
     model = heads.FineTuned(encoder, job.labels, "softmax" if s.loss == "ce" else "sigmoid", s.head,
-                            window_seconds=job.window_seconds, hop_seconds=job.hop_seconds)
+                            window_seconds=job.window_seconds, hop_seconds=job.hop_seconds, resolution=s.resolution)
     if s.trainable != "all":
         encoder.requires_grad_(False)
         for module in (encoder.norm, *encoder.blocks[-int(s.trainable):]) if s.trainable != "head" else ():
@@ -55,7 +55,7 @@ def build(job, seed):
                                  masks if any(masks.values()) else None, s.patch_drop)
     # what the loss does not depend on, the mask token for one: other processes would wait for its gradient
     wave, target = torch.zeros(1, encoder.config.sample_rate), torch.zeros(1, len(job.labels))
-    loss, _ = objective.eval()(wave, None, None, target, target[None] if s.head == "frames" else None)
+    loss, _ = objective.eval()(wave, None, None, target, target[None] if s.head != "linear" else None)
     trained = [p for p in objective.parameters() if p.requires_grad]
     for p, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True)):
         p.requires_grad_(gradient is not None)
@@ -150,12 +150,12 @@ class Trial:
         self.bar = cli.Progress(self.steps, trainer.step, procs.main)
         self.saver, self.bad = engine.Saver(self.folder, keep=1), data.BadLog(self.folder / "bad.jsonl")
         frames, config = None, self.objective.encoder.config
-        if s.head == "frames":
+        if s.head != "linear":
             frames = FrameTargets(self.train_split, job.labels, self.objective.model.frame_seconds)
         self.batches = iter(LabelledLoader(
             self.train_split, config.sample_rate, len(job.labels), s.batch_size, self.seed,
-            any_rate=config.rate == "any", streams=config.stream_rates, first=trainer.step * s.batch_size, steps=self.steps - trainer.step, rank=procs.rank, world=procs.world,
-            workers=job.workers, mixup=s.mixup, alpha=s.alpha, balanced=s.balanced, frames=frames))
+            any_rate=config.rate == "any", streams=config.stream_rates, first=trainer.step * s.batch_size,
+            steps=self.steps - trainer.step, rank=procs.rank, world=procs.world, workers=job.workers, mixup=s.mixup, alpha=s.alpha, balanced=s.balanced, frames=frames))
 
     def _loop(self):
         """Train to the end, or until patience is at an end; False when a signal came."""

@@ -184,11 +184,12 @@ def test_a_file_without_a_head_is_refused(tmp_path):
         heads.load(tmp_path / "encoder.pt")
 
 
+@pytest.mark.parametrize("kind, resolution", [("frames", None), ("query", 0.01)])
 @pytest.mark.parametrize("preset", [name for name in PRESETS if "laptop" in name])
-def test_every_family_trains_with_masks_and_frames(preset):
+def test_every_family_trains_with_masks_and_frames(preset, kind, resolution):
     torch.manual_seed(0)
     encoder = load_encoder(preset, depth=2, **({"prenet": 0} if "animal2vec" in preset else {}))
-    model = heads.FineTuned(encoder, ["a", "b", "c"], "sigmoid", "frames")
+    model = heads.FineTuned(encoder, ["a", "b", "c"], "sigmoid", kind, resolution=resolution)
     objective = heads.Supervised(model, "bce", masks={"time": 0.3, "band": 0.3, "noise": 0.1})
     wave, lengths = torch.randn(2, encoder.config.sample_rate) * 0.1, torch.tensor([encoder.config.sample_rate, 4000])
     loss, metrics = objective(wave, lengths, torch.tensor([1, 2]), torch.rand(2, 3), torch.rand(2, 9, 3))
@@ -377,6 +378,7 @@ def test_detection_ends_with_windows_events_and_thresholds_and_is_not_run_twice(
         assert row["metric"] == "map" and 0 <= row["event_f1"] <= 1
         assert set(row["thresholds"]) == set(row["per_class"])
         assert {"cmap", "cmap_ci95", "auroc", "onset_f1", "events"} <= row.keys()
+        assert {"collar_f1", "onset_error_ms", "offset_error_ms"} <= row.keys()
     model = heads.load(tmp_path / "detection" / "finetuned.pt")
     assert model.kind == "frames" and len(model.thresholds) == len(model.labels) and model.window_seconds == 2
     text = capsys.readouterr().out

@@ -372,7 +372,8 @@ def test_streams_are_predicted_from_the_sound_that_goes_with_them(objective):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0] and metrics["count"] == 26
-    assert at_rate(module, 16000, {"motion": missing})(sound, mask=hidden | True)[1]["count"] == 2 * 13 * 5
+    hidden[:, :, 1:] = True
+    assert at_rate(module, 16000, {"motion": missing})(sound, mask=hidden)[1]["count"] == 2 * 13 * 4
 
 
 def test_recipes_that_do_not_learn_from_streams_say_so():
