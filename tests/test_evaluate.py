@@ -1,5 +1,6 @@
 """evaluate.py as a user meets it: every probe, several encoders, detection, BEANS, what it prints and refuses."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import beans_miniature
 import evaluate
 import heads
+import probes
 import report
 import scoring
 from cli import UserError
@@ -65,12 +67,59 @@ def test_every_probe_runs_beside_the_baselines_and_a_second_run_gives_the_same(r
     for r in found["results"]:
         assert r["ci95"][0] <= r["value"] <= r["ci95"][1] and r["choice"] and r["chance"] == pytest.approx(1 / 12)
     assert {"nmi", "ari", "purity", "spread", "effective_rank", "duplicates"} <= found["geometry"][0].keys()
-    again, _ = judged(*arguments)
-
-    def timeless(results):
-        return [{k: v for k, v in r.items() if k != "seconds"} for r in results]
-    assert timeless(again["results"]) == timeless(found["results"])
+    assert judged(*arguments)[0] == found
     assert all(len(line) <= 118 for line in text.splitlines() if not line.startswith(("written", "ALARM")))
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Names of the fits that have been made so far."""
+    made = []
+    for name in ("knn_probe", "ridge", "logistic", "train_heads"):
+        def counted(*args, fit=getattr(probes, name), name=name, **kwargs):
+            made.append(name)
+            return fit(*args, **kwargs)
+        monkeypatch.setattr(probes, name, counted)
+    return made
+
+
+def test_a_second_run_fits_nothing_and_gives_the_same_to_the_last_digit(runs, judged, fits, tmp_path):
+    arguments = ("--knn", "--linear", "--attentive", "--layers", "weighted", "--checkpoint", runs[0], "--task",
+                 "individual", "--cache", tmp_path / "cache")
+    found, text = judged(*arguments)
+    assert set(fits) == {"knn_probe", "ridge", "logistic", "train_heads"}
+    fits.clear()
+    again, same = judged(*arguments)
+    assert fits == [] and again == found
+    assert same.split("\n\n")[1:] == text.split("\n\n")[1:], "all but the time that the pass took"
+
+
+@pytest.mark.parametrize("changed, knn, heads", [
+    (["--k", 3], 6, 0), (["--no-standardise"], 0, 0), (["--seeds", 2], 0, 2), (["--depth", 2], 6, 2),
+    (["--seed", 5], 2, 2)])
+def test_changed_settings_or_embeddings_fit_anew_and_nothing_else_does(runs, judged, fits, cache, changed, knn, heads):
+    """kNN runs with and without standardising for three encoders, heads for the two that have tokens; a seed makes
+    another untrained encoder, which has no say in the checkpoint's kNN."""
+    arguments = "--knn", "--attentive", "--checkpoint", runs[1], "--task", "individual"
+    judged(*arguments)
+    fits.clear()
+    judged(*arguments, *changed)
+    assert (fits.count("knn_probe"), fits.count("train_heads")) == (knn, heads)
+
+
+def test_changed_labels_fit_anew(runs, judged, fits, tiny, tmp_path):
+    arguments = "--checkpoint", runs[0], "--task", "individual"
+    judged(*arguments)
+    fits.clear()
+    shutil.copytree(tiny, tmp_path / "copy")  # with the times of its files
+    judged(*arguments, data=tmp_path / "copy")
+    assert fits == [], "the same data elsewhere"
+    table = tmp_path / "copy" / "individual" / "train.csv"
+    head, *rows = [line.split(",") for line in table.read_text().splitlines()]
+    turned = [row[:2] + other[2:] for row, other in zip(rows, rows[1:] + rows[:1])]
+    table.write_text("".join(",".join(row) + "\n" for row in [head, *turned]))
+    judged(*arguments, data=tmp_path / "copy")
+    assert fits == ["knn_probe"] * 6
 
 
 def test_linear_is_what_validation_prefers_of_three(runs, judged):
@@ -199,7 +248,6 @@ def test_a_fine_tuned_model_is_judged_by_its_own_head(runs, judged, tiny, tmp_pa
 
 
 def test_two_files_with_one_embedding_raise_an_alarm(runs, judged, tiny, tmp_path):
-    import shutil
     shutil.copytree(tiny, tmp_path / "copy")
     split = load_task("individual", root=tmp_path / "copy").splits["test"]
     first, second = split.rows.locate(0), next(
