@@ -110,26 +110,36 @@ def main(argv=None):
 # -------------------------------------------------------------------------------------------- encoders, embeddings
 
 def contestants(args):
-    """{name: encoder}: those asked for, then each architecture untrained, and mel statistics."""
+    """{name: encoder}: those asked for, then each architecture untrained, and mel statistics. None stands there twice:
+    a preset's name is its own untrained encoder."""
     import torch
 
     from embeddings import MelStatistics
-    from model import Encoder, load_encoder, newest_encoder
-    found = {}
+    from model import Encoder, fingerprint, load_encoder, newest_encoder
+    found, names = {}, {}
     for source in args.checkpoint or [newest_encoder("runs")]:
         name = str(Path(source).parent if Path(source).name == "encoder.pt" else source)
         torch.manual_seed(args.seed)  # for a preset's name, which is an untrained encoder
-        found[name] = encoder = load_encoder(source, args.format)
+        encoder = load_encoder(source, args.format)
         depth = encoder.config.depth
         for flag, wanted in (("depth", args.depth), ("layers", args.layers)):
             if isinstance(wanted, int) and wanted > depth:
                 raise UserError(f"--{flag} {wanted}: this encoder has {depth} blocks")
+        first = names.setdefault(fingerprint(encoder), name)
+        if first == name:
+            found[name] = encoder
         print(f"{name}: {encoder.config.name}, {encoder.config.sample_rate} Hz, "
-              f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters")
+              f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
+              + ("" if first == name else f": the same encoder as {first}, shown once"))
     configs = {encoder.config.name: encoder.config for encoder in found.values()}
     for name, config in configs.items():
         torch.manual_seed(args.seed)
-        found["untrained" if len(configs) == 1 else f"untrained {name}"] = Encoder(config).eval()
+        encoder, name = Encoder(config).eval(), "untrained" if len(configs) == 1 else f"untrained {name}"
+        first = names.get(fingerprint(encoder))
+        if first is None:
+            found[name] = encoder
+        else:
+            print(f"{first} is untrained")
     return found | {"mel statistics": MelStatistics(next(iter(configs.values())).sample_rate)}
 
 

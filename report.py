@@ -157,7 +157,8 @@ def task_table(task, rows, differences, geometry, markdown=False):
     if shown and shown[0]["metric"] == "map":
         out += [_ranking_table(task, shown, names, markdown), ""]
     out += [f"{'- ' * markdown}{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} "
-            f"= {d['value']:.3f} {_interval(d['ci95'])}" for d in differences if d["task"] == task.name]
+            f"= {d['value']:.3f} {_interval(d['ci95'])}"
+            for d in sorted(differences, key=lambda d: order.index(d["probe"])) if d["task"] == task.name]
     some = [g for g in geometry if g["task"] == task.name and "spread" in g]
     if some:
         columns = [c for c in ("nmi", "ari", "purity", "spread", "effective_rank", "duplicates") if c in some[0]]

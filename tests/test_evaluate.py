@@ -129,19 +129,30 @@ def test_linear_is_what_validation_prefers_of_three(runs, judged):
     assert mine["linear"]["value"] == best["value"] and mine["linear"]["choice"]["by"] == best["probe"][7:]
 
 
-def test_encoders_stand_side_by_side_with_paired_differences(runs, judged):
-    found, text = judged("--checkpoint", *runs, "dasheng-laptop", "--task", "individual", "--markdown")
+def test_encoders_stand_side_by_side_with_paired_differences(runs, judged, tmp_path):
+    torch.manual_seed(3)
+    save_encoder(Encoder(PRESETS["dasheng-laptop"]), tmp_path / "dasheng.pt")
+    other = str(tmp_path / "dasheng.pt")
+    found, text = judged("--checkpoint", *runs, other, "--task", "individual", "--markdown")
     names = [r["encoder"] for r in found["results"] if r["probe"] == "knn"]
-    assert names == [*runs, "dasheng-laptop", "untrained ssast-laptop-patch", "untrained dasheng-laptop",
-                     "mel statistics"]
+    assert names == [*runs, other, "untrained ssast-laptop-patch", "untrained dasheng-laptop", "mel statistics"]
     pairs = {(d["a"], d["b"]): d for d in found["differences"]}
     assert (runs[0], runs[1]) in pairs and (runs[0], "untrained dasheng-laptop") not in pairs
     value = {r["encoder"]: r["value"] for r in found["results"] if r["probe"] == "knn"}
     for (a, b), d in pairs.items():
         assert d["value"] == pytest.approx(value[a] - value[b]) and d["ci95"][0] <= d["value"] <= d["ci95"][1]
-    same = pairs["dasheng-laptop", "untrained dasheng-laptop"]
-    assert same["ci95"] == [0, 0], "a preset's name is an untrained encoder"
     assert "| kNN | first |" in text and "first − second = " in text
+
+
+def test_no_encoder_stands_twice_in_a_table_or_is_compared_with_itself(runs, judged, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "copy")
+    found, text = judged("--checkpoint", "ssast-laptop-patch", runs[0], tmp_path / "copy", "--shots", 1, 5,
+                         "--draws", 2, "--task", "individual")
+    once = ["ssast-laptop-patch", runs[0], "mel statistics"]
+    assert [r["encoder"] for r in found["results"] if r["probe"] == "5-shot"] == once
+    assert [(d["a"], d["b"]) for d in found["differences"]] == 2 * [(once[0], once[1]), (once[0], once[2]),
+                                                                    (once[1], once[2])]
+    assert f"the same encoder as {runs[0]}, shown once" in text and "ssast-laptop-patch is untrained" in text
 
 
 def test_intervals_hold_the_true_accuracy_in_95_of_100_experiments():
