@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+from math import isfinite
 from pathlib import Path
 
 
@@ -79,6 +80,15 @@ def _checked(text, kind, ok, wanted):
     if value is None or not ok(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
     return value
+
+
+def plain(value):
+    """What JSON can hold: None in place of numbers that are not finite (an interval of one group, an empty class)."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def write_text(path, text):

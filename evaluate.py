@@ -96,7 +96,7 @@ def main(argv=None):
         sets = embed(task, encoders, device, args)
         rows, scores = probe(task, sets, device, args)
         results += rows
-        differences += report.compare(task, scores, encoders, args)
+        differences += cli.plain(report.compare(task, scores, encoders, args))
         geometry += report.describe(task, sets, args)
         print(report.task_table(task, rows, differences, geometry, args.markdown), flush=True)
     if len(tasks) > 1:
@@ -194,7 +194,7 @@ def probe(task, sets, device, args):
 
     def add(kind, name, scores, more):
         held[kind, name] = scores
-        rows.append(report.row(task, kind, name, scores, args) | more)
+        rows.append(cli.plain(report.row(task, kind, name, scores, args) | more))
 
     for name, splits in sets.items():
         basis = fitted_on(task, splits, device, args)
@@ -207,7 +207,7 @@ def probe(task, sets, device, args):
                 "choice": fits[0].choice, "valid": sum(valid) / len(valid),
                 "seconds": sum(fit.seconds for fit in fits)})
             if task.kind == "detection":
-                rows[-1] |= report.detection_scores(task, fits[0])
+                rows[-1] |= cli.plain(report.detection_scores(task, fits[0]))
         if args.linear:
             parts = [r for r in rows if r["encoder"] == name and r["probe"].startswith("linear-")]
             best = max(parts, key=lambda r: r["valid"])

@@ -156,7 +156,8 @@ def run_task(args, task, fold, config, source, out, procs, stop):
             raise UserError(f"{task.name}: the loss was finite with none of the rates {', '.join(map(str, s.lr))}: "
                             "lower --lr")
         row = test(task, job, trials[best], curves[best], rows)
-        rows.append(row | {"protocol": args.protocol, "fold": fold, "curves": {c["lr"]: c["curve"] for c in curves}})
+        rows.append(cli.plain(row | {"protocol": args.protocol, "fold": fold,
+                                     "curves": {c["lr"]: c["curve"] for c in curves}}))
         if procs.main:
             cli.write_text(path, json.dumps({"results": rows}, indent=1))
             for trial in trials:
@@ -208,6 +209,10 @@ def shown_metric(row):
     return {"accuracy": "accuracy", "map": "mAP"}[row["metric"]]
 
 
+def number(value):
+    return "–" if value is None else f"{value:.3f}"
+
+
 def describe(task, s):
     """What is about to be trained, in two lines."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
@@ -223,18 +228,17 @@ def print_tables(rows, per_class):
     width = max(len(row["task"]) for row in rows)
     print(f"\n{'task':<{width}}  metric    test   95 % interval   chance  validation  lr       epoch    seed  tested")
     for row in rows:
-        low, high = row["ci95"]
-        print(f"{row['task']:<{width}}  {shown_metric(row):<8}  {row['value']:.3f}  [{low:.3f}, {high:.3f}]  "
+        interval = f"[{number(row['ci95'][0])}, {number(row['ci95'][1])}]"
+        print(f"{row['task']:<{width}}  {shown_metric(row):<8}  {row['value']:.3f}  {interval:<14}  "
               f"{row['chance']:.3f}   {row['valid']:.3f}       {row['lr']:<7g}  {row['epoch']:<7}  {row['seed']:<4}  "
               f"{row['n_test']}" + (f", fold {row['fold']}" if row["fold"] else ""))
         if "cmap" in row:
             events = (f", event F1 {row['event_f1']:.3f} (IoU 0.3), {row['onset_f1']:.3f} (onset 0.2 s)"
                       if "event_f1" in row else "")
-            print(f"{'':<{width}}  tie-aware mAP without empty classes {row['cmap']:.3f}, AUROC {row['auroc']:.3f}"
-                  f"{events}")
+            print(f"{'':<{width}}  tie-aware mAP without empty classes {number(row['cmap'])}, "
+                  f"AUROC {number(row['auroc'])}{events}")
         for label, one in row["per_class"].items() if per_class else ():
-            value = "–" if one["value"] is None else f"{one['value']:.3f}"
-            print(f"{'':<{width}}    {label:<24} {value}  ({one['n']})")
+            print(f"{'':<{width}}    {label:<24} {number(one['value'])}  ({one['n']})")
     for name in dict.fromkeys(row["task"] for row in rows):
         values = [row["value"] for row in rows if row["task"] == name]
         if len(values) > 1:

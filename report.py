@@ -175,7 +175,7 @@ def _ranking_table(task, rows, names, markdown):
     columns = {key: title for key, title in columns.items() if any(key in r for r in rows)}
     return table(["probe", "encoder", *columns.values()],
                  [[PROBES.get(r["probe"], r["probe"]), short(r["encoder"], names),
-                   *(f"{r[key]:.3f}" if key in r else "–" for key in columns)] for r in rows], markdown)
+                   *(f"{r[key]:.3f}" if r.get(key) is not None else "–" for key in columns)] for r in rows], markdown)
 
 
 def summary(results, markdown=False):
@@ -217,7 +217,7 @@ def _cell(mean, of):
 
 
 def _interval(pair):
-    return f"[{pair[0]:.3f}, {pair[1]:.3f}]" if pair[0] == pair[0] else "–"  # NaN: there is one recording only
+    return "–" if None in pair else f"[{pair[0]:.3f}, {pair[1]:.3f}]"  # None: there is one recording only
 
 
 def _plain(value):

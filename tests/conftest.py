@@ -1,4 +1,5 @@
 """Paths and small helpers that several test files need."""
+import json
 import sys
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def parity(tmp_path):
         torch.save({k: torch.as_tensor(v) for k, v in state.items()}, path)
         return path, *({k: torch.as_tensor(v) for k, v in d.items()} for d in (inputs, outputs))
     return load
+
+
+@pytest.fixture(scope="session")
+def read_json():
+    """read_json(path) -> the content of a file that is JSON to the letter, without NaN or Infinity."""
+    def refuse(word):
+        raise ValueError(f"{word} is not JSON")
+    return lambda path: json.loads(Path(path).read_text(), parse_constant=refuse)
 
 
 @pytest.fixture(scope="session")

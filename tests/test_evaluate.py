@@ -1,5 +1,4 @@
 """evaluate.py as a user meets it: every probe, several encoders, detection, BEANS, what it prints and refuses."""
-import json
 import shutil
 
 import numpy as np
@@ -46,12 +45,12 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def judged(tiny, cache, tmp_path, capsys):
+def judged(tiny, cache, tmp_path, capsys, read_json):
     """judged(arguments…) -> (the JSON, the printed text)."""
     def run(*arguments, data=tiny):
         evaluate.main(["--data", str(data), "--workers", "0", "--cache", cache, "--json", str(tmp_path / "r.json"),
                        *map(str, arguments)])
-        return json.loads((tmp_path / "r.json").read_text()), capsys.readouterr().out
+        return read_json(tmp_path / "r.json"), capsys.readouterr().out
     return run
 
 
@@ -236,6 +235,16 @@ def test_beans_is_grouped_and_published_rows_stand_apart_by_protocol(runs, judge
     blocks = text.split("\n\n")
     gpm, linear = (next(b for b in blocks if b.startswith(f"protocol {p}")) for p in ("gpm-bt", "perch"))
     assert "GPM-BT 1.23M frame" in gpm and "Perch" not in gpm and "Perch 1" in linear and "GPM" not in linear
+
+
+def test_what_a_test_split_cannot_tell_is_null_in_the_json_and_a_dash_in_tables(runs, judged, tmp_path):
+    beans_miniature.make(tmp_path)
+    beans_miniature.silence(tmp_path, "rfcx", "test")
+    found, text = judged("--knn", "--checkpoint", runs[0], "--task", "rfcx", data=tmp_path)
+    for row in found["results"]:
+        assert (row["ci95"], row["cmap"], row["auroc"]) == ([None, None], None, None), "one recording, no call in it"
+    assert all(d["ci95"] == [None, None] for d in found["differences"])
+    assert "nan" not in text.lower() and "–" in text
 
 
 def test_a_fine_tuned_model_is_judged_by_its_own_head(runs, judged, tiny, tmp_path):
