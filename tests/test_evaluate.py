@@ -247,6 +247,14 @@ def test_what_a_test_split_cannot_tell_is_null_in_the_json_and_a_dash_in_tables(
     assert "nan" not in text.lower() and "–" in text
 
 
+def test_low_trains_on_the_low_data_list(runs, judged, tmp_path):
+    beans_miniature.make(tmp_path)
+    low, text = judged("--low", "--checkpoint", runs[0], "--task", "watkins", data=tmp_path)
+    assert "watkins: 15 clips" in text, "3 of the 12 for training, 6 for validation, 6 for the test"
+    whole, text = judged("--checkpoint", runs[0], "--task", "watkins", data=tmp_path)
+    assert "watkins: 24 clips" in text and low["results"][0]["n_test"] == whole["results"][0]["n_test"] == 6
+
+
 def test_a_fine_tuned_model_is_judged_by_its_own_head(runs, judged, tiny, tmp_path):
     task = load_task("individual", root=tiny)
     torch.manual_seed(0)

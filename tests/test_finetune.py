@@ -407,6 +407,14 @@ def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp
     assert "[–, –]" in text and "AUROC –" in text and " nan" not in text
 
 
+def test_low_trains_on_the_low_data_list(tmp_path, capsys):
+    beans_miniature.make(tmp_path)
+    finetune.main([*FAST, "--data", str(tmp_path), "--task", "dogs", "rfcx", "--low", "--steps", "1", "--out",
+                   str(tmp_path / "out")])
+    text = capsys.readouterr().out
+    assert "dogs: 3 train, 6 valid, 6 test clips" in text and "rfcx: 3 train, 6 valid, 3 test windows" in text
+
+
 def test_clips_with_several_labels_run_fold_by_fold(tiny, tmp_path, capsys):
     files = sorted((tiny / "species" / "audio").iterdir())[:12]
     rows = [f"{file},{('x;y', 'x', 'y')[i % 3]},{1 + i // 4}" for i, file in enumerate(files)]
