@@ -32,8 +32,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=118)
 
     def _get_help_string(self, action):
-        shown = action.default not in (None, False, True, argparse.SUPPRESS, "") and "%(default)" not in action.help
-        return action.help + (" (default: %(default)s)" if shown else "")
+        hidden = any(action.default is value for value in (None, False, True, argparse.SUPPRESS, "", ()))  # 0 is shown
+        return action.help + ("" if hidden or "default: " in action.help else " (default: %(default)s)")
 
 
 def run(main):

@@ -303,7 +303,7 @@ def _add_demo(add):
     p = add("demo", "make the synthetic demo corpus",
             "Make the synthetic demo corpus (under 100 MB, under a minute).\n\n  python data.py demo --out data/demo")
     p.add_argument("--out", default="data/demo", help="folder to write")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of voices and recordings")
     p.add_argument("--scale", type=cli.positive, default=1.0, help="size, a share of the usual")
     p.add_argument("--jobs", type=cli.positive_int, help="processes")
 

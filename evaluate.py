@@ -59,7 +59,7 @@ def parse_args(argv=None):
     g.add_argument("--markdown", action="store_true", help="print tables as Markdown")
     g.add_argument("--cache", default="runs/cache", help="folder of embeddings (float16) and of fitted probes' "
                    "scores; may be deleted at any time")
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--batch-size", type=cli.positive_int, default=32, help="clips a forward pass")
     g.add_argument("--workers", type=cli.natural, default=1, help="processes that read audio")
     g.add_argument("--seed", type=int, default=0, help="of untrained encoders, probes and the bootstrap")

@@ -39,10 +39,10 @@ def parse_args(argv=None):
     g.add_argument("--protocol", choices=PROTOCOLS, help="both Adam, batch 32, constant rate; gpm-bt: 25 epochs, "
                    "1e-5 5e-5 1e-4 5e-4, patch stride 10, native rate; beans: 50 epochs, 1e-5 5e-5 1e-4")
     g.add_argument("--lr", type=cli.positive, nargs="+", help="peak rates; the best on validation is tested")
-    g.add_argument("--epochs", type=cli.positive_int)
+    g.add_argument("--epochs", type=cli.positive_int, help="passes over the training split")
     g.add_argument("--steps", type=cli.positive_int, help="instead of --epochs: optimiser steps")
     g.add_argument("--seeds", type=cli.positive_int, default=1, help="runs with seeds SEED, SEED + 1, …")
-    g.add_argument("--seed", type=cli.natural, default=0)
+    g.add_argument("--seed", type=cli.natural, default=0, help="of the head, the order of clips and their augmentation")
     g.add_argument("--patience", type=cli.positive_int, help="stop after so many epochs without a better validation")
     g.add_argument("--average", type=cli.positive_int, help="also judge the mean of the last epochs' weights")
     g.add_argument("--rate", choices=("model", "native"), help="resample to the encoder's rate, or let its mel grid "
@@ -54,9 +54,9 @@ def parse_args(argv=None):
     g.add_argument("--head", choices=("linear", "frames"), help="frames: scores of frames too (default: detection)")
     g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other")
     g.add_argument("--patch-stride", type=cli.positive_int, help="overlap (GPM-BT: 10 of 16 frames, or 1 of 2)")
-    g.add_argument("--optimizer", choices=("adamw", "adam", "sgd"))
+    g.add_argument("--optimizer", choices=("adamw", "adam", "sgd"), help="sgd: with momentum 0.9")
     g.add_argument("--batch-size", type=cli.positive_int, help="clips a step, over all processes")
-    g.add_argument("--weight-decay", type=float)
+    g.add_argument("--weight-decay", type=float, help="of weight matrices")
     g.add_argument("--layer-decay", type=cli.share, help="rate of a block as a share of that of the next")
     g.add_argument("--drop-path", type=cli.share, help="share of clips that skip the last block")
     g.add_argument("--warmup", type=cli.share, help="share of the steps")
@@ -69,8 +69,9 @@ def parse_args(argv=None):
     g.add_argument("--override", action="store_true", help="start afresh where results of other settings are")
     g.add_argument("--workers", type=cli.natural, default=1, help="loader processes of each training process")
     g.add_argument("--micro-batch", type=cli.positive_int, help="clips a forward pass of one process (default: all)")
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, fp32 "
+                   "on CPU")
     g.add_argument("--timeout", type=cli.positive, default=300, help="longest wait for another process, s")
     args = p.parse_args(argv)
     args.task = args.task or ["species"]

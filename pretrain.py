@@ -76,7 +76,7 @@ def parse_args(argv=None):
     g.add_argument("--schedule", choices=("cosine", "constant", "plateau"), help="after the warm-up")
     g.add_argument("--warmup", type=cli.natural, help="steps")
     g.add_argument("--clip", type=float, help="largest gradient norm; 0: off")
-    g.add_argument("--seed", type=int, default=0)
+    g.add_argument("--seed", type=int, default=0, help="of weights, order, crops, masks and augmentation")
 
     _add_run(p.add_argument_group("run"))
     return _fill_in(p.parse_args(argv))
@@ -95,7 +95,7 @@ def _add_run(g):
     g.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with the run in --out")
     g.add_argument("--extend", action="store_true", help="let a finished run go on to --steps")
     g.add_argument("--override", action="store_true", help="resume although settings have changed")
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
                                                                                           "fp32 on CPU")
     g.add_argument("--compile", action="store_true", help="compile each block (GPU)")

@@ -394,6 +394,13 @@ def test_alibi_and_convolutional_positions_agree_for_gathered_and_masked_tokens(
     assert far(encoder.tokens(spec), encoder.tokens(spec, none, visible_only=True)) < 1e-5
 
 
+def test_only_what_takes_a_presets_name_offers_one_when_a_checkpoint_is_missing(tmp_path):
+    with pytest.raises(UserError, match="no such checkpoint; give a file or a run folder$"):
+        convert.main([str(tmp_path / "nothing.pt")])
+    with pytest.raises(UserError, match="nothing.pt: no such checkpoint; give a file, a run folder or a preset's name"):
+        load_encoder(tmp_path / "nothing.pt")
+
+
 def test_the_command_takes_a_run_folder(tmp_path, capsys):
     save_encoder(Encoder(replace(PRESETS["ssast-tiny-patch"], depth=1)), tmp_path / "encoder.pt")
     convert.main([str(tmp_path), str(tmp_path / "out.pth"), "--to", "ssast"])

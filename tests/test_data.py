@@ -1,8 +1,5 @@
 """The order of loading, broken recordings, tasks, active crops, augmentation, the command line."""
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -251,10 +248,3 @@ def test_the_help_of_every_command_has_an_example(command, capsys):
     text = capsys.readouterr().out
     assert end.value.code == 0 and f"  python data.py {command}" in text
     assert all(len(line) <= 118 for line in text.splitlines())
-
-
-def test_help_does_not_wait_for_torch():
-    code = "import sys, data\ntry: data.parse_args(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                         cwd=os.path.dirname(data.__file__))
-    assert run.stdout.splitlines()[-1] == "False", run.stderr

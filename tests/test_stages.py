@@ -1,4 +1,5 @@
 """The command lines as a user meets them: what they print, what they write, and how they refuse."""
+import importlib
 import json
 import subprocess
 import sys
@@ -10,13 +11,15 @@ import soundfile
 import torch
 
 import bench
+import cli
 import evaluate
 import pretrain
 from cli import UserError
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--batch-size", "4", "--steps", "2", "--warmup", "1", "--valid", "4", "--workers", "0"]
-STAGES = ("pretrain.py", "finetune.py", "evaluate.py", "extract.py", "plot_tsne.py", "bench.py", "data.py")
+STAGES = ("pretrain.py", "finetune.py", "evaluate.py", "extract.py", "plot_tsne.py", "bench.py", "data.py",
+          "convert.py")
 
 
 def command(script, *arguments, cwd=ROOT):
@@ -51,6 +54,26 @@ def test_help_needs_no_torch(stage):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "python " + stage in done.stdout, "an example"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_says_what_it_does_and_what_it_is_when_not_given(stage, monkeypatch):
+    parsers = []
+
+    def stop(parser, argv=None):
+        parsers.append(parser)
+        raise SystemExit
+    monkeypatch.setattr(cli.Parser, "parse_args", stop)
+    with pytest.raises(SystemExit):
+        importlib.import_module(stage[:-3]).parse_args([])
+    for action in parsers[0]._actions:
+        if action.dest == "command":  # of data.py
+            parsers += action.choices.values()
+    for parser in parsers:
+        for action in parser._actions:
+            assert action.help or action.dest == "command", f"{action.option_strings} has no help"
+            if type(action.default) in (int, float, str) and action.dest != "help":
+                assert f"default: {action.default}" in parser._get_formatter()._expand_help(action)
 
 
 def test_a_run_leaves_what_others_need(run):
