@@ -209,14 +209,16 @@ def _own(content, path):
 
 
 def _of_run(content, path):
-    """A training checkpoint of ours, its config from the run folder: the encoder and the objective's heads."""
+    """A training checkpoint of ours, its config from the run folder: the encoder that the run exports, for ATST its
+    teacher's, and the objective's heads."""
     settings = Path(path).parent / "config.json"
     if not settings.exists():
         raise UserError(f"{path}: a training checkpoint, but its run's config.json is not beside it")
     state = content["objective"]
+    encoder = "teacher.encoder." if any(k.startswith("teacher.projector.") for k in state) else "encoder."
     return {"version": content["version"], "config": json.loads(settings.read_text())["encoder"],
-            "model": {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")},
-            "heads": {"objective": {k: v for k, v in state.items() if not k.startswith("encoder.")}}}
+            "model": {k.removeprefix(encoder): v for k, v in state.items() if k.startswith(encoder)},
+            "heads": {"objective": {k: v for k, v in state.items() if not k.startswith(("encoder.", "teacher."))}}}
 
 
 def _tensors(content, path):

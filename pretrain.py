@@ -57,7 +57,8 @@ def parse_args(argv=None):
     g.add_argument("--paper", action="store_true", help="print both columns of the recipe and leave")
     g.add_argument("--meta", action="store_true", help="print parameters, memory and arithmetic, and leave")
     g.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"encoder: {', '.join(PRESETS)}")
-    g.add_argument("--init", metavar="CHECKPOINT", help="start from this encoder (secondary pre-training)")
+    g.add_argument("--init", metavar="CHECKPOINT", help="start from this encoder, and from the heads of its objective if "
+                   "they are there (secondary pre-training): a file, run folder or preset's name")
     g.add_argument("--format", help="layout of --init where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--normalise", choices=("corpus", "preset"), help="spectrogram mean and deviation: measured on this "
                    "corpus, or the preset's (AudioSet)")
@@ -278,15 +279,19 @@ def check_mask(args, config):
 
 
 def starting_point(args):
-    """(encoder, pre-training heads) of --init, or (None, {})."""
+    """(encoder, pre-training heads) of --init, or (None, {}). Of a run folder its newest checkpoint, which has heads."""
     if not args.init:
         return None, {}
-    from convert import read
-    from model import load_encoder
-    found = None if args.init in PRESETS else read(args.init, args.format)
-    config = found.config if found else PRESETS[args.init]
-    changes = {"frames": round(args.clip_seconds / config.hop)} if args.clip_seconds else {}
-    return load_encoder(args.init, args.format, **changes), found.heads.get("objective", {}) if found else {}
+    import engine
+    from model import load_encoder, newest_encoder
+    source = args.init
+    if source not in PRESETS and Path(source).is_dir():
+        source = newest_encoder(source)
+        source = next(iter(engine.checkpoints(source.parent)), source)
+    encoder = load_encoder(source, args.format)
+    if args.clip_seconds:
+        encoder = load_encoder(source, args.format, frames=round(args.clip_seconds / encoder.config.hop))
+    return encoder, encoder.heads.pop("objective", {})  # encoder.pt is not to hold them as they were at the start
 
 
 def encoder_config(args, train, start):

@@ -115,14 +115,15 @@ def test_every_augmentation_trains_and_leaves_the_held_out_clips_alone(run, tiny
     assert valid[0] == valid[1] and train[0] != train[1]
 
 
-def test_training_may_continue_from_another_encoder(run, tiny, tmp_path):
-    """Secondary pre-training: one step at rate 0 in effect leaves the encoder that --init named."""
+def test_training_may_continue_from_another_run_and_its_heads(run, tiny, tmp_path):
+    """Secondary pre-training: one step at rate 0 in effect leaves the encoder and heads of the run that --init named."""
     out = tmp_path / "second"
     pretrain.main(["--data", str(tiny / "pretrain.csv"), "--init", str(run), "--out", str(out), *FAST, "--steps", "1",
                    "--lr", "1e-12", "--weight-decay", "0"])
     a, b = (torch.load(p / "encoder.pt") for p in (run, out))
-    assert a["config"] == b["config"]
-    assert all(torch.allclose(a["model"][k], b["model"][k], atol=1e-9) for k in a["model"])
+    assert a["config"] == b["config"] and a.keys() == b.keys()
+    a, b = (torch.load(max(p.glob("checkpoint-*.pt")))["objective"] for p in (run, out))
+    assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-9) for k in a)
 
 
 def test_a_published_file_with_its_heads_starts_where_it_ended(parity, tiny, tmp_path):
