@@ -70,8 +70,8 @@ def parse_args(argv=None):
     g.add_argument("--workers", type=cli.natural, default=1, help="loader processes of each training process")
     g.add_argument("--micro-batch", type=cli.positive_int, help="clips a forward pass of one process (default: all)")
     g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, fp32 "
-                   "on CPU")
+    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
+                   "fp32 on CPU")
     g.add_argument("--timeout", type=cli.positive, default=300, help="longest wait for another process, s")
     args = p.parse_args(argv)
     args.task = args.task or ["species"]

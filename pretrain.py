@@ -57,8 +57,8 @@ def parse_args(argv=None):
     g.add_argument("--paper", action="store_true", help="print both columns of the recipe and leave")
     g.add_argument("--meta", action="store_true", help="print parameters, memory and arithmetic, and leave")
     g.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"encoder: {', '.join(PRESETS)}")
-    g.add_argument("--init", metavar="CHECKPOINT", help="start from this encoder, and from the heads of its objective if "
-                   "they are there (secondary pre-training): a file, run folder or preset's name")
+    g.add_argument("--init", metavar="CHECKPOINT", help="file, run folder or preset's name: start from this encoder, "
+                   "and from its objective's heads if they are there (secondary pre-training)")
     g.add_argument("--format", help="layout of --init where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--normalise", choices=("corpus", "preset"), help="spectrogram mean and deviation: measured on this "
                    "corpus, or the preset's (AudioSet)")
@@ -279,7 +279,7 @@ def check_mask(args, config):
 
 
 def starting_point(args):
-    """(encoder, pre-training heads) of --init, or (None, {}). Of a run folder its newest checkpoint, which has heads."""
+    """(encoder, pre-training heads) of --init, of a run folder its newest checkpoint; or (None, {})."""
     if not args.init:
         return None, {}
     import engine

@@ -22,6 +22,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def one_thread():
+    """Small models gain nothing from a second thread, and lose much to it where cores are shared."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
 def parity(tmp_path):
     """parity("case") -> (path of a checkpoint file in the published layout, inputs, outputs), tensors throughout."""
     import cases

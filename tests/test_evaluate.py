@@ -16,14 +16,7 @@ from model import Encoder, save_encoder
 from recipes import PRESETS
 from tasks import load_task
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Products here are so small that two threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

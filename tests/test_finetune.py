@@ -28,15 +28,7 @@ ROOT = Path(__file__).parent.parent
 LAPTOP = PRESETS["ssast-laptop-patch"]
 FAST = ["--checkpoint", "ssast-laptop-patch", "--workers", "0"]
 ONE = engine.Processes(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small models gain nothing from a second thread, and lose much to it where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**changes):

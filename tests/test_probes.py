@@ -22,15 +22,7 @@ from tasks import load_task
 
 ROOT = Path(__file__).parent.parent
 LAPTOP = {"ssast": "ssast-laptop-patch", "atst": "atst-laptop", "animal2vec": "animal2vec-laptop"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Products here are so small that two threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def accuracy(scores, truth):

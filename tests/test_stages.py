@@ -116,7 +116,7 @@ def test_every_augmentation_trains_and_leaves_the_held_out_clips_alone(run, tiny
 
 
 def test_training_may_continue_from_another_run_and_its_heads(run, tiny, tmp_path):
-    """Secondary pre-training: one step at rate 0 in effect leaves the encoder and heads of the run that --init named."""
+    """Secondary pre-training: one step at rate 0 in effect leaves what --init named as it was."""
     out = tmp_path / "second"
     pretrain.main(["--data", str(tiny / "pretrain.csv"), "--init", str(run), "--out", str(out), *FAST, "--steps", "1",
                    "--lr", "1e-12", "--weight-decay", "0"])
