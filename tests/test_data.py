@@ -63,7 +63,7 @@ def test_a_batch_may_hold_several_epochs_of_a_tiny_corpus(tmp_path):
     assert len(set(torch.cat([batch["seed"] for batch in batches]).tolist())) == 24
 
 
-def test_what_a_batch_holds(mixed):
+def test_a_batch_holds_waves_filled_up_with_zeros_their_lengths_and_seeds(mixed):
     for batch in stream(mixed, steps=4):
         assert batch["wave"].shape == (6, 16000) and batch["wave"].dtype == torch.float32
         assert batch["lengths"].dtype == batch["index"].dtype == batch["seed"].dtype == torch.int64

@@ -496,7 +496,7 @@ def test_a_tone_lies_at_its_frequency_and_steady_noise_is_white():
     assert abs(np.median(db[:, :10])) < 3, "no band stands out by its noise"
 
 
-def test_detections_stand_over_annotations(draw, tiny, tmp_path):
+def test_detections_are_drawn_over_annotations(draw, tiny, tmp_path):
     first = json.loads((tiny / "detection" / "test.jsonl").read_text().splitlines()[0])
     event = first["annotations"][0]
     table = tmp_path / "found.csv"

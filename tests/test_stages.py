@@ -1,6 +1,7 @@
 """The command lines as a user meets them: what they print, what they write, and how they refuse."""
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_help_needs_no_torch(stage):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "python " + stage in done.stdout, "an example"
+
+
+def test_pytest_m_gpu_collects_every_test_that_is_marked_for_a_gpu():
+    marked = {(path.name, name) for path in (ROOT / "tests").glob("test_*.py") for name in
+              re.findall(r"^@pytest\.mark\.gpu\n(?:@.*\n)*def (\w+)", path.read_text(), re.MULTILINE)}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "--no-header",
+                           *sorted({f"tests/{name}" for name, _ in marked})], cwd=ROOT, capture_output=True, text=True)
+    found = {tuple(line.split("[")[0].split("/")[-1].split("::")) for line in done.stdout.splitlines() if "::" in line}
+    assert marked and found == marked, done.stdout
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -196,7 +206,7 @@ def test_a_mistake_ends_the_program_with_code_2_and_no_traceback(tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (["--checkpoint", "nothing.pt"], "no such checkpoint"), (["--task", "nowhere"], "nowhere"),
     (["--k", "0"], "at least 1"), (["--depth", "9"], "this encoder has 4 blocks")])
-def test_evaluate_refuses_as_clearly(run, tiny, arguments, message):
+def test_a_mistake_with_evaluate_is_refused_in_words_that_name_it(run, tiny, arguments, message):
     with pytest.raises(UserError, match=message):
         evaluate.main(["--checkpoint", str(run), "--data", str(tiny), "--task", "species", "--workers", "0",
                        *arguments])
