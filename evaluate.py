@@ -168,7 +168,7 @@ def clip_vectors(task, splits, basis, args):
     if args.layers != "weighted" or count == 1:
         return vectors
     shape = standardiser(vectors["train"])
-    learned = kept(Path(args.cache) / "probes", (*basis, "layers", args.seed), lambda: layer_weights(
+    learned = kept(Path(args.cache) / "probes", (*basis, "layers"), lambda: layer_weights(
         vectors["train"], task.splits["train"].targets, vectors["valid"], task.splits["valid"].targets,
         len(task.labels), metric_of(task), count, shape, args.seed))
     weights = np.array(learned.choice["layers"], np.float32)
@@ -205,7 +205,7 @@ def probe(task, sets, device, args):
             valid = [metric_of(task)(fit.valid, task.splits["valid"].targets) for fit in fits]
             add(kind, name, [masked(task, fit.test) for fit in fits], {
                 "choice": fits[0].choice, "valid": sum(valid) / len(valid),
-                "seconds": sum(fit.seconds for fit in fits)})
+                "seconds": round(sum(fit.seconds for fit in fits), 2)})
             if task.kind == "detection":
                 rows[-1] |= cli.plain(report.detection_scores(task, fits[0]))
         if args.linear:
@@ -234,7 +234,8 @@ def fitted_on(task, splits, device, args):
         __file__, metrics.__file__, p.__file__, scoring.__file__)))  # changed code fits anew
     for name in ("train", "valid"):
         content.update(task.splits[name].targets.tobytes())
-    return (content.hexdigest(), *(e.key for e in splits.values()), len(task.labels), task.metric, args.layers,
+    layers = (args.layers, args.seed) if args.layers == "weighted" else args.layers  # their weights are learned
+    return (content.hexdigest(), *(e.key for e in splits.values()), len(task.labels), task.metric, layers,
             device.type, torch.__version__, np.__version__)
 
 

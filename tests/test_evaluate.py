@@ -84,6 +84,8 @@ def test_a_second_run_fits_nothing_and_gives_the_same_to_the_last_digit(runs, ju
     again, same = judged(*arguments)
     assert fits == [] and again == found
     assert same.split("\n\n")[1:] == text.split("\n\n")[1:], "all but the time that the pass took"
+    judged(*arguments, "--seed", 5)
+    assert fits.count("knn_probe") == 6, "other weights of layers, other neighbours"
 
 
 @pytest.mark.parametrize("changed, knn, heads", [
