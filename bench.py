@@ -21,16 +21,21 @@ from recipes import PRESETS, RECIPES
 
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="bench.py")
-    p.add_argument("--only", nargs="+", metavar="GROUP", choices=list(GROUPS), help=f"{', '.join(GROUPS)}")
-    p.add_argument("--preset", choices=PRESETS, metavar="NAME", default="ssast-base-patch", help="for forward and step")
-    p.add_argument("--batch-size", type=cli.positive_int, default=4, help="clips, for forward and step")
-    p.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="for recipes: this one only")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    p.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
-    p.add_argument("--compile", action="store_true", help="compile each block")
-    p.add_argument("--threads", type=cli.positive_int, default=1, help="of the CPU")
-    p.add_argument("--repeat", type=cli.positive_int, default=5, help="timed runs of each row")
-    p.add_argument("--json", metavar="FILE", help="also write the rows to a file")
+    g = p.add_argument_group("what is measured")
+    g.add_argument("--only", nargs="+", metavar="GROUP", choices=list(GROUPS),
+                   help=f"{', '.join(GROUPS)} (default: all)")
+    g.add_argument("--preset", choices=PRESETS, metavar="NAME", default="ssast-base-patch", help="for forward and step")
+    g.add_argument("--batch-size", type=cli.positive_int, default=4, help="clips, for forward and step")
+    g.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="for recipes: this one only")
+
+    g = p.add_argument_group("run")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
+                   "fp32 on CPU")
+    g.add_argument("--compile", action="store_true", help="compile each block")
+    g.add_argument("--threads", type=cli.positive_int, default=1, help="of the CPU")
+    g.add_argument("--repeat", type=cli.positive_int, default=5, help="timed runs of each row")
+    g.add_argument("--json", metavar="FILE", help="also write the rows to a file")
     return p.parse_args(argv)
 
 

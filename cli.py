@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+from math import isfinite
 from pathlib import Path
 
 
@@ -31,8 +32,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=118)
 
     def _get_help_string(self, action):
-        shown = action.default not in (None, False, True, argparse.SUPPRESS, "") and "%(default)" not in action.help
-        return action.help + (" (default: %(default)s)" if shown else "")
+        hidden = any(action.default is value for value in (None, False, True, argparse.SUPPRESS, "", ()))  # 0 is shown
+        return action.help + ("" if hidden or "default: " in action.help else " (default: %(default)s)")
 
 
 def run(main):
@@ -79,6 +80,15 @@ def _checked(text, kind, ok, wanted):
     if value is None or not ok(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
     return value
+
+
+def plain(value):
+    """What JSON can hold: None in place of numbers that are not finite (an interval of one group, an empty class)."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def write_text(path, text):

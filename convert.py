@@ -14,16 +14,12 @@ import pickle
 import re
 import struct
 import zipfile
-from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-
 import cli
 from cli import UserError
-from frontends import mel_filters_hertz
 from recipes import PRESETS, EncoderConfig
 
 FORMATS = ("wren", "ssast", "gpm-bt", "ssast-finetuned", "ast", "dasheng", "audiomae", "atst-clip", "atst-frame",
@@ -98,18 +94,17 @@ class _Stub:
         pass
 
 
-_KNOWN = {("collections", "OrderedDict"): OrderedDict,
-          ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-          ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-          ("torch", "Size"): torch.Size}
+_KNOWN = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"),
+          ("torch._utils", "_rebuild_parameter"), ("torch", "Size")}
 
 
 class _Unpickler(pickle.Unpickler):
     """Knows tensors and plain containers. Any other global becomes an inert stub: the real one is never imported."""
 
     def find_class(self, module, name):
+        import torch
         if (module, name) in _KNOWN:
-            return _KNOWN[module, name]
+            return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         return type("Stub", (_Stub,), {"origin": f"{module}.{name}"})
@@ -127,9 +122,10 @@ def open_file(path):
 
     What is missing, damaged or would need code is an error of one line.
     """
+    import torch
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint; give a file, a run folder or a preset's name (see --help)")
+        raise UserError(f"{path}: no such checkpoint; give a file or a run folder")
     try:
         if path.suffix == ".safetensors":
             return read_safetensors(path)
@@ -150,13 +146,13 @@ def open_file(path):
     return content
 
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-           "BOOL": torch.bool}
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+           "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 
 
 def read_safetensors(path):
     """{key: tensor} of a .safetensors file (8 bytes of header length, a JSON header, raw tensors), or our content."""
+    import torch
     with open(path, "rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         if length > 100_000_000:
@@ -170,7 +166,7 @@ def read_safetensors(path):
                 raise ValueError(f"tensor {key} lies beyond the end of the file")
             file.seek(start + begin)
             raw = torch.frombuffer(bytearray(file.read(end - begin) or b"\0"), dtype=torch.uint8)[:end - begin]
-            tensors[key] = raw.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            tensors[key] = raw.view(getattr(torch, _DTYPES[entry["dtype"]])).reshape(entry["shape"])
     if "wren" not in meta:
         return tensors
     content = json.loads(meta["wren"]) | {"model": {}, "heads": {}}
@@ -185,7 +181,8 @@ def read_safetensors(path):
 
 def write_safetensors(tensors, path, meta=None):
     """Write {key: tensor} as .safetensors; a reader sees the old file or the new one."""
-    names = {v: k for k, v in _DTYPES.items()}
+    import torch
+    names = {getattr(torch, v): k for k, v in _DTYPES.items()}
     header, offset, rows = {"__metadata__": {"format": "pt"} | (meta or {})}, 0, []
     for key, tensor in tensors.items():
         rows.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -212,18 +209,21 @@ def _own(content, path):
 
 
 def _of_run(content, path):
-    """A training checkpoint of ours, its config from the run folder: the encoder and the objective's heads."""
+    """A training checkpoint of ours, its config from the run folder: the encoder that the run exports, for ATST its
+    teacher's, and the objective's heads."""
     settings = Path(path).parent / "config.json"
     if not settings.exists():
         raise UserError(f"{path}: a training checkpoint, but its run's config.json is not beside it")
     state = content["objective"]
+    encoder = "teacher.encoder." if any(k.startswith("teacher.projector.") for k in state) else "encoder."
     return {"version": content["version"], "config": json.loads(settings.read_text())["encoder"],
-            "model": {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")},
-            "heads": {"objective": {k: v for k, v in state.items() if not k.startswith("encoder.")}}}
+            "model": {k.removeprefix(encoder): v for k, v in state.items() if k.startswith(encoder)},
+            "heads": {"objective": {k: v for k, v in state.items() if not k.startswith(("encoder.", "teacher."))}}}
 
 
 def _tensors(content, path):
     """The flat dict of tensors in a published file, and what stood beside it."""
+    import torch
     extra = {}
     if isinstance(content, dict):
         for name in ("state_dict", "teacher", "model"):
@@ -292,6 +292,7 @@ def _depth(state):
 
 def _with_eps(heads, eps):
     """Note the LayerNorm epsilon of a published head beside its weights."""
+    import torch
     if "norm.weight" in heads.get("head", {}):
         heads["head"]["norm.eps"] = torch.tensor(eps, dtype=torch.float64)
     return heads
@@ -301,6 +302,7 @@ def _with_eps(heads, eps):
 
 def _vit(state, format, path, extra):
     """SSAST, AST or GPM-BT. Positions and tokens become time-major here, once."""
+    import torch
     state = dict(state)
     kernel = state.pop("v.patch_embed.proj.weight")
     dim, _, height, width = kernel.shape
@@ -348,6 +350,7 @@ def _grid(state, n, patch, path):
 
 def to_ssast(found, path):
     """Our encoder in SSAST's layout, which its own code and GPM-BT's open; with objective heads if there."""
+    import torch
     c, s = found.config, found.state
     if not (c.frontend == "kaldi" and c.positions == "learned" and c.norm == "pre" and c.final_norm and c.qkv_bias
             and c.specials == 2 and c.stride == c.patch and c.mlp_ratio == 4 and c.dim == 64 * c.heads
@@ -372,6 +375,9 @@ def to_ssast(found, path):
 
 def _dasheng(state, format, path, extra):
     """Dasheng, Zenodo ('model' beside 'config', front-end tables inside) or Hugging Face (prefix "encoder.")."""
+    import torch
+
+    from frontends import mel_filters_hertz
     prefix = "encoder." if "encoder.time_pos_embed" in state else ""
     state = {k.removeprefix(prefix): v for k, v in state.items()}
     table = state.get("front_end.0.mel_scale.fb")
@@ -396,6 +402,7 @@ def _dasheng(state, format, path, extra):
 
 def to_dasheng(found, path):
     """Our encoder in Dasheng's layout as on Zenodo; the front-end tables are torchaudio's, as published."""
+    import torch
     import torchaudio
     c, s = found.config, found.state
     if not (c.frontend == "mel-db" and c.positions == "factorised" and c.input_norm and not c.specials):
@@ -532,12 +539,13 @@ def _animal2vec(state, format, path, extra):
 # ------------------------------------------------------------------------------------------------------- command
 
 def parse_args(argv=None):
-    p = cli.Parser(__doc__)
+    p = cli.Parser(__doc__, prog="convert.py")
     p.add_argument("file", metavar="FILE", help="a checkpoint, ours or a published one, or a run folder")
-    p.add_argument("out", metavar="OUT", nargs="?", help="write it here; .pt or .safetensors")
+    p.add_argument("out", metavar="OUT", nargs="?", help="write it here; .pt, .pth or .safetensors (default: only say "
+                   "what is in it)")
     p.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"where keys can't decide: {', '.join(FORMATS)}")
     p.add_argument("--to", choices=("wren", "ssast", "dasheng"), default="wren",
-                   help="layout to write: wren, ssast or dasheng")
+                   help="layout to write")
     return p.parse_args(argv)
 
 
@@ -554,6 +562,8 @@ def main(argv=None):
 
 def check(found, path):
     """Every weight the encoder needs is there, in its shape, and nothing else."""
+    import torch
+
     from model import Encoder, load_exactly
     with torch.device("meta"):
         encoder = Encoder(found.config)

@@ -363,7 +363,7 @@ def _add_demo(add):
             "\n\n  python data.py demo --rates")
     p.add_argument("--rates", action="store_true", help="the corpus of many sampling rates")
     p.add_argument("--out", help="folder to write (default: data/demo, or data/demo-rates)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of voices and recordings")
     p.add_argument("--scale", type=cli.positive, default=1.0, help="size, a share of the usual")
     p.add_argument("--jobs", type=cli.positive_int, help="processes")
 

@@ -157,6 +157,7 @@ class Embeddings:
     clips: np.ndarray  # float16 (n, L, D)
     tokens: np.ndarray | None = None  # float16 (N, D)
     offsets: np.ndarray | None = None  # int64 (n + 1): clip i has tokens offsets[i] … offsets[i + 1]
+    key: str = ""  # names all that the numbers depend on
 
     def __len__(self):
         return len(self.clips)
@@ -270,4 +271,4 @@ def _open(place):
     """The folder's arrays, memory-mapped."""
     found = {name: np.load(place / f"{name}.npy", mmap_mode="r") if (place / f"{name}.npy").exists() else None
              for name in ("clips", "tokens", "offsets")}
-    return Embeddings(**found)
+    return Embeddings(**found, key=place.name)

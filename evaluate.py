@@ -6,8 +6,8 @@
     python evaluate.py --knn --task FOLDER --shots 1 5 10               an own task; few clips a class
 
 Each encoder stands beside the same one untrained and beside mel statistics. Audio passes through the encoders once;
-what comes out is kept in --cache. Probes are fitted on the training split, choose on validation, and look at the test
-split once.
+what comes out is kept in --cache, and what probes made of it. Probes are fitted on the training split, choose on
+validation, and look at the test split once.
 """
 import argparse
 import json
@@ -62,8 +62,9 @@ def parse_args(argv=None):
     g = p.add_argument_group("run")
     g.add_argument("--json", metavar="FILE", help="results as JSON (default: evaluate.json in the run folder)")
     g.add_argument("--markdown", action="store_true", help="print tables as Markdown")
-    g.add_argument("--cache", default="runs/cache", help="folder of embeddings, float16; may be deleted at any time")
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    g.add_argument("--cache", default="runs/cache", help="folder of embeddings (float16) and of fitted probes' "
+                   "scores; may be deleted at any time")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--batch-size", type=cli.positive_int, default=32, help="clips a forward pass")
     g.add_argument("--workers", type=cli.natural, default=1, help="processes that read audio")
     g.add_argument("--seed", type=int, default=0, help="of untrained encoders, probes and the bootstrap")
@@ -102,7 +103,7 @@ def main(argv=None):
         sets = embed(task, encoders, device, args)
         rows, scores = probe(task, sets, device, args)
         results += rows
-        differences += report.compare(task, scores, encoders, args)
+        differences += cli.plain(report.compare(task, scores, encoders, args))
         geometry += report.describe(task, sets, args)
         print(report.task_table(task, rows, differences, geometry, args.markdown), flush=True)
     if len(tasks) > 1:
@@ -123,26 +124,36 @@ def fitted_on(task, other):
 # -------------------------------------------------------------------------------------------- encoders, embeddings
 
 def contestants(args):
-    """{name: encoder}: those asked for, then each architecture untrained, and mel statistics."""
+    """{name: encoder}: those asked for, then each architecture untrained, and mel statistics. None stands there twice:
+    a preset's name is its own untrained encoder."""
     import torch
 
     from embeddings import MelStatistics
-    from model import Encoder, load_encoder, newest_encoder
-    found = {}
+    from model import Encoder, fingerprint, load_encoder, newest_encoder
+    found, names = {}, {}
     for source in args.checkpoint or [newest_encoder("runs")]:
         name = str(Path(source).parent if Path(source).name == "encoder.pt" else source)
         torch.manual_seed(args.seed)  # for a preset's name, which is an untrained encoder
-        found[name] = encoder = load_encoder(source, args.format, **({"hear": args.hear} if args.hear else {}))
+        encoder = load_encoder(source, args.format, **({"hear": args.hear} if args.hear else {}))
         depth = encoder.config.depth
         for flag, wanted in (("depth", args.depth), ("layers", args.layers)):
             if isinstance(wanted, int) and wanted > depth:
                 raise UserError(f"--{flag} {wanted}: this encoder has {depth} blocks")
+        first = names.setdefault(fingerprint(encoder), name)
+        if first == name:
+            found[name] = encoder
         print(f"{name}: {encoder.config.name}, {encoder.config.sample_rate} Hz, "
-              f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters")
+              f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
+              + ("" if first == name else f": the same encoder as {first}, shown once"))
     configs = {encoder.config.name: encoder.config for encoder in found.values()}
     for name, config in configs.items():
         torch.manual_seed(args.seed)
-        found["untrained" if len(configs) == 1 else f"untrained {name}"] = Encoder(config).eval()
+        encoder, name = Encoder(config).eval(), "untrained" if len(configs) == 1 else f"untrained {name}"
+        first = names.get(fingerprint(encoder))
+        if first is None:
+            found[name] = encoder
+        else:
+            print(f"{first} is untrained")
     return found | {"mel statistics": MelStatistics(next(iter(configs.values())).sample_rate)}
 
 
@@ -161,18 +172,20 @@ def embed(task, encoders, device, args):
     return out
 
 
-def clip_vectors(task, splits, args):
+def clip_vectors(task, splits, basis, args):
     """{split: vectors (n, D)} of the layers asked for."""
     import numpy as np
 
-    from probes import Vectors, layer_weights, standardiser
+    from probes import Vectors, kept, layer_weights, standardiser
     count = splits["train"].clips.shape[1]
     vectors = {name: e.vectors(args.layers if isinstance(args.layers, int) else None) for name, e in splits.items()}
     if args.layers != "weighted" or count == 1:
         return vectors
     shape = standardiser(vectors["train"])
-    weights = layer_weights(vectors["train"], task.splits["train"].targets, vectors["valid"],
-                            task.splits["valid"].targets, len(task.labels), metric_of(task), count, shape, args.seed)
+    learned = kept(Path(args.cache) / "probes", (*basis, "layers"), lambda: layer_weights(
+        vectors["train"], task.splits["train"].targets, vectors["valid"], task.splits["valid"].targets,
+        len(task.labels), metric_of(task), count, shape, args.seed))
+    weights = np.array(learned.choice["layers"], np.float32)
     return {name: np.einsum("nld,l->nd", Vectors(x, *shape).batch(slice(None))[0].unflatten(1, (count, -1)).numpy(),
                             weights) for name, x in vectors.items()}
 
@@ -190,60 +203,90 @@ def metric_of(task):
 def probe(task, sets, device, args):
     """(result rows, {(probe, encoder): test scores (n, C), one a seed or draw}) of one task."""
     import report
-    rows, kept = [], {}
+    from probes import kept
+    rows, held = [], {}
 
     def add(kind, name, scores, more):
-        kept[kind, name] = scores
-        rows.append(report.row(task, kind, name, scores, args) | more)
+        held[kind, name] = scores
+        rows.append(cli.plain(report.row(task, kind, name, scores, args) | more))
 
     for name, splits in sets.items():
-        vectors = clip_vectors(task, splits, args)
-        for kind, fits in probes(task, splits, vectors, device, args):
-            began = time.perf_counter()
-            fits = list(fits)
+        basis = fitted_on(task, splits, device, args)
+        vectors = clip_vectors(task, splits, basis, args)
+        for kind, settings, fit, runs in probes(task, splits, vectors, device, args):
+            fits = [kept(Path(args.cache) / "probes", (*basis, kind, settings, run), lambda: fit(**run))
+                    for run in runs]
             valid = [metric_of(task)(fit.valid, task.splits["valid"].targets) for fit in fits]
             add(kind, name, [masked(task, fit.test) for fit in fits], {
                 "choice": fits[0].choice, "valid": sum(valid) / len(valid),
-                "seconds": round(time.perf_counter() - began, 2)})
+                "seconds": round(sum(fit.seconds for fit in fits), 2)})
             if task.kind == "detection":
-                rows[-1] |= report.detection_scores(task, fits[0])
+                rows[-1] |= cli.plain(report.detection_scores(task, fits[0]))
         if args.linear:
             parts = [r for r in rows if r["encoder"] == name and r["probe"].startswith("linear-")]
             best = max(parts, key=lambda r: r["valid"])
-            kept["linear", name] = kept[best["probe"], name]
+            held["linear", name] = held[best["probe"], name]
             rows.append(best | {"probe": "linear", "choice": {"by": best["probe"][7:]} | best["choice"]})
         for shots in (args.shots or []) if task.kind == "classification" else []:
             add(f"{shots}-shot", name, few_shot_scores(task, vectors, shots, args), {"choice": {"draws": args.draws}})
     for name in args.finetuned or []:
         add("finetune", name, [finetuned_scores(task, name, device, args)], {"choice": {}})
-    return rows, kept
+    return rows, held
+
+
+def fitted_on(task, splits, device, args):
+    """What every fit on these embeddings depends on, as plain values: the key of what the cache keeps of it."""
+    import hashlib
+
+    import numpy as np
+    import torch
+
+    import metrics
+    import probes as p
+    import scoring
+    content = hashlib.sha256(b"".join(Path(m).read_bytes() for m in (
+        __file__, metrics.__file__, p.__file__, scoring.__file__)))  # changed code fits anew
+    for name in ("train", "valid"):
+        content.update(task.splits[name].targets.tobytes())
+    layers = (args.layers, args.seed) if args.layers == "weighted" else args.layers  # their weights are learned
+    return (content.hexdigest(), *(e.key for e in splits.values()), len(task.labels), task.metric, layers,
+            device.type, torch.__version__, np.__version__)
 
 
 def probes(task, splits, vectors, device, args):
-    """(name, one `Scored` a seed) of every probe that was asked for."""
+    """Every probe that was asked for: (name, its settings, a function that gives a `Scored`, its calls' arguments, one
+    call a seed where there is chance in it)."""
+    from functools import cache, partial
+
     import probes as p
     y = {name: split.targets for name, split in task.splits.items()}
-    metric, classes, seeds = metric_of(task), len(task.labels), range(args.seed, args.seed + args.seeds)
+    metric, classes = metric_of(task), len(task.labels)
+    once, seeds = [{}], [{"seed": seed} for seed in range(args.seed, args.seed + args.seeds)]
     data = vectors["train"], y["train"], vectors["valid"], y["valid"], vectors["test"], classes, metric
+
+    @cache  # statistics of all tokens are worth keeping, and not worth computing when nothing is fitted
+    def rows(kind):
+        source = {name: (e.tokens, e.offsets) if kind is p.Tokens else (vectors[name],) for name, e in splits.items()}
+        shape = [part.to(device) for part in p.standardiser(source["train"][0])]
+        x = {name: kind(*parts, *shape) for name, parts in source.items()}
+        return x["train"], y["train"], x["valid"], y["valid"], x["test"], classes, metric
+
+    def descend(heads, source, seed, **settings):
+        return p.train_heads(heads, *rows(source), seed=seed, **settings)
     if args.knn:
         for name, standardise in (("knn", True), ("knn-raw", False))[0 if args.standardise else 1:]:
-            yield name, (p.knn_probe(*data, args.k, args.temperature, standardise) for _ in range(1))
+            settings = args.k, args.temperature, standardise
+            yield name, settings, partial(p.knn_probe, *data, *settings), once
     if args.linear:
-        yield "linear-ridge", (p.ridge(*data) for _ in range(1))
-        yield "linear-logistic", (p.logistic(*data, device=device) for _ in range(1))
-        shape = [part.to(device) for part in p.standardiser(vectors["train"])]
-        x = [p.Vectors(vectors[name], *shape) for name in ("train", "valid", "test")]
-        yield "linear-adam", (p.train_heads(p.LinearHeads, x[0], y["train"], x[1], y["valid"], x[2], classes, metric,
-                                            seed=seed) for seed in seeds)
+        yield "linear-ridge", (), partial(p.ridge, *data), once
+        yield "linear-logistic", (), partial(p.logistic, *data, device=device), once
+        yield "linear-adam", (), partial(descend, p.LinearHeads, p.Vectors), seeds
     if splits["train"].tokens is None:  # mel statistics have none
         return
-    shape = [part.to(device) for part in p.standardiser(splits["train"].tokens)]
-    x = {name: p.Tokens(e.tokens, e.offsets, *shape) for name, e in splits.items()}
-    data = x["train"], y["train"], x["valid"], y["valid"], x["test"], classes, metric
     for name, kind, rates, decay in (("attentive", p.AttentiveHeads, (3e-4, 1.3e-3, 5e-3), 7e-3),
                                      ("prototype", p.PrototypeHeads, (1e-2, 3e-2), 0.0)):
         if getattr(args, name):
-            yield name, (p.train_heads(kind, *data, rates=rates, decay=decay, seed=seed) for seed in seeds)
+            yield name, (), partial(descend, kind, p.Tokens, rates=rates, decay=decay), seeds
 
 
 def masked(task, scores):

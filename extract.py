@@ -67,7 +67,7 @@ def parse_args(argv=None):
 
     g = p.add_argument_group("run")
     g.add_argument("--out", default="emb", help="folder to write")
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="precision; auto: bf16 or "
                    "fp16 on a GPU, fp32 on a CPU")
     g.add_argument("--batch-size", type=batch_size, default="auto", metavar="N", help="windows a forward pass, of "

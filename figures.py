@@ -185,5 +185,6 @@ def save(draw, out, name, caption, rows, about):
     table.writeheader()
     table.writerows(rows)
     cli.write_text(out / f"{name}.csv", text.getvalue())
-    cli.write_text(out / f"{name}.json", json.dumps({"caption": caption, **about}, indent=1, ensure_ascii=False))
+    cli.write_text(out / f"{name}.json", json.dumps(cli.plain({"caption": caption, **about}), indent=1,
+                                                  ensure_ascii=False))
     return out / f"{name}.png"

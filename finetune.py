@@ -39,10 +39,10 @@ def parse_args(argv=None):
     g.add_argument("--protocol", choices=PROTOCOLS, help="both Adam, batch 32, constant rate; gpm-bt: 25 epochs, "
                    "1e-5 5e-5 1e-4 5e-4, patch stride 10, native rate; beans: 50 epochs, 1e-5 5e-5 1e-4")
     g.add_argument("--lr", type=cli.positive, nargs="+", help="peak rates; the best on validation is tested")
-    g.add_argument("--epochs", type=cli.positive_int)
+    g.add_argument("--epochs", type=cli.positive_int, help="passes over the training split")
     g.add_argument("--steps", type=cli.positive_int, help="instead of --epochs: optimiser steps")
     g.add_argument("--seeds", type=cli.positive_int, default=1, help="runs with seeds SEED, SEED + 1, …")
-    g.add_argument("--seed", type=cli.natural, default=0)
+    g.add_argument("--seed", type=cli.natural, default=0, help="of the head, the order of clips and their augmentation")
     g.add_argument("--patience", type=cli.positive_int, help="stop after so many epochs without a better validation")
     g.add_argument("--average", type=cli.positive_int, help="also judge the mean of the last epochs' weights")
     g.add_argument("--rate", choices=("model", "native"), help="resample to the encoder's rate, or let its mel grid "
@@ -58,9 +58,9 @@ def parse_args(argv=None):
     g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other, focal "
                    "with --head query")
     g.add_argument("--patch-stride", type=cli.positive_int, help="overlap (GPM-BT: 10 of 16 frames, or 1 of 2)")
-    g.add_argument("--optimizer", choices=("adamw", "adam", "sgd"))
+    g.add_argument("--optimizer", choices=("adamw", "adam", "sgd"), help="sgd: with momentum 0.9")
     g.add_argument("--batch-size", type=cli.positive_int, help="clips a step, over all processes")
-    g.add_argument("--weight-decay", type=float)
+    g.add_argument("--weight-decay", type=float, help="of weight matrices")
     g.add_argument("--layer-decay", type=cli.share, help="rate of a block as a share of that of the next")
     g.add_argument("--drop-path", type=cli.share, help="share of clips that skip the last block")
     g.add_argument("--warmup", type=cli.share, help="share of the steps")
@@ -73,8 +73,9 @@ def parse_args(argv=None):
     g.add_argument("--override", action="store_true", help="start afresh where results of other settings are")
     g.add_argument("--workers", type=cli.natural, default=1, help="loader processes of each training process")
     g.add_argument("--micro-batch", type=cli.positive_int, help="clips a forward pass of one process (default: all)")
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
+                   "fp32 on CPU")
     g.add_argument("--timeout", type=cli.positive, default=300, help="longest wait for another process, s")
     args = p.parse_args(argv)
     args.task = args.task or ["species"]
@@ -160,7 +161,8 @@ def run_task(args, task, fold, config, source, out, procs, stop):
             raise UserError(f"{task.name}: the loss was finite with none of the rates {', '.join(map(str, s.lr))}: "
                             "lower --lr")
         row = test(task, job, trials[best], curves[best], rows)
-        rows.append(row | {"protocol": args.protocol, "fold": fold, "curves": {c["lr"]: c["curve"] for c in curves}})
+        rows.append(cli.plain(row | {"protocol": args.protocol, "fold": fold,
+                                     "curves": {c["lr"]: c["curve"] for c in curves}}))
         if procs.main:
             cli.write_text(path, json.dumps({"results": rows}, indent=1))
             for trial in trials:
@@ -212,6 +214,10 @@ def shown_metric(row):
     return {"accuracy": "accuracy", "map": "mAP"}[row["metric"]]
 
 
+def number(value):
+    return "–" if value is None else f"{value:.3f}"
+
+
 def describe(task, s):
     """What is about to be trained, in two lines."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
@@ -227,12 +233,13 @@ def print_tables(rows, per_class):
     width = max(len(row["task"]) for row in rows)
     print(f"\n{'task':<{width}}  metric    test   95 % interval   chance  validation  lr       epoch    seed  tested")
     for row in rows:
-        low, high = row["ci95"]
-        print(f"{row['task']:<{width}}  {shown_metric(row):<8}  {row['value']:.3f}  [{low:.3f}, {high:.3f}]  "
+        interval = f"[{number(row['ci95'][0])}, {number(row['ci95'][1])}]"
+        print(f"{row['task']:<{width}}  {shown_metric(row):<8}  {row['value']:.3f}  {interval:<14}  "
               f"{row['chance']:.3f}   {row['valid']:.3f}       {row['lr']:<7g}  {row['epoch']:<7}  {row['seed']:<4}  "
               f"{row['n_test']}" + (f", fold {row['fold']}" if row["fold"] else ""))
         if "cmap" in row:
-            print(f"{'':<{width}}  tie-aware mAP without empty classes {row['cmap']:.3f}, AUROC {row['auroc']:.3f}")
+            print(f"{'':<{width}}  tie-aware mAP without empty classes {number(row['cmap'])}, "
+                  f"AUROC {number(row['auroc'])}")
         if "event_f1" in row:
             onset, offset = ("–" if row[f"{k}_error_ms"] is None else f"{row[f'{k}_error_ms']:.0f} ms"
                              for k in ("onset", "offset"))
@@ -240,8 +247,7 @@ def print_tables(rows, per_class):
                   f"{row['collar_f1']:.3f} (onset 20 ms, offset 20 ms or 20 % of the call)\n"
                   f"{'':<{width}}  median error of onsets {onset}, of offsets {offset}")
         for label, one in row["per_class"].items() if per_class else ():
-            value = "–" if one["value"] is None else f"{one['value']:.3f}"
-            print(f"{'':<{width}}    {label:<24} {value}  ({one['n']})")
+            print(f"{'':<{width}}    {label:<24} {number(one['value'])}  ({one['n']})")
     for name in dict.fromkeys(row["task"] for row in rows):
         values = [row["value"] for row in rows if row["task"] == name]
         if len(values) > 1:

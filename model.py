@@ -675,6 +675,9 @@ def load_encoder(path_or_preset, format=None, **overrides):
     source = str(path_or_preset)
     if source in PRESETS:
         return Encoder(_override(PRESETS[source], overrides, source)).eval()
+    if not Path(source).exists():
+        raise UserError(f"{source}: no such checkpoint; give a file, a run folder or a preset's name (python "
+                        "pretrain.py --help lists them)")
     found = convert.read(source, format)
     config = _override(found.config, overrides, source)
     encoder = Encoder(config)

@@ -58,7 +58,7 @@ def parse_args(argv=None):
     g = p.add_argument_group("run")
     g.add_argument("--out", default="runs/figures", help="folder of the figures")
     g.add_argument("--name", help="file name without suffix (default: tells the figure)")
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--batch-size", type=cli.positive_int, default=32, help="clips a forward pass")
     g.add_argument("--workers", type=cli.natural, default=1, help="processes that read audio")
     g.add_argument("--seed", type=int, default=0, help="of the map, the mask and the untrained encoder")

@@ -57,7 +57,8 @@ def parse_args(argv=None):
     g.add_argument("--paper", action="store_true", help="print both columns of the recipe and leave")
     g.add_argument("--meta", action="store_true", help="print parameters, memory and arithmetic, and leave")
     g.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"encoder: {', '.join(PRESETS)}")
-    g.add_argument("--init", metavar="CHECKPOINT", help="start from this encoder (secondary pre-training)")
+    g.add_argument("--init", metavar="CHECKPOINT", help="file, run folder or preset's name: start from this encoder, "
+                   "and from its objective's heads if they are there (secondary pre-training)")
     g.add_argument("--format", help="layout of --init where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--rate", choices=("preset", "any"), default="preset", help="resample to the preset's rate, or hear "
                    "each recording at its own: bands at fixed hertz, positions in seconds and octaves")
@@ -82,7 +83,7 @@ def parse_args(argv=None):
     g.add_argument("--schedule", choices=("cosine", "constant", "plateau"), help="after the warm-up")
     g.add_argument("--warmup", type=cli.natural, help="steps")
     g.add_argument("--clip", type=float, help="largest gradient norm; 0: off")
-    g.add_argument("--seed", type=int, default=0)
+    g.add_argument("--seed", type=int, default=0, help="of weights, order, crops, masks and augmentation")
 
     _add_run(p.add_argument_group("run"))
     return _fill_in(p.parse_args(argv))
@@ -101,7 +102,7 @@ def _add_run(g):
     g.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with the run in --out")
     g.add_argument("--extend", action="store_true", help="let a finished run go on to --steps")
     g.add_argument("--override", action="store_true", help="resume although settings have changed")
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
                                                                                           "fp32 on CPU")
     g.add_argument("--compile", action="store_true", help="compile each block (GPU)")
@@ -289,15 +290,19 @@ def check_mask(args, config):
 
 
 def starting_point(args):
-    """(encoder, pre-training heads) of --init, or (None, {})."""
+    """(encoder, pre-training heads) of --init, of a run folder its newest checkpoint; or (None, {})."""
     if not args.init:
         return None, {}
-    from convert import read
-    from model import load_encoder
-    found = None if args.init in PRESETS else read(args.init, args.format)
-    config = found.config if found else PRESETS[args.init]
-    changes = {"frames": round(args.clip_seconds / config.hop)} if args.clip_seconds else {}
-    return load_encoder(args.init, args.format, **changes), found.heads.get("objective", {}) if found else {}
+    import engine
+    from model import load_encoder, newest_encoder
+    source = args.init
+    if source not in PRESETS and Path(source).is_dir():
+        source = newest_encoder(source)
+        source = next(iter(engine.checkpoints(source.parent)), source)
+    encoder = load_encoder(source, args.format)
+    if args.clip_seconds:
+        encoder = load_encoder(source, args.format, frames=round(args.clip_seconds / encoder.config.hop))
+    return encoder, encoder.heads.pop("objective", {})  # encoder.pt is not to hold them as they were at the start
 
 
 def encoder_config(args, train, start):

@@ -6,7 +6,12 @@ of them.
 `metric(scores (n, C), targets)` is what a choice maximises. Arrays may be memory-mapped: what grows with their number
 of rows is read in chunks.
 """
+import hashlib
+import json
+import os
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +32,22 @@ class Scored(NamedTuple):
     valid: np.ndarray  # scores (n, C), higher: likelier
     test: np.ndarray
     choice: dict  # made on validation
+    seconds: float = 0.0  # that the fit took, where `kept` measured it
+
+
+def kept(folder, key, fit):
+    """What fit() gives, a `Scored`, or what it once gave under this key, which holds all that it depends on."""
+    path = Path(folder) / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npz"
+    if path.exists():
+        with np.load(path) as found:
+            return Scored(found["valid"], found["test"], *json.loads(str(found["more"])))
+    began, scored = time.perf_counter(), fit()
+    scored = scored._replace(seconds=round(time.perf_counter() - began, 2))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.tmp.npz")
+    np.savez(temporary, valid=scored.valid, test=scored.test, more=json.dumps([scored.choice, scored.seconds]))
+    os.replace(temporary, path)
+    return scored
 
 
 # -------------------------------------------------------------------------------------------------- features, targets
@@ -299,11 +320,11 @@ class LayerHeads(nn.Module):
 
 
 def layer_weights(train, targets, valid, truth, classes, metric, layers, shape, seed=0):
-    """Weights (L,) of layers side by side in train (n, L · D), learned with a linear head; shape: mean, deviation."""
+    """Weights of L layers side by side in train (n, L · D), learned with a linear head: choice["layers"] of what it
+    returns; shape: mean, deviation."""
     kind = type("LayerHeads", (LayerHeads,), {"layers": layers})
     train, valid = Vectors(train, *shape), Vectors(valid, *shape)
-    found = train_heads(kind, train, targets, valid, truth, valid, classes, metric, rates=(1e-3, 1e-2), seed=seed)
-    return np.array(found.choice["layers"], np.float32)
+    return train_heads(kind, train, targets, valid, truth, valid, classes, metric, rates=(1e-3, 1e-2), seed=seed)
 
 
 class AttentiveHeads(nn.Module):

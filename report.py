@@ -157,7 +157,8 @@ def task_table(task, rows, differences, geometry, markdown=False):
     if shown and shown[0]["metric"] == "map":
         out += [_ranking_table(task, shown, names, markdown), ""]
     out += [f"{'- ' * markdown}{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} "
-            f"= {d['value']:.3f} {_interval(d['ci95'])}" for d in differences if d["task"] == task.name]
+            f"= {d['value']:.3f} {_interval(d['ci95'])}"
+            for d in sorted(differences, key=lambda d: order.index(d["probe"])) if d["task"] == task.name]
     some = [g for g in geometry if g["task"] == task.name and "spread" in g]
     if some:
         columns = [c for c in ("nmi", "ari", "purity", "spread", "effective_rank", "duplicates") if c in some[0]]
@@ -174,7 +175,7 @@ def _ranking_table(task, rows, names, markdown):
     columns = {key: title for key, title in columns.items() if any(key in r for r in rows)}
     return table(["probe", "encoder", *columns.values()],
                  [[PROBES.get(r["probe"], r["probe"]), short(r["encoder"], names),
-                   *(f"{r[key]:.3f}" if key in r else "–" for key in columns)] for r in rows], markdown)
+                   *(f"{r[key]:.3f}" if r.get(key) is not None else "–" for key in columns)] for r in rows], markdown)
 
 
 def summary(results, markdown=False):
@@ -216,7 +217,7 @@ def _cell(mean, of):
 
 
 def _interval(pair):
-    return f"[{pair[0]:.3f}, {pair[1]:.3f}]" if pair[0] == pair[0] else "–"  # NaN: there is one recording only
+    return "–" if None in pair else f"[{pair[0]:.3f}, {pair[1]:.3f}]"  # None: there is one recording only
 
 
 def _plain(value):

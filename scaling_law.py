@@ -223,7 +223,7 @@ def read_scores(folders):
             found.setdefault((Path(row["encoder"]).name, row["probe"], row["task"]), []).append(row)
         for key, rows in found.items():
             scores[key] = rows[0] | {"value": float(np.mean([row["value"] for row in rows])),
-                                     "ci95": np.mean([row["ci95"] for row in rows], axis=0).tolist()}
+                                     "ci95": np.array([row["ci95"] for row in rows], float).mean(0).tolist()}
     return scores
 
 

@@ -155,7 +155,8 @@ class Trial:
         self.batches = iter(LabelledLoader(
             self.train_split, config.sample_rate, len(job.labels), s.batch_size, self.seed,
             any_rate=config.rate == "any", streams=config.stream_rates, first=trainer.step * s.batch_size,
-            steps=self.steps - trainer.step, rank=procs.rank, world=procs.world, workers=job.workers, mixup=s.mixup, alpha=s.alpha, balanced=s.balanced, frames=frames))
+            steps=self.steps - trainer.step, rank=procs.rank, world=procs.world, workers=job.workers, mixup=s.mixup,
+            alpha=s.alpha, balanced=s.balanced, frames=frames))
 
     def _loop(self):
         """Train to the end, or until patience is at an end; False when a signal came."""

@@ -76,6 +76,13 @@ def make_clips(root, name, seconds, rng):
         write_list(root / "data" / beans.BEANS[name].lists.format(split), columns, rows)
 
 
+def silence(root, name, split):
+    """Take all annotations out of a list of recordings."""
+    path = root / "data" / beans.BEANS[name].lists.format(split)
+    rows = [json.loads(line) | {"annotations": []} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def make_recordings(root, name, rng):
     """One detection set and its lists: recordings of three windows, and one too short for any."""
     settings, labels = beans.BEANS[name], EVENTS[name]

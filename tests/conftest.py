@@ -1,4 +1,5 @@
 """Paths and small helpers that several test files need."""
+import json
 import sys
 from pathlib import Path
 
@@ -21,6 +22,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def one_thread():
+    """Small models gain nothing from a second thread, and lose much to it where cores are shared."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
 def parity(tmp_path):
     """parity("case") -> (path of a checkpoint file in the published layout, inputs, outputs), tensors throughout."""
     import cases
@@ -31,6 +40,14 @@ def parity(tmp_path):
         torch.save({k: torch.as_tensor(v) for k, v in state.items()}, path)
         return path, *({k: torch.as_tensor(v) for k, v in d.items()} for d in (inputs, outputs))
     return load
+
+
+@pytest.fixture(scope="session")
+def read_json():
+    """read_json(path) -> the content of a file that is JSON to the letter, without NaN or Infinity."""
+    def refuse(word):
+        raise ValueError(f"{word} is not JSON")
+    return lambda path: json.loads(Path(path).read_text(), parse_constant=refuse)
 
 
 @pytest.fixture(scope="session")

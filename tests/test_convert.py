@@ -54,10 +54,15 @@ def nested(format, state, layout=None):
         inside = {f"model.teacher.encoder.{k}": v for k, v in state.items()}
         inside["model.student.projector.0.weight"] = torch.zeros(4, 4)
         return {"pytorch-lightning_version": "2.2.1", "state_dict": inside, "hyper_parameters": _Foreign()}
+    head = {"fc_norm.weight": torch.rand(64), "fc_norm.bias": torch.rand(64), "head.weight": torch.rand(5, 64),
+            "head.bias": torch.rand(5)}
     if layout == "fine-tuned" and format == "eat":
-        head = {"fc_norm.weight": torch.rand(64), "fc_norm.bias": torch.rand(64), "head.weight": torch.rand(5, 64),
-                "head.bias": torch.rand(5)}
         return {"model": {f"model.{k}": v for k, v in (state | head).items()}, "cfg": _Foreign()}
+    if layout == "fine-tuned" and format == "audiomae":  # a norm of the pooled vector replaces that of the tokens
+        return {"model": {k: v for k, v in state.items() if not k.startswith(("norm.", "decoder_"))} | head}
+    if layout == "fine-tuned" and format == "dasheng":  # as on Hugging Face
+        head = {k.replace("fc_norm", "outputlayer.0").replace("head", "outputlayer.1"): v for k, v in head.items()}
+        return {f"encoder.{k}": v for k, v in state.items() if not k.startswith("front_end.")} | head
     if layout == "fine-tuned" and format == "animal2vec":
         inside = {f"w2v_encoder.w2v_model.{k}": v for k, v in state.items()}
         head = {"w2v_encoder.proj.weight": torch.rand(12, 64), "w2v_encoder.proj.bias": torch.rand(12)}
@@ -191,10 +196,9 @@ def test_animal2vec_equals_the_published_implementation_at_every_stage(tmp_path)
     assert far(encoder.frames(inputs["wav"]), outputs["avg"]) < 1e-4, "the wave is standardised again"
 
 
-@pytest.mark.parametrize("name, format, classes", [("eat_base_tokens", "eat", 5),
-                                                   ("animal2vec_tokens", "animal2vec", 12)])
-def test_a_published_fine_tuned_file_scores_clips_and_frames(tmp_path, name, format, classes):
-    opened(tmp_path, format, case(name, blocks=2 if format == "eat" else None)[0], "fine-tuned")
+@pytest.mark.parametrize("format, classes", [("eat", 5), ("audiomae", 5), ("dasheng", 5), ("animal2vec", 12)])
+def test_a_published_fine_tuned_file_scores_clips_and_frames(tmp_path, format, classes):
+    opened(tmp_path, format, case(TOKENS[format], blocks=None if format == "animal2vec" else 2)[0], "fine-tuned")
     model = heads.load(tmp_path / "published.pt")
     wave = 0.1 * torch.randn(2, model.encoder.config.clip_samples // 4)
     published = model.encoder.heads or convert.read(tmp_path / "published.pt").heads
@@ -202,6 +206,20 @@ def test_a_published_fine_tuned_file_scores_clips_and_frames(tmp_path, name, for
     assert model.scores(wave).shape == (2, classes)
     assert far(model.scores(wave), logits.sigmoid()) < 1e-5
     assert model.frame_scores(wave).shape[2] == classes == len(model.labels)
+
+
+@pytest.mark.parametrize("format, eps", [("audiomae", 1e-6), ("dasheng", 1e-5)])
+def test_a_fine_tuned_head_is_a_norm_and_a_linear_layer_on_the_mean_of_the_patch_tokens(tmp_path, format, eps):
+    encoder = opened(tmp_path, format, case(TOKENS[format], blocks=2)[0], "fine-tuned")
+    state = torch.load(tmp_path / "published.pt", weights_only=True)
+    norm, linear = ([v for k, v in state.get("model", state).items() if k.startswith(names)] for names in
+                    (("fc_norm.", "outputlayer.0."), ("head.", "outputlayer.1.")))
+    assert encoder.config.final_norm == (format == "dasheng"), "AudioMAE's norm of tokens is gone"
+    wave = 0.1 * torch.randn(2, encoder.config.clip_samples)
+    pooled = encoder.tokens(encoder.frontend(wave))[:, encoder.config.specials:].mean(1)
+    wanted = torch.nn.functional.linear(torch.nn.functional.layer_norm(pooled, (64,), *norm, eps), *linear)
+    assert float(encoder.heads["head"]["norm.eps"]) == eps
+    assert far(heads.load(tmp_path / "published.pt").scores(wave), wanted.sigmoid()) < 1e-5
 
 
 def test_animal2vecs_fine_tuned_head_gives_named_logits_for_each_frame(tmp_path):
@@ -392,6 +410,13 @@ def test_alibi_and_convolutional_positions_agree_for_gathered_and_masked_tokens(
     spec = encoder.frontend(0.1 * torch.randn(1, 32000))
     none = torch.zeros(1, 200, 1, dtype=torch.bool)
     assert far(encoder.tokens(spec), encoder.tokens(spec, none, visible_only=True)) < 1e-5
+
+
+def test_only_what_takes_a_presets_name_offers_one_when_a_checkpoint_is_missing(tmp_path):
+    with pytest.raises(UserError, match="no such checkpoint; give a file or a run folder$"):
+        convert.main([str(tmp_path / "nothing.pt")])
+    with pytest.raises(UserError, match="nothing.pt: no such checkpoint; give a file, a run folder or a preset's name"):
+        load_encoder(tmp_path / "nothing.pt")
 
 
 def test_the_command_takes_a_run_folder(tmp_path, capsys):

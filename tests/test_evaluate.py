@@ -1,5 +1,5 @@
 """evaluate.py as a user meets it: every probe, several encoders, detection, BEANS, what it prints and refuses."""
-import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 import beans_miniature
 import evaluate
 import heads
+import probes
 import report
 import scoring
 from cli import UserError
@@ -15,14 +16,7 @@ from model import Encoder, save_encoder
 from recipes import PRESETS
 from tasks import load_task
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Products here are so small that two threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +38,12 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def judged(tiny, cache, tmp_path, capsys):
+def judged(tiny, cache, tmp_path, capsys, read_json):
     """judged(arguments…) -> (the JSON, the printed text)."""
     def run(*arguments, data=tiny):
         evaluate.main(["--data", str(data), "--workers", "0", "--cache", cache, "--json", str(tmp_path / "r.json"),
                        *map(str, arguments)])
-        return json.loads((tmp_path / "r.json").read_text()), capsys.readouterr().out
+        return read_json(tmp_path / "r.json"), capsys.readouterr().out
     return run
 
 
@@ -65,12 +59,61 @@ def test_every_probe_runs_beside_the_baselines_and_a_second_run_gives_the_same(r
     for r in found["results"]:
         assert r["ci95"][0] <= r["value"] <= r["ci95"][1] and r["choice"] and r["chance"] == pytest.approx(1 / 12)
     assert {"nmi", "ari", "purity", "spread", "effective_rank", "duplicates"} <= found["geometry"][0].keys()
-    again, _ = judged(*arguments)
-
-    def timeless(results):
-        return [{k: v for k, v in r.items() if k != "seconds"} for r in results]
-    assert timeless(again["results"]) == timeless(found["results"])
+    assert judged(*arguments)[0] == found
     assert all(len(line) <= 118 for line in text.splitlines() if not line.startswith(("written", "ALARM")))
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Names of the fits that have been made so far."""
+    made = []
+    for name in ("knn_probe", "ridge", "logistic", "train_heads"):
+        def counted(*args, fit=getattr(probes, name), name=name, **kwargs):
+            made.append(name)
+            return fit(*args, **kwargs)
+        monkeypatch.setattr(probes, name, counted)
+    return made
+
+
+def test_a_second_run_fits_nothing_and_gives_the_same_to_the_last_digit(runs, judged, fits, tmp_path):
+    arguments = ("--knn", "--linear", "--attentive", "--layers", "weighted", "--checkpoint", runs[0], "--task",
+                 "individual", "--cache", tmp_path / "cache")
+    found, text = judged(*arguments)
+    assert set(fits) == {"knn_probe", "ridge", "logistic", "train_heads"}
+    fits.clear()
+    again, same = judged(*arguments)
+    assert fits == [] and again == found
+    assert same.split("\n\n")[1:] == text.split("\n\n")[1:], "all but the time that the pass took"
+    judged(*arguments, "--seed", 5)
+    assert fits.count("knn_probe") == 6, "other weights of layers, other neighbours"
+
+
+@pytest.mark.parametrize("changed, knn, heads", [
+    (["--k", 3], 6, 0), (["--no-standardise"], 0, 0), (["--seeds", 2], 0, 2), (["--depth", 2], 6, 2),
+    (["--seed", 5], 2, 2)])
+def test_changed_settings_or_embeddings_fit_anew_and_nothing_else_does(runs, judged, fits, cache, changed, knn, heads):
+    """kNN runs with and without standardising for three encoders, heads for the two that have tokens; a seed makes
+    another untrained encoder, which has no say in the checkpoint's kNN."""
+    arguments = "--knn", "--attentive", "--checkpoint", runs[1], "--task", "individual"
+    judged(*arguments)
+    fits.clear()
+    judged(*arguments, *changed)
+    assert (fits.count("knn_probe"), fits.count("train_heads")) == (knn, heads)
+
+
+def test_changed_labels_fit_anew(runs, judged, fits, tiny, tmp_path):
+    arguments = "--checkpoint", runs[0], "--task", "individual"
+    judged(*arguments)
+    fits.clear()
+    shutil.copytree(tiny, tmp_path / "copy")  # with the times of its files
+    judged(*arguments, data=tmp_path / "copy")
+    assert fits == [], "the same data elsewhere"
+    table = tmp_path / "copy" / "individual" / "train.csv"
+    head, *rows = [line.split(",") for line in table.read_text().splitlines()]
+    turned = [row[:2] + other[2:] for row, other in zip(rows, rows[1:] + rows[:1])]
+    table.write_text("".join(",".join(row) + "\n" for row in [head, *turned]))
+    judged(*arguments, data=tmp_path / "copy")
+    assert fits == ["knn_probe"] * 6
 
 
 def test_linear_is_what_validation_prefers_of_three(runs, judged):
@@ -80,19 +123,30 @@ def test_linear_is_what_validation_prefers_of_three(runs, judged):
     assert mine["linear"]["value"] == best["value"] and mine["linear"]["choice"]["by"] == best["probe"][7:]
 
 
-def test_encoders_stand_side_by_side_with_paired_differences(runs, judged):
-    found, text = judged("--checkpoint", *runs, "dasheng-laptop", "--task", "individual", "--markdown")
+def test_encoders_stand_side_by_side_with_paired_differences(runs, judged, tmp_path):
+    torch.manual_seed(3)
+    save_encoder(Encoder(PRESETS["dasheng-laptop"]), tmp_path / "dasheng.pt")
+    other = str(tmp_path / "dasheng.pt")
+    found, text = judged("--checkpoint", *runs, other, "--task", "individual", "--markdown")
     names = [r["encoder"] for r in found["results"] if r["probe"] == "knn"]
-    assert names == [*runs, "dasheng-laptop", "untrained ssast-laptop-patch", "untrained dasheng-laptop",
-                     "mel statistics"]
+    assert names == [*runs, other, "untrained ssast-laptop-patch", "untrained dasheng-laptop", "mel statistics"]
     pairs = {(d["a"], d["b"]): d for d in found["differences"]}
     assert (runs[0], runs[1]) in pairs and (runs[0], "untrained dasheng-laptop") not in pairs
     value = {r["encoder"]: r["value"] for r in found["results"] if r["probe"] == "knn"}
     for (a, b), d in pairs.items():
         assert d["value"] == pytest.approx(value[a] - value[b]) and d["ci95"][0] <= d["value"] <= d["ci95"][1]
-    same = pairs["dasheng-laptop", "untrained dasheng-laptop"]
-    assert same["ci95"] == [0, 0], "a preset's name is an untrained encoder"
     assert "| kNN | first |" in text and "first − second = " in text
+
+
+def test_no_encoder_stands_twice_in_a_table_or_is_compared_with_itself(runs, judged, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "copy")
+    found, text = judged("--checkpoint", "ssast-laptop-patch", runs[0], tmp_path / "copy", "--shots", 1, 5,
+                         "--draws", 2, "--task", "individual")
+    once = ["ssast-laptop-patch", runs[0], "mel statistics"]
+    assert [r["encoder"] for r in found["results"] if r["probe"] == "5-shot"] == once
+    assert [(d["a"], d["b"]) for d in found["differences"]] == 2 * [(once[0], once[1]), (once[0], once[2]),
+                                                                    (once[1], once[2])]
+    assert f"the same encoder as {runs[0]}, shown once" in text and "ssast-laptop-patch is untrained" in text
 
 
 def test_intervals_hold_the_true_accuracy_in_95_of_100_experiments():
@@ -178,6 +232,24 @@ def test_beans_is_grouped_and_published_rows_stand_apart_by_protocol(runs, judge
     assert "GPM-BT 1.23M frame" in gpm and "Perch" not in gpm and "Perch 1" in linear and "GPM" not in linear
 
 
+def test_what_a_test_split_cannot_tell_is_null_in_the_json_and_a_dash_in_tables(runs, judged, tmp_path):
+    beans_miniature.make(tmp_path)
+    beans_miniature.silence(tmp_path, "rfcx", "test")
+    found, text = judged("--knn", "--checkpoint", runs[0], "--task", "rfcx", data=tmp_path)
+    for row in found["results"]:
+        assert (row["ci95"], row["cmap"], row["auroc"]) == ([None, None], None, None), "one recording, no call in it"
+    assert all(d["ci95"] == [None, None] for d in found["differences"])
+    assert "nan" not in text.lower() and "–" in text
+
+
+def test_low_trains_on_the_low_data_list(runs, judged, tmp_path):
+    beans_miniature.make(tmp_path)
+    low, text = judged("--low", "--checkpoint", runs[0], "--task", "watkins", data=tmp_path)
+    assert "watkins: 15 clips" in text, "3 of the 12 for training, 6 for validation, 6 for the test"
+    whole, text = judged("--checkpoint", runs[0], "--task", "watkins", data=tmp_path)
+    assert "watkins: 24 clips" in text and low["results"][0]["n_test"] == whole["results"][0]["n_test"] == 6
+
+
 def test_a_fine_tuned_model_is_judged_by_its_own_head(runs, judged, tiny, tmp_path):
     task = load_task("individual", root=tiny)
     torch.manual_seed(0)
@@ -199,7 +271,6 @@ def test_a_fine_tuned_model_is_judged_by_its_own_head(runs, judged, tiny, tmp_pa
 
 
 def test_two_files_with_one_embedding_raise_an_alarm(runs, judged, tiny, tmp_path):
-    import shutil
     shutil.copytree(tiny, tmp_path / "copy")
     split = load_task("individual", root=tmp_path / "copy").splits["test"]
     first, second = split.rows.locate(0), next(

@@ -567,14 +567,6 @@ def test_the_x_ares_encoder_passes_its_checker(checkpoint, monkeypatch):
     assert encoder(torch.randn(50000)).shape == (1, *out.shape[1:])
 
 
-def test_help_answers_without_torch():
-    code = ("import sys; sys.argv = ['extract.py', '--help']; import extract\n"
-            "try: extract.main()\nexcept SystemExit: pass\n"
-            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "python extract.py --search" in done.stdout, done.stderr
-
-
 def test_the_settings_say_what_made_the_embeddings(folder, checkpoint, tmp_path):
     run(folder / "a.wav", "--checkpoint", checkpoint, "--out", tmp_path / "out")
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())

@@ -28,15 +28,7 @@ ROOT = Path(__file__).parent.parent
 LAPTOP = PRESETS["ssast-laptop-patch"]
 FAST = ["--checkpoint", "ssast-laptop-patch", "--workers", "0"]
 ONE = engine.Processes(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small models gain nothing from a second thread, and lose much to it where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**changes):
@@ -389,12 +381,15 @@ def test_detection_ends_with_windows_events_and_thresholds_and_is_not_run_twice(
     assert "chosen" in text and "chosen" not in capsys.readouterr().out
 
 
-def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp_path, capsys):
+def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp_path, capsys, read_json):
     beans_miniature.make(tmp_path)
+    beans_miniature.silence(tmp_path, "rfcx", "test")
     finetune.main([*FAST, "--data", str(tmp_path), "--task", "beans", "--protocol", "gpm-bt", "--steps", "1", "--lr",
                    "1e-3", "--batch-size", "4", "--out", str(tmp_path / "out")])
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    rows = read_json(tmp_path / "out" / "results.json")["results"]
     assert [row["task"] for row in rows] == list(tasks.BEANS)
+    silent = next(row for row in rows if row["task"] == "rfcx")
+    assert (silent["ci95"], silent["cmap"], silent["auroc"]) == ([None, None], None, None)
     means = scoring.group_means(rows)
     by = {group: np.mean([r["value"] for r in rows if r["group"] == group]) for group in scoring.WEIGHTS}
     assert means["all"][0] == pytest.approx(np.mean([r["value"] for r in rows]))
@@ -403,6 +398,15 @@ def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp
     assert heads.load(tmp_path / "out" / "bats" / "finetuned.pt").encoder.config.sample_rate == 250000
     text = capsys.readouterr().out
     assert f"{means['all'][0]:.3f}" in text and "GPM-BT 1.23M secondary" in text and "0.658" in text
+    assert "[–, –]" in text and "AUROC –" in text and " nan" not in text
+
+
+def test_low_trains_on_the_low_data_list(tmp_path, capsys):
+    beans_miniature.make(tmp_path)
+    finetune.main([*FAST, "--data", str(tmp_path), "--task", "dogs", "rfcx", "--low", "--steps", "1", "--out",
+                   str(tmp_path / "out")])
+    text = capsys.readouterr().out
+    assert "dogs: 3 train, 6 valid, 6 test clips" in text and "rfcx: 3 train, 6 valid, 3 test windows" in text
 
 
 def test_clips_with_several_labels_run_fold_by_fold(tiny, tmp_path, capsys):

@@ -112,7 +112,7 @@ def beans_average_precision(scores, truth):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_average_precision_is_beans_rule(kind):
+def test_average_precision_follows_the_rule_of_beans(kind):
     for seed in range(5):
         scores, truth = ranking(kind, seed=seed)
         wanted = [beans_average_precision(scores[:, k], truth[:, k]) for k in range(truth.shape[1])]

@@ -22,15 +22,7 @@ from tasks import load_task
 
 ROOT = Path(__file__).parent.parent
 LAPTOP = {"ssast": "ssast-laptop-patch", "atst": "atst-laptop", "animal2vec": "animal2vec-laptop"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Products here are so small that two threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def accuracy(scores, truth):
@@ -210,7 +202,8 @@ def test_the_weight_of_layers_goes_to_the_layer_that_tells_the_class():
     train, y, valid, truth, _, _ = splits()
     noise = np.random.default_rng(3)
     both = [np.concatenate([noise.standard_normal(x.shape), x], 1).astype(np.float16) for x in (train, valid)]
-    weights = probes.layer_weights(both[0], y, both[1], truth, 5, accuracy, 2, probes.standardiser(both[0]))
+    found = probes.layer_weights(both[0], y, both[1], truth, 5, accuracy, 2, probes.standardiser(both[0]))
+    weights = np.array(found.choice["layers"])
     assert weights.sum() == pytest.approx(1, abs=1e-5) and weights[1] > 0.7
 
 

@@ -299,14 +299,19 @@ def test_secondary_pre_training_starts_lower_than_from_scratch(tmp_path, name):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if hasattr(learned, "teacher"):
+            learned.follow(0.5)
     run = tmp_path / "run"
     run.mkdir()
-    save_encoder(learned.encoder, run / "encoder.pt")
+    save_encoder(learned.exported, run / "encoder.pt")
     (run / "config.json").write_text(json.dumps({"encoder": learned.encoder.config.to_dict()}))
     torch.save({"version": 1, "objective": learned.state_dict(), "optimizer": {}}, run / "checkpoint-00000010.pt")
     view = ["--view-seconds", str(learned.view_seconds)] if "atst" in name else []
-    args = pretrain.parse_args(["--recipe", name, "--init", str(run / "checkpoint-00000010.pt"), *view])
+    args = pretrain.parse_args(["--recipe", name, "--init", str(run), *view])
     encoder, heads = pretrain.starting_point(args)
+    assert not [k for k in heads if k not in learned.state_dict()] and not encoder.heads
+    for opened in (encoder, load_encoder(run / "checkpoint-00000010.pt"), load_encoder(run)):
+        assert all(torch.equal(v, learned.exported.state_dict()[k]) for k, v in opened.state_dict().items())
     secondary = pretrain.build(args, encoder.config, encoder, heads).train()
     scratch = pretrain.build(args, encoder.config, None, {}).train()
     with torch.no_grad():

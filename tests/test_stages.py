@@ -1,5 +1,7 @@
 """The command lines as a user meets them: what they print, what they write, and how they refuse."""
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +12,15 @@ import soundfile
 import torch
 
 import bench
+import cli
 import evaluate
 import pretrain
 from cli import UserError
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--batch-size", "4", "--steps", "2", "--warmup", "1", "--valid", "4", "--workers", "0"]
-STAGES = ("pretrain.py", "finetune.py", "evaluate.py", "extract.py", "plot_tsne.py", "bench.py", "data.py")
+STAGES = ("pretrain.py", "finetune.py", "evaluate.py", "extract.py", "plot_tsne.py", "bench.py", "data.py",
+          "convert.py")
 
 
 def command(script, *arguments, cwd=ROOT):
@@ -51,6 +55,35 @@ def test_help_needs_no_torch(stage):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "python " + stage in done.stdout, "an example"
+
+
+def test_pytest_m_gpu_collects_every_test_that_is_marked_for_a_gpu():
+    marked = {(path.name, name) for path in (ROOT / "tests").glob("test_*.py") for name in
+              re.findall(r"^@pytest\.mark\.gpu\n(?:@.*\n)*def (\w+)", path.read_text(), re.MULTILINE)}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "--no-header",
+                           *sorted({f"tests/{name}" for name, _ in marked})], cwd=ROOT, capture_output=True, text=True)
+    found = {tuple(line.split("[")[0].split("/")[-1].split("::")) for line in done.stdout.splitlines() if "::" in line}
+    assert marked and found == marked, done.stdout
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_says_what_it_does_and_what_it_is_when_not_given(stage, monkeypatch):
+    parsers = []
+
+    def stop(parser, argv=None):
+        parsers.append(parser)
+        raise SystemExit
+    monkeypatch.setattr(cli.Parser, "parse_args", stop)
+    with pytest.raises(SystemExit):
+        importlib.import_module(stage[:-3]).parse_args([])
+    for action in parsers[0]._actions:
+        if action.dest == "command":  # of data.py
+            parsers += action.choices.values()
+    for parser in parsers:
+        for action in parser._actions:
+            assert action.help or action.dest == "command", f"{action.option_strings} has no help"
+            if type(action.default) in (int, float, str) and action.dest != "help":
+                assert f"default: {action.default}" in parser._get_formatter()._expand_help(action)
 
 
 def test_a_run_leaves_what_others_need(run):
@@ -92,14 +125,15 @@ def test_every_augmentation_trains_and_leaves_the_held_out_clips_alone(run, tiny
     assert valid[0] == valid[1] and train[0] != train[1]
 
 
-def test_training_may_continue_from_another_encoder(run, tiny, tmp_path):
-    """Secondary pre-training: one step at rate 0 in effect leaves the encoder that --init named."""
+def test_training_may_continue_from_another_run_and_its_heads(run, tiny, tmp_path):
+    """Secondary pre-training: one step at rate 0 in effect leaves what --init named as it was."""
     out = tmp_path / "second"
     pretrain.main(["--data", str(tiny / "pretrain.csv"), "--init", str(run), "--out", str(out), *FAST, "--steps", "1",
                    "--lr", "1e-12", "--weight-decay", "0"])
     a, b = (torch.load(p / "encoder.pt") for p in (run, out))
-    assert a["config"] == b["config"]
-    assert all(torch.allclose(a["model"][k], b["model"][k], atol=1e-9) for k in a["model"])
+    assert a["config"] == b["config"] and a.keys() == b.keys()
+    a, b = (torch.load(max(p.glob("checkpoint-*.pt")))["objective"] for p in (run, out))
+    assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-9) for k in a)
 
 
 def test_a_published_file_with_its_heads_starts_where_it_ended(parity, tiny, tmp_path):
@@ -172,7 +206,7 @@ def test_a_mistake_ends_the_program_with_code_2_and_no_traceback(tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (["--checkpoint", "nothing.pt"], "no such checkpoint"), (["--task", "nowhere"], "nowhere"),
     (["--k", "0"], "at least 1"), (["--depth", "9"], "this encoder has 4 blocks")])
-def test_evaluate_refuses_as_clearly(run, tiny, arguments, message):
+def test_a_mistake_with_evaluate_is_refused_in_words_that_name_it(run, tiny, arguments, message):
     with pytest.raises(UserError, match=message):
         evaluate.main(["--checkpoint", str(run), "--data", str(tiny), "--task", "species", "--workers", "0",
                        *arguments])

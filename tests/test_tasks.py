@@ -89,18 +89,14 @@ def test_unknown_labels_follow_each_sets_rule(beans, tmp_path):
     birds = load_task("enabirds", beans).splits["test"]
     assert [event.label for event in birds.events] == ["AMCR", "OTHR", "OTHR"]  # XXXX
     assert [e.label for e in load_task("hainan-gibbons", beans).splits["test"].events] == ["1", "2", "1"]  # 1.0, 2, 9
-    (tmp_path / "dcase").mkdir()
-    (tmp_path / "dcase" / "wav").symlink_to(beans / "data" / "dcase" / "wav")
-    for split in SPLITS:
-        text = (beans / "data" / "dcase" / f"{split}.jsonl").read_text()
-        (tmp_path / "dcase" / f"{split}.jsonl").write_text(text.replace('"WTSP"', '"AGGM"'))
-    assert "unknown label 'AGGM'" in fails(load_task, "dcase", tmp_path)
-    (tmp_path / "dogs").mkdir()
-    (tmp_path / "dogs" / "wav").symlink_to(beans / "data" / "dogs" / "wav")
-    for split in SPLITS:
-        text = (beans / "data" / "dogs" / f"annotations.{split}.csv").read_text()
-        (tmp_path / "dogs" / f"annotations.{split}.csv").write_text(text.replace("Luke", "Lucky"))
-    assert "unknown label 'Lucky'" in fails(load_task, "dogs", tmp_path)
+    for name, lists, old, new in (("dcase", "{}.jsonl", "WTSP", "AGGM"),
+                                  ("dogs", "annotations.{}.csv", "Luke", "Lucky")):
+        source, copy = beans / "data" / name, tmp_path / name
+        copy.mkdir()
+        (copy / "wav").symlink_to(source / "wav")
+        for split in SPLITS:
+            (copy / lists.format(split)).write_text((source / lists.format(split)).read_text().replace(old, new))
+        assert f"unknown label {new!r}" in fails(load_task, name, tmp_path)
 
 
 def test_recordings_are_known_where_file_names_tell(beans):
