@@ -44,8 +44,8 @@ class LabelledLoader(data.Loader):
     frames float32 [b, T', C] if asked for, and bad.
     """
 
-    def __init__(self, split, rate, n_classes, batch_size, seed, *, any_rate=False, streams=(), first=0, steps=None, rank=0, world=1, workers=0,
-                 mixup=0.0, alpha=10.0, balanced=False, frames=None):
+    def __init__(self, split, rate, n_classes, batch_size, seed, *, any_rate=False, streams=(), first=0,
+                 steps=None, rank=0, world=1, workers=0, mixup=0.0, alpha=10.0, balanced=False, frames=None):
         super().__init__(split.rows, Reader(split, rate, any_rate, streams), batch_size, seed, first, steps, rank,
                          world, workers, False)
         self.targets = np.asarray(split.targets)

@@ -10,6 +10,8 @@ import sys
 from math import isfinite
 from pathlib import Path
 
+DEMO = "data/demo"  # the synthetic corpus that every stage falls back on
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what, where, remedy."""

@@ -79,7 +79,7 @@ def in_order(batch, function):
 
 @torch.inference_mode()
 def vectors(models, split, device="cpu", batch_size=32, workers=0, call=torch.nn.Module.__call__):
-    """One pass over a split's clips for several models that hear alike: call(model, wave (B, S), lengths (B,)) -> (B, D).
+    """One pass over a split's clips for models that hear alike: call(model, wave (B, S), lengths (B,)) -> (B, D).
 
     Returns a list of float32 arrays (n, D), one a model; the audio is read and resampled once for all.
     """

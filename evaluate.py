@@ -16,9 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cli
-from cli import UserError
-
-DEMO = "data/demo"
+from cli import DEMO, UserError
 
 
 def parse_args(argv=None):
@@ -92,7 +90,7 @@ def main(argv=None):
     tasks = [load_task(name, root=args.data, low=args.low)
              for name in task_names(args.task or ("species", "individual"), args.data)]
     if args.fit:
-        tasks = [fitted_on(task, load_task(args.fit, root=args.data)) for task in tasks]
+        tasks = [refitted(task, load_task(args.fit, root=args.data)) for task in tasks]
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and device.type == "cpu":
         raise UserError("--device cuda: no GPU found; use --device cpu")
@@ -114,7 +112,7 @@ def main(argv=None):
     print(f"\nwritten to {path}")
 
 
-def fitted_on(task, other):
+def refitted(task, other):
     """A task with the training and validation clips of another one: the same sounds recorded in another way."""
     if task.labels != other.labels or task.kind != other.kind:
         raise UserError(f"--fit {other.name}: its labels are not those of {task.name}")

@@ -17,9 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cli
-from cli import UserError
-
-DEMO = "data/demo"
+from cli import DEMO, UserError
 
 
 def batch_size(text):

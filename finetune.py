@@ -15,10 +15,8 @@ import json
 from pathlib import Path
 
 import cli
-from cli import UserError
+from cli import DEMO, UserError
 from protocols import PROTOCOLS, RECIPES, overrides, settings_for
-
-DEMO = "data/demo"
 
 
 def parse_args(argv=None):
@@ -48,23 +46,7 @@ def parse_args(argv=None):
     g.add_argument("--rate", choices=("model", "native"), help="resample to the encoder's rate, or let its mel grid "
                    "follow the data set's, as GPM-BT does")
 
-    g = p.add_argument_group("model and loss")
-    g.add_argument("--trainable", default="all", help="all, head, or a number: that many last blocks and the head")
-    g.add_argument("--pool", choices=("mean", "cls", "both"), help="patch tokens, special tokens, or both")
-    g.add_argument("--head", choices=("linear", "frames", "query"), help="frames: scores of token columns too "
-                   "(default: detection). query: scores at any times, for onsets finer than a column")
-    g.add_argument("--resolution", type=cli.positive, metavar="S", help="query: seconds from one score to the next "
-                   "(default: 0.01; extract.py can ask at others)")
-    g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other, focal "
-                   "with --head query")
-    g.add_argument("--patch-stride", type=cli.positive_int, help="overlap (GPM-BT: 10 of 16 frames, or 1 of 2)")
-    g.add_argument("--optimizer", choices=("adamw", "adam", "sgd"), help="sgd: with momentum 0.9")
-    g.add_argument("--batch-size", type=cli.positive_int, help="clips a step, over all processes")
-    g.add_argument("--weight-decay", type=float, help="of weight matrices")
-    g.add_argument("--layer-decay", type=cli.share, help="rate of a block as a share of that of the next")
-    g.add_argument("--drop-path", type=cli.share, help="share of clips that skip the last block")
-    g.add_argument("--warmup", type=cli.share, help="share of the steps")
-
+    _add_model(p.add_argument_group("model and loss"))
     _add_augmentation(p.add_argument_group("augmentation of the training split"))
 
     g = p.add_argument_group("run")
@@ -84,6 +66,24 @@ def parse_args(argv=None):
     if args.trainable not in ("all", "head") and not args.trainable.isdigit():
         raise UserError(f"--trainable {args.trainable}: give all, head, or a number of blocks")
     return args
+
+
+def _add_model(g):
+    g.add_argument("--trainable", default="all", help="all, head, or a number: that many last blocks and the head")
+    g.add_argument("--pool", choices=("mean", "cls", "both"), help="patch tokens, special tokens, or both")
+    g.add_argument("--head", choices=("linear", "frames", "query"), help="frames: scores of token columns too "
+                   "(default: detection). query: scores at any times, for onsets finer than a column")
+    g.add_argument("--resolution", type=cli.positive, metavar="S", help="query: seconds from one score to the next "
+                   "(default: 0.01; extract.py can ask at others)")
+    g.add_argument("--loss", choices=("ce", "bce", "focal"), help="default: ce where classes exclude each other, focal "
+                   "with --head query")
+    g.add_argument("--patch-stride", type=cli.positive_int, help="overlap (GPM-BT: 10 of 16 frames, or 1 of 2)")
+    g.add_argument("--optimizer", choices=("adamw", "adam", "sgd"), help="sgd: with momentum 0.9")
+    g.add_argument("--batch-size", type=cli.positive_int, help="clips a step, over all processes")
+    g.add_argument("--weight-decay", type=float, help="of weight matrices")
+    g.add_argument("--layer-decay", type=cli.share, help="rate of a block as a share of that of the next")
+    g.add_argument("--drop-path", type=cli.share, help="share of clips that skip the last block")
+    g.add_argument("--warmup", type=cli.share, help="share of the steps")
 
 
 def _add_augmentation(g):

@@ -131,7 +131,8 @@ class FineTuned(nn.Module):
         windows, extent, clip, place = self.encoder.cut(wave, lengths, c.chunk_samples)
         clip, place = clip.to(wave.device), place.to(wave.device)
         seeds = None if seeds is None else seeds[clip] ^ place
-        vectors, tokens, columns = self._features(windows, extent, seeds, masks, patch_drop)
+        encoder = self.encoder.for_windows(clip, place)
+        vectors, tokens, columns = self._features(encoder, windows, extent, seeds, masks, patch_drop)
         weight = columns.to(vectors.dtype)[:, None]
         pooled = vectors.new_zeros(len(wave), vectors.shape[1]).index_add_(0, clip, vectors * weight)
         pooled = pooled / weight.new_zeros(len(wave), 1).index_add_(0, clip, weight)
@@ -153,7 +154,8 @@ class FineTuned(nn.Module):
         total, token_times = self.frame_counts(wave, lengths), self._token_times(keep.shape[1], tokens.shape[1])
         at = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1) if at is None else at
         times = (at + 0.5) * self.resolution
-        return logits, self.frame_head(joined(self._all_rows(tokens)), token_times.to(wave.device), times, keep).float(), total
+        tokens, token_times = joined(self._all_rows(tokens)), token_times.to(wave.device)
+        return logits, self.frame_head(tokens, token_times, times, keep).float(), total
 
     def _all_rows(self, tokens):
         """Tokens (M, T', F', D) with zeros for rows that this sample rate lacks and for streams that are missing."""
@@ -166,11 +168,10 @@ class FineTuned(nn.Module):
         c, k = self.encoder.config, torch.arange(count)
         return k // columns * (c.chunk_samples / c.sample_rate) + (k % columns * c.stride[1] + c.patch[1] / 2) * c.hop
 
-    def _features(self, wave, lengths, seeds, masks, patch_drop):
-        """One window: clip vectors (M, W), tokens (M, T', F', D), 0 beyond the end and NaN where a stream is missing, or
-        None when patches are dropped, valid columns (M,)."""
-        e, c = self.encoder, self.encoder.config
-        spec = e.frontend(wave, lengths)
+    def _features(self, e, wave, lengths, seeds, masks, patch_drop):
+        """One window: clip vectors (M, W), tokens (M, T', F', D), 0 beyond the end and NaN where a stream is missing,
+        or None when patches are dropped, valid columns (M,)."""
+        c, spec = e.config, e.frontend(wave, lengths)
         valid = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
         if seeds is not None and masks:
             frames = valid if c.frontend == "wave" else c.n_frames(valid)

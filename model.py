@@ -242,8 +242,8 @@ class Encoder(nn.Module):
     def frontend(self, wave, lengths=None):
         """wave (B, S) float in [-1, 1], lengths (B,) valid samples -> normalised spec (B, F, T), float32.
 
-        kaldi, octave: the mean of the valid samples is subtracted; mel-db: decibels above each clip's own floor; wave: valid
-        samples brought to mean 0 and variance 1, (B, 1, S). With pad "masked" what lies beyond a clip's valid length
+        kaldi, octave: the mean of the valid samples is subtracted; mel-db: decibels above each clip's own floor; wave:
+        valid samples brought to mean 0 and variance 1, (B, 1, S). With pad "masked" what lies beyond a clip's valid length
         is 0 (the mean after normalisation) and nothing downstream looks at it. With "published" the log-mel of kaldi
         is padded with zeros to the training length before normalisation and attended, as the published code does;
         mel-db and wave mask padding there too, and only drop the last frames that fill no patch.
@@ -531,16 +531,16 @@ class Encoder(nn.Module):
         """Patch tokens (B, T', F', D) -> their means over the rows of each column (B, T', D)."""
         return tokens.nanmean(2).nan_to_num() if self.config.streams else tokens.mean(2)
 
-    def cut_streams(self, clip, place):
-        """What was recorded together with windows, as `cut` makes them: {name: (M, channels, n)}."""
-        out = {}
+    def for_windows(self, clip, place):
+        """This encoder with what was recorded together with windows, as `cut` makes them, instead of whole clips."""
+        streams = {}
         for name, n, *_ in self.config.streams:
             if name in self.streams:
-                x, size = self.streams[name], n * self.config.columns(self.config.chunk_frames)
-                windows = int(place.max()) + 1
-                x = F.pad(x, (0, max(0, windows * size - x.shape[2])), value=float("nan"))[..., :windows * size]
-                out[name] = x.unflatten(2, (windows, size)).movedim(2, 1)[clip, place]
-        return out
+                count, size = int(place.max()) + 1, n * self.config.columns(self.config.chunk_frames)
+                x = self.streams[name]
+                x = F.pad(x, (0, max(0, count * size - x.shape[2])), value=float("nan"))
+                streams[name] = x[..., :count * size].unflatten(2, (count, size)).movedim(2, 1)[clip, place]
+        return self.at(self.config.sample_rate, streams) if streams else self
 
     def pieces(self, wave, lengths, depth):
         """(windows' features (M, K + N, D), valid columns (M,), clip (M,), place (M,)) of waves of any length.
@@ -554,8 +554,7 @@ class Encoder(nn.Module):
             spec, extent, clip, place = self.cut(spec, self._extent(lengths), c.chunk_frames)
         else:
             windows, lengths, clip, place = self.cut(wave, lengths, c.chunk_samples)
-            own = self.at(c.sample_rate, self.cut_streams(clip, place)) if self.streams else self
-            spec, extent = own.frontend(windows, lengths), self._extent(lengths)
+            spec, extent = self.for_windows(clip, place).frontend(windows, lengths), self._extent(lengths)
         x = self._patch_tokens(spec, extent)
         x, outputs = self._run(*self._embedded(x, None, extent, False), depth, collect=c.features == "ffn")
         if outputs:

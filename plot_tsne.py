@@ -12,9 +12,8 @@ as CSV, its caption and settings as JSON.
 from pathlib import Path
 
 import cli
-from cli import UserError
+from cli import DEMO, UserError
 
-DEMO = "data/demo"
 NEIGHBOURS = 10  # of the kNN purity, as in evaluate.py
 
 

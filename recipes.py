@@ -21,7 +21,7 @@ class EncoderConfig:
     # sound and front end
     sample_rate: int = 16000  # Hz; audio at another rate is resampled to it
     rate: str = "fixed"  # or "any": recordings are heard at their own rate (see Encoder.at), only above sample_rate not
-    # kaldi: log-mel as Kaldi's. mel-db: decibels, centred frames. octave: log power, a band a semitone. wave: convolutions
+    # kaldi: log-mel as Kaldi's. mel-db: decibels, centred frames. octave: a band a semitone. wave: convolutions
     frontend: str = "kaldi"
     window: float = 0.025  # s
     hop: float = 0.010  # s
@@ -40,7 +40,7 @@ class EncoderConfig:
     # tokens
     frames: int = 1024  # training length
     chunk: int = 0  # frames of the windows that longer input is cut into; 0 is the training length
-    chunk_mean: str = "valid"  # windows count by what they hold, or ("uncut") as in ATST-Clip's code (see Encoder.embed)
+    chunk_mean: str = "valid"  # windows count by what they hold, or ("uncut") as in ATST-Clip's code (Encoder.embed)
     patch: tuple = (16, 16)  # (mel bands, frames)
     stride: tuple = (16, 16)
     specials: int = 2  # special tokens before the patch tokens
@@ -170,8 +170,8 @@ class EncoderConfig:
     def n_frames(self, samples):
         """Frames of `samples` (an int or an integer tensor), at least one.
 
-        kaldi, octave: whole windows. mel-db: a frame every hop, centred on it; a clip of a whole number of hops has one more
-        at its very end, which only pad "published" keeps. wave: what the convolutions give.
+        kaldi, octave: whole windows. mel-db: a frame every hop, centred on it; a clip of a whole number of hops has one
+        more at its very end, which only pad "published" keeps. wave: what the convolutions give.
         """
         if self.frontend == "wave":
             frames = self.conv_lengths(samples)[-1]
@@ -374,6 +374,8 @@ SETTINGS = {
     "Animal2Vec": ("masking", "hidden", "span", "clones", "noise", "mix", "decoder_dim", "decoder_depth", "ema",
                    "ema_steps"),
 }
+
+OBJECTIVES = tuple(dict.fromkeys(key for keys in SETTINGS.values() for key in keys))  # the settings of all objectives
 
 # What each recipe trains with, at two scales. "paper" holds the published values (of the paper and its code); "laptop"
 # what learns fast on a few CPU cores and small data. Every value is also a flag of pretrain.py. "differs" names what

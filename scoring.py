@@ -48,8 +48,8 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
     does its share, all have the result."""
     model.eval()
     config = model.encoder.config
-    loader = InOrder(split, config.sample_rate, BATCH, any_rate=config.rate == "any", streams=config.stream_rates, rank=procs.rank,
-                     world=procs.world, workers=workers)
+    loader = InOrder(split, config.sample_rate, BATCH, any_rate=config.rate == "any", streams=config.stream_rates,
+                     rank=procs.rank, world=procs.world, workers=workers)
     rows, clip, frame = [], [], []
     for batch in data.parts(loader):
         wave, lengths = batch["wave"].to(procs.device), batch["lengths"]

@@ -231,8 +231,9 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
     """Windows of all recordings, in order -> wave float32 (B, S), lengths int64 (B,), places [(Stretch, n)] of B.
 
     A batch holds `batch_size` windows, of several recordings where they are short, all of one sample rate; S is its
-    longest window. What can't be read goes to `bad` {index of the recording: reason}, even if windows of it came before. skip(k):
-    recordings that are left out. What comes out does not depend on `workers`, the processes that decode meanwhile.
+    longest window. What can't be read goes to `bad` {index of the recording: reason}, even if windows of it came
+    before. skip(k): recordings that are left out. What comes out does not depend on `workers`, the processes that
+    decode meanwhile.
     """
     bad, several = {} if bad is None else bad, {}
     if workers:
@@ -289,8 +290,9 @@ class Run:
         self.bad, self.done, self.seconds = {}, 0, 0.0  # {recording: why it can't be read}; how much was read
 
     def __call__(self, function, skip=lambda k: False):
-        """function (model, wave (B, S), lengths (B,) or None) -> (B, …) tensor, over all windows: yields (stretch, number
-        of the window, array (…)). The model is given as it is at their sample rate. Of a recording that turns out to be broken only the first windows may come."""
+        """function (model as it is at their sample rate, wave (B, S), lengths (B,) or None) -> (B, …) tensor, over all
+        windows: yields (stretch, number of the window, array (…)). Of a recording that turns out to be broken only the
+        first windows may come."""
         read = batches(self.recordings, self.cut, self.batch_size, self.workers, self.bad, skip)
         with tqdm(desc="windows", leave=False, disable=None) as bar:
             for wave, lengths, places in read:

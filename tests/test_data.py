@@ -1,9 +1,6 @@
 """The order of loading, broken recordings, tasks, active crops, augmentation, the command line."""
 import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import convert
+import prepare
 import pretrain
 import views
 from cli import UserError
@@ -308,12 +309,12 @@ def test_secondary_pre_training_starts_lower_than_from_scratch(tmp_path, name):
     torch.save({"version": 1, "objective": learned.state_dict(), "optimizer": {}}, run / "checkpoint-00000010.pt")
     view = ["--view-seconds", str(learned.view_seconds)] if "atst" in name else []
     args = pretrain.parse_args(["--recipe", name, "--init", str(run), *view])
-    encoder, heads = pretrain.starting_point(args)
+    encoder, heads = prepare.starting_point(args)
     assert not [k for k in heads if k not in learned.state_dict()] and not encoder.heads
     for opened in (encoder, load_encoder(run / "checkpoint-00000010.pt"), load_encoder(run)):
         assert all(torch.equal(v, learned.exported.state_dict()[k]) for k, v in opened.state_dict().items())
-    secondary = pretrain.build(args, encoder.config, encoder, heads).train()
-    scratch = pretrain.build(args, encoder.config, None, {}).train()
+    secondary = prepare.build(args, encoder.config, encoder, heads).train()
+    scratch = prepare.build(args, encoder.config, None, {}).train()
     with torch.no_grad():
         assert secondary(wave, seeds=seeds)[0] < scratch(wave, seeds=seeds)[0]
 
