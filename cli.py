@@ -4,6 +4,7 @@ A user's error is one line that says what is wrong, where, and the remedy; it en
 Raise `UserError` anywhere; `run(main)` at the bottom of a script prints it. Programmer errors keep their traceback.
 """
 import argparse
+import csv
 import os
 import signal
 import sys
@@ -97,6 +98,14 @@ def write_text(path, text):
     """Write a small text file so that a reader sees the old content or the new, never half."""
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # as paths of any bytes are read
+    os.replace(temporary, path)
+
+
+def write_table(path, header, rows):
+    """A CSV, whole or not at all."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
     os.replace(temporary, path)
 
 

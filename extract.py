@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cli
-from cli import DEMO, UserError
+from cli import DEMO, UserError, write_table
 
 
 def batch_size(text):
@@ -250,7 +250,6 @@ def search(args, run, settings):
 
 def predict(args, run):
     """The best labels of recordings: a table for one, a CSV for several or for windows."""
-    from corpus import write_table
     from windows import pooled
     windows, labels = run(type(run.model).scores), run.model.labels
     if args.window is not None:

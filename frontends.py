@@ -284,3 +284,18 @@ class SincFilters(nn.Module):
 
 def _mel(hertz):
     return float(2595 * torch.log10(torch.tensor(1 + hertz / 700, device="cpu")))
+
+
+# ------------------------------------------------------------------------------------------------- background
+
+def foreground(spec, margin, beyond=None):
+    """What rises above the steady background: log-mel spec (B, F, T) -> max(0, spec - median over time - margin).
+
+    A band's median over the clip is its background: wind, hum, insects, and the empty bands above a low sampling rate.
+    beyond (B, 1, T) bool: frames of padding, which do not count.
+    """
+    if beyond is None:
+        median = spec.median(2, keepdim=True).values
+    else:
+        median = spec.masked_fill(beyond, float("nan")).nanmedian(2, keepdim=True).values
+    return (spec - median - margin).clamp(min=0)

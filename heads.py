@@ -14,7 +14,8 @@ import convert
 from augment import drop_patches, mask_spectrogram
 from cli import UserError
 from masking import uniform
-from model import VERSION, Encoder, Mlp, load_exactly, write_atomically
+from model import VERSION, Encoder, load_exactly, write_atomically
+from transformer import Mlp
 
 _QUERIES = 51  # stream of a clip's seed; augment.py has 41 to 46
 

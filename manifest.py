@@ -278,7 +278,7 @@ def _open_folder(folder, segment):
     if any(folder.glob("*.tar")):
         import shards
         return _from_bytes(**shards.rows(folder), bases=(str(folder),), origin=str(folder))
-    from corpus import scan
+    from scan import scan
     rows, bad = scan([folder], segment)
     if bad:
         warn(f"{len(bad)} of the files under {folder} can't be used, for example {bad[0][0]}: {bad[0][1]}")

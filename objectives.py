@@ -21,8 +21,8 @@ from torch import nn
 import views
 from masking import (block_mask, frame_mask, group_mask, hash64, patch_mask, patch_mask_upstream, span_mask,
                      structured_mask, uniform)
-from model import Block, physical_positions
 from recipes import SETTINGS
+from transformer import Block, physical_positions
 
 MASKS = {"patch": patch_mask, "frame": frame_mask, "upstream": patch_mask_upstream, "block": block_mask,
          "group": group_mask, "span": span_mask, "structured": structured_mask}

@@ -364,7 +364,7 @@ def _open_audioset(path):
     anywhere below the list's folder by the YTID's 11 characters, perhaps after a Y, with which their names begin. Many
     videos are gone, so clips that are missing are counted, no error. class_labels_indices.csv beside the list
     names the classes."""
-    from corpus import find
+    from scan import find
     files = {}
     for file in find(path.parent):
         stem = os.path.basename(file)
@@ -455,7 +455,7 @@ def _recordings_in(folder):
 
     A table belongs to the recording that it names, else to the one whose name without suffix begins its own.
     """
-    from corpus import find
+    from scan import find
     events = {os.path.relpath(path, folder.parent): [] for path in find(folder)}
     named = {}  # file names and stems -> paths
     for path in events:

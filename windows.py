@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import audio
-from cli import UserError
-from corpus import find, write_table
+from cli import UserError, write_table
 from manifest import build, open_manifest, warn
 from model import at_rate
+from scan import find
 
 _PIECE = 1 << 20  # samples, at the recording's rate, that are decoded and resampled at a time
 _UNIT = 1 << 20  # samples of the windows that a reader hands over at a time: 4 MB

@@ -13,6 +13,7 @@ from test_audio import noise
 import corpus
 import data
 import manifest
+import scan
 from cli import UserError
 
 
@@ -55,9 +56,9 @@ def test_a_folder_is_searched_deeply_in_either_case_and_long_recordings_are_cut(
 
 
 def test_a_tail_is_kept_if_it_is_long_enough():
-    assert corpus.segments(25_000, 1000, 10) == [(0, 10_000), (10_000, 10_000), (20_000, 5000)]
-    assert corpus.segments(20_900, 1000, 10) == [(0, 10_000), (10_000, 10_000)]
-    assert corpus.segments(300, 1000, 10) == [(0, 300)] and corpus.segments(99_000, 1000, 0) == [(0, 99_000)]
+    assert scan.segments(25_000, 1000, 10) == [(0, 10_000), (10_000, 10_000), (20_000, 5000)]
+    assert scan.segments(20_900, 1000, 10) == [(0, 10_000), (10_000, 10_000)]
+    assert scan.segments(300, 1000, 10) == [(0, 300)] and scan.segments(99_000, 1000, 0) == [(0, 99_000)]
 
 
 def test_every_manifest_format_names_the_same_rows(tmp_path):

@@ -11,7 +11,6 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-import embeddings
 import probes
 import scoring
 from cli import UserError
