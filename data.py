@@ -13,7 +13,7 @@ import json
 import os
 import warnings
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log2
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from manifest import Manifest, holdout, mix, open_manifest, permutation, subset,
 from tasks import Task, load_task, task_names  # noqa: F401
 
 # Which number of a sample's stream is for what; masks and augmentation on the device have streams of their own.
-_CROP, _PARTNER, _PARTNER_CROP, _DROP = 101, 102, 103, 104
+_CROP, _PARTNER, _PARTNER_CROP, _DROP, _RATE = 101, 102, 103, 104, 105
 _GIVE_UP = 100  # unreadable rows in a row after which something else must be wrong
 
 
@@ -77,6 +77,7 @@ class Cropper:
 
     any_rate: at the recording's own rate, if that is lower.
     crop: "random" (anywhere), "start", or "active" (of `candidates` places the one with the most call-like activity).
+    lower: share of clips that with any_rate are taken at half their rate, or a quarter …, down to 8 kHz.
     streams: (name, channels, rate in Hz) of what is taken along; stream_drop: how often each is left out.
     """
     sample_rate: int
@@ -85,6 +86,7 @@ class Cropper:
     candidates: int = 4
     min_seconds: float = 0.05
     any_rate: bool = False
+    lower: float = 0.0
     streams: tuple = ()
     stream_drop: float = 0.0
 
@@ -115,7 +117,10 @@ class Cropper:
             else:
                 start = int(unit(seed, stream, 0) * (room + 1)) if self.crop == "random" else 0
                 wave = clip.read(start, need)
-            rate = rate or (min(clip.rate, self.sample_rate) if self.any_rate else self.sample_rate)
+            if rate is None:
+                rate = min(clip.rate, self.sample_rate) if self.any_rate else self.sample_rate
+                if unit(seed, _RATE, 0) < self.lower and (halvings := int(log2(max(1, rate / 8000)))):
+                    rate //= 2 ** (1 + int(halvings * unit(seed, _RATE, 1)))
             out = {"wave": audio.resample(wave, clip.rate, rate)[:self.samples(rate)], "rate": rate}
             if self.streams:
                 seconds = min(self.clip_seconds, len(out["wave"]) / rate)
@@ -221,8 +226,8 @@ class Loader:
 
 
 def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, steps=None, rank=0, world=1, workers=0,
-           crop="random", candidates=4, min_seconds=0.05, partner=False, any_rate=False, streams=(),
-           stream_drop=0.0):
+           crop="random", candidates=4, min_seconds=0.05, partner=False, any_rate=False, lower=0.0,
+           streams=(), stream_drop=0.0):
     """Batches of clips, the same whatever the number of workers and processes and wherever one starts.
 
     batch_size: clips of all processes together; sample k of the run is row permutation(seed, epoch)[k mod n] of epoch
@@ -231,11 +236,12 @@ def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, st
     seed int64 [b] (a hash of (seed, epoch, row), for masks and augmentation), bad (list of {path, start, reason},
     rows that were replaced by the next good one), and with `partner` partner [b, S] and partner_lengths [b]: another
     clip. With any_rate clips keep their own rate, if it is lower: {"parts", "bad"}, with a batch and its "rate" for
-    each, lower rates first; they are the same clips in the same steps, only cut in another way. With `streams`, each
+    each, lower rates first; they are the same clips in the same steps, only cut in another way; `lower` is the share
+    of them that is heard at a lower rate still. With `streams`, each
     (name, channels, rate in Hz), there is streams {name: float32 [b, channels, n]} of the same stretch, value k at
     k / rate seconds of the wave, NaN where there is nothing.
     """
-    cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds, any_rate, tuple(streams), stream_drop)
+    cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds, any_rate, lower, tuple(streams), stream_drop)
     return Loader(manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner)
 
 

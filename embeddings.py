@@ -25,7 +25,7 @@ from frontends import KaldiFbank
 from model import at_rate, fingerprint
 from recipes import EncoderConfig
 
-VERSION = 1  # of the cache's files; part of their key
+VERSION = 2  # of the cache's files; part of their key
 
 
 # ------------------------------------------------------------------------------------------------------ the pass
@@ -129,10 +129,10 @@ def describe(encoder, wave, lengths=None, depth=None, layers=False):
             for module, register in _outputs_of_blocks(encoder, depth):
                 handle = register(module, lambda *call: streams.append(call[-1][0] if len(call) == 2 else call[-1]))
                 stack.callback(handle.remove)
-        tokens, columns, clip, place = encoder.pieces(wave, lengths, depth)
+        tokens, columns, clip, place, weights = encoder.pieces(wave, lengths, depth)
     missing = tokens[..., :1].isnan()  # tokens of streams that are not there
     pieces = [*(encoder.norm(x).masked_fill(missing, float("nan")) for x in streams), tokens] if layers else [tokens]
-    clips = torch.stack([encoder.pool(x, columns, clip, place, len(wave)) for x in pieces], dim=1)
+    clips = torch.stack([encoder.pool(x, columns, clip, place, weights, len(wave)) for x in pieces], dim=1)
     k, (_, f) = encoder.config.specials, encoder.config.grid
     rows = [[] for _ in range(len(wave))]
     for x, n, i in zip(tokens[:, k:], (columns * f).tolist(), clip.tolist()):  # windows of a clip are in order

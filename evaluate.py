@@ -30,6 +30,8 @@ def parse_args(argv=None):
                                              "folders (default: the demo's species, individual)")
     g.add_argument("--fit", metavar="TASK", help="take the training and validation clips from this task, which has the "
                    "same labels, and only the test clips from --task")
+    g.add_argument("--pool", choices=("mean", "foreground", "specials", "both"), help="clip vectors (default: the "
+                   "checkpoint's); foreground: tokens weighted by how far they rise above the background")
     g.add_argument("--hear", choices=("all", "sound", "streams"), help="of an encoder that knows streams: sound and "
                    "streams, or one of them (default: all)")
     g.add_argument("--low", action="store_true", help="train on BEANS's low-data lists (train-low)")
@@ -89,8 +91,8 @@ def main(argv=None):
         demo.ensure(DEMO)
     tasks = [load_task(name, root=args.data, low=args.low)
              for name in task_names(args.task or ("species", "individual"), args.data)]
-    if args.fit:
-        tasks = [refitted(task, load_task(args.fit, root=args.data)) for task in tasks]
+    fit = load_task(args.fit, root=args.data) if args.fit else None
+    tasks = [refitted(task, fit) for task in tasks] if fit else tasks
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and device.type == "cpu":
         raise UserError("--device cuda: no GPU found; use --device cpu")
@@ -104,6 +106,8 @@ def main(argv=None):
         differences += cli.plain(report.compare(task, scores, encoders, args))
         geometry += report.describe(task, sets, args)
         print(report.task_table(task, rows, differences, geometry, args.markdown), flush=True)
+        if fit and task.name != fit.name:
+            print(report.copies(task, fit, sets, embed(fit, encoders, device, args)))
     if len(tasks) > 1:
         print(report.summary(results, args.markdown))
     home = Path(next(iter(encoders)))
@@ -116,7 +120,9 @@ def refitted(task, other):
     """A task with the training and validation clips of another one: the same sounds recorded in another way."""
     if task.labels != other.labels or task.kind != other.kind:
         raise UserError(f"--fit {other.name}: its labels are not those of {task.name}")
-    return replace(task, splits=task.splits | {name: other.splits[name] for name in ("train", "valid")})
+    splits = task.splits | {name: other.splits[name] for name in ("train", "valid")}
+    name = task.name if task.name == other.name else f"{task.name}, fitted on {other.name}"
+    return replace(task, name=name, splits=splits)
 
 
 # -------------------------------------------------------------------------------------------- encoders, embeddings
@@ -132,7 +138,8 @@ def contestants(args):
     for source in args.checkpoint or [newest_encoder("runs")]:
         name = str(Path(source).parent if Path(source).name == "encoder.pt" else source)
         torch.manual_seed(args.seed)  # for a preset's name, which is an untrained encoder
-        encoder = load_encoder(source, args.format, **({"hear": args.hear} if args.hear else {}))
+        encoder = load_encoder(source, args.format, **{k: getattr(args, k) for k in ("hear", "pool")
+                                                        if getattr(args, k)})
         depth = encoder.config.depth
         for flag, wanted in (("depth", args.depth), ("layers", args.layers)):
             if isinstance(wanted, int) and wanted > depth:

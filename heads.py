@@ -133,14 +133,19 @@ class FineTuned(nn.Module):
         clip, place = clip.to(wave.device), place.to(wave.device)
         seeds = None if seeds is None else seeds[clip] ^ place
         encoder = self.encoder.for_windows(clip, place)
-        vectors, tokens, columns = self._features(encoder, windows, extent, seeds, masks, patch_drop)
-        weight = columns.to(vectors.dtype)[:, None]
-        pooled = vectors.new_zeros(len(wave), vectors.shape[1]).index_add_(0, clip, vectors * weight)
-        pooled = pooled / weight.new_zeros(len(wave), 1).index_add_(0, clip, weight)
-        logits = self.head(pooled).float()
+        spec, columns = self._spectrograms(encoder, windows, extent, seeds, masks)
         total = columns.new_zeros(len(wave)).index_add_(0, clip, columns)
-        if tokens is None:
-            return logits, None, total
+        if seeds is not None and patch_drop:
+            vectors = self._of_the_rest(encoder, spec, extent, columns, seeds, patch_drop)
+            weight = columns.to(vectors.dtype)[:, None]
+            pooled = vectors.new_zeros(len(wave), vectors.shape[1]).index_add_(0, clip, vectors * weight)
+            return self.head(pooled / weight.new_zeros(len(wave), 1).index_add_(0, clip, weight)).float(), None, total
+        tokens = encoder.marked(self._tokens(spec, extent), spec)
+        weights = encoder.foreground(spec) if c.pool == "foreground" else None
+        pooled = encoder.pool(tokens, columns, clip, place, weights, len(wave))
+        logits, tokens = self.head(pooled).float(), tokens[:, c.specials:].unflatten(1, (-1, c.grid[1]))
+        valid = torch.arange(tokens.shape[1], device=wave.device) < columns[:, None]
+        tokens = tokens.masked_fill(~valid[..., None, None], 0)  # (M, T', F', D), NaN where a stream is missing
 
         def joined(x):
             """(M, T', …) of windows -> (B, P · T', …) of clips."""
@@ -151,7 +156,7 @@ class FineTuned(nn.Module):
             frames = joined(self.encoder.over_rows(tokens))[:, :int(total.max())]
             return logits, self._frame_logits(frames, pooled).float(), total
 
-        keep = joined(torch.arange(tokens.shape[1], device=wave.device) < columns[:, None])
+        keep = joined(valid)
         total, token_times = self.frame_counts(wave, lengths), self._token_times(keep.shape[1], tokens.shape[1])
         at = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1) if at is None else at
         times = (at + 0.5) * self.resolution
@@ -169,40 +174,37 @@ class FineTuned(nn.Module):
         c, k = self.encoder.config, torch.arange(count)
         return k // columns * (c.chunk_samples / c.sample_rate) + (k % columns * c.stride[1] + c.patch[1] / 2) * c.hop
 
-    def _features(self, e, wave, lengths, seeds, masks, patch_drop):
-        """One window: clip vectors (M, W), tokens (M, T', F', D), 0 beyond the end and NaN where a stream is missing,
-        or None when patches are dropped, valid columns (M,)."""
-        c, spec = e.config, e.frontend(wave, lengths)
+    def _spectrograms(self, encoder, wave, lengths, seeds, masks):
+        """Of windows, masked if they are for training: spec (M, F, T), valid columns (M,)."""
+        c, spec = encoder.config, encoder.frontend(wave, lengths)
         valid = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
         if seeds is not None and masks:
             frames = valid if c.frontend == "wave" else c.n_frames(valid)
             sound = mask_spectrogram(spec[:, :c.n_mels], frames.clamp(max=spec.shape[2]), seeds, **masks)
             spec = torch.cat([sound, spec[:, c.n_mels:]], 1)
-        columns, hidden = e.valid_columns(lengths), None
-        t = (c.columns(c.n_frames(spec.shape[2])) if c.frontend == "wave" else c.columns(spec.shape[2]))
-        columns = torch.full_like(valid, t) if columns is None else columns
-        if seeds is not None and patch_drop:
-            hidden = drop_patches(seeds, (t, c.grid[1]), patch_drop, columns)
-        tokens = self._tokens(spec, lengths, hidden)
-        special = tokens[:, :c.specials]
-        keep = torch.arange(t, device=wave.device) < columns[:, None]  # (M, T')
-        if hidden is None:
-            tokens = e.marked(tokens, spec)[:, c.specials:].unflatten(1, (t, c.grid[1]))
-            tokens = tokens.masked_fill(~keep[..., None, None], 0)
-            mean = e.over_rows(tokens).sum(1) / columns[:, None]
-        else:  # tokens that are left, in order; clips that have fewer are filled up
-            count = (~hidden & keep[..., None]).sum((1, 2))[:, None]
-            tokens = tokens[:, c.specials:]
-            mean = (tokens * (torch.arange(tokens.shape[1], device=wave.device) < count)[..., None]).sum(1) / count
-            tokens = None
-        parts = {"mean": [mean], "specials": [special.mean(1)], "both": [special.mean(1), mean]}[c.pool]
-        return torch.cat(parts, 1), tokens, columns
+        columns = encoder.valid_columns(lengths)
+        return spec, torch.full_like(valid, self._columns(spec)) if columns is None else columns
 
-    def _tokens(self, spec, lengths, hidden):
+    def _columns(self, spec):
+        c = self.encoder.config
+        return c.columns(c.n_frames(spec.shape[2])) if c.frontend == "wave" else c.columns(spec.shape[2])
+
+    def _of_the_rest(self, encoder, spec, lengths, columns, seeds, share):
+        """Vectors (M, W) of windows from which a share of the columns and rows of patches is dropped."""
+        c, t = encoder.config, self._columns(spec)
+        hidden = drop_patches(seeds, (t, c.grid[1]), share, columns)
+        tokens = encoder.tokens(spec, mask=hidden, lengths=lengths, visible_only=True)
+        special, tokens = tokens[:, :c.specials], tokens[:, c.specials:]  # in order; fewer than most are filled up
+        keep = torch.arange(t, device=spec.device) < columns[:, None]  # (M, T')
+        count = (~hidden & keep[..., None]).sum((1, 2))[:, None]
+        mean = (tokens * (torch.arange(tokens.shape[1], device=spec.device) < count)[..., None]).sum(1) / count
+        return torch.cat({"specials": [special.mean(1)], "both": [special.mean(1), mean]}.get(c.pool, [mean]), 1)
+
+    def _tokens(self, spec, lengths):
         e = self.encoder
         if e.config.features == "ffn":
             return torch.stack(e.ffn_outputs(e.patch_tokens(spec, lengths), lengths)).mean(0)
-        return e.tokens(spec, mask=hidden, lengths=lengths, visible_only=hidden is not None)
+        return e.tokens(spec, lengths=lengths)
 
     def _frame_logits(self, frames, pooled):
         """frames (B, T', D) -> (B, T', C); without a head of its own a frame goes through the clip's."""
@@ -211,6 +213,7 @@ class FineTuned(nn.Module):
         if self.encoder.config.pool == "both":
             special = pooled[:, None, :self.encoder.config.dim].expand(-1, frames.shape[1], -1)
             frames = torch.cat([special, frames], 2)
+        frames = F.pad(frames, (0, self.encoder.config.width - frames.shape[2]))  # no stream says anything of a frame
         return self.head(frames)
 
     def probabilities(self, logits):

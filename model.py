@@ -50,7 +50,8 @@ class Encoder(nn.Module):
         if c.frontend == "octave":
             self.absent = nn.Parameter(torch.empty(c.patch[0]))  # what stands in bands above the Nyquist frequency
         if c.streams:
-            self.stream_patch = nn.ModuleDict({name: nn.Linear(n * len(mean), c.dim) for name, n, mean, _ in c.streams})
+            self.stream_patch = nn.ModuleDict({name: nn.Linear(2 * n * len(mean), c.dim)
+                                               for name, n, mean, _ in c.streams})
             self.stream_type = nn.Parameter(torch.empty(len(c.streams), c.dim // 2))  # where sound has its octave
         if c.mask_token:
             self.mask_token = nn.Parameter(torch.randn(c.dim) * c.dim ** -0.5)
@@ -221,7 +222,8 @@ class Encoder(nn.Module):
 
     def _embed_patches(self, spec, extent):
         """spec (B, F, T) -> (B, T', F', D). In absent bands stands a learned value, which so is no silence; a stream
-        has an embedding of its own, and its tokens are NaN where it is missing."""
+        has an embedding of its own, of values and their sizes (else means over tokens forget what swings around 0), and
+        its tokens are NaN where it is missing."""
         c, patches = self.config, self.patches(self._normed_input(spec, extent))
         if c.frontend != "octave":
             return self.patch(patches)
@@ -229,7 +231,8 @@ class Encoder(nn.Module):
         absent = self.absent.repeat_interleave(c.patch[1]).to(patches.dtype)
         x = [self.patch(torch.where(self.present()[:sound], patches[:, :, :sound], absent))]
         for row, (name, n, mean, _) in enumerate(c.streams, sound):
-            x.append(self.stream_patch[name](patches[:, :, row, None, :n * len(mean)]))
+            values = patches[:, :, row, None, :n * len(mean)]
+            x.append(self.stream_patch[name](torch.cat([values, values.abs()], -1)))
         x = torch.cat(x, 2)
         return x if not c.streams else torch.where(self.there(spec)[..., None], x, float("nan"))
 
@@ -423,7 +426,8 @@ class Encoder(nn.Module):
         return self.at(self.config.sample_rate, streams) if streams else self
 
     def pieces(self, wave, lengths, depth):
-        """(windows' features (M, K + N, D), valid columns (M,), clip (M,), place (M,)) of waves of any length.
+        """(windows' features (M, K + N, D), valid columns (M,), clip (M,), place (M,), weights (M, T', F') of tokens or
+        None) of waves of any length.
 
         Waves are cut before the front end; but decibels have their floor and mirrored ends over the whole clip, as
         published, so there the spectrogram is cut.
@@ -443,7 +447,16 @@ class Encoder(nn.Module):
         columns = self._columns(extent)
         if columns is None:
             columns = torch.full((len(x),), (x.shape[1] - c.specials) // c.grid[1], device=wave.device)
-        return x, columns, clip.to(wave.device), place.to(wave.device)
+        weights = self.foreground(spec) if c.pool == "foreground" else None
+        return x, columns, clip.to(wave.device), place.to(wave.device), weights
+
+    def foreground(self, spec):
+        """How far each token's sound rises above the background, spec (B, F, T) -> (B, T', F'); a stream's tokens weigh
+        as much as the sound's do on average."""
+        x, streams = self.patches(spec).mean(3).clamp(min=0) + 1e-3, len(self.config.streams)
+        if streams:
+            x[..., -streams:] = x[..., :-streams].mean((1, 2), keepdim=True)
+        return x
 
     def frames(self, wave, lengths=None, depth=None):
         """wave (B, S) of any length -> (B, T', D): patch tokens averaged over frequency, one each stride × hop s.
@@ -451,7 +464,7 @@ class Encoder(nn.Module):
         Columns beyond a clip's valid length are zero. Longer input is cut into windows of the training length (or of
         `chunk`, if the config has one).
         """
-        tokens, columns, clip, place = self.pieces(wave, lengths, depth)
+        tokens, columns, clip, place, _ = self.pieces(wave, lengths, depth)
         x = self.over_rows(tokens[:, self.config.specials:].unflatten(1, (-1, self.config.grid[1])))  # (M, T', D)
         x = x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]
         out = x.new_zeros(len(wave), int(place.max()) + 1, *x.shape[1:])
@@ -460,7 +473,8 @@ class Encoder(nn.Module):
 
     def embed(self, wave, lengths=None, depth=None):
         """wave (B, S) of any length -> clip vectors (B, D): the mean of its valid patch tokens, or (pool "specials")
-        of its special tokens, or ("both", B, 2 D) these and then those, windows weighted by their valid columns.
+        of its special tokens, or ("both", B, 2 D) these and then those, windows weighted by their valid columns. Each
+        stream's tokens are averaged apart, and follow the sound's (0 where it is missing).
 
         chunk_mean "uncut" reproduces ATST-Clip's code: windows that are more than half full count alike, and a
         window's patches are summed and divided by all that is left of the clip, so that of 10 s the first 6 s count
@@ -468,24 +482,30 @@ class Encoder(nn.Module):
         """
         return self.pool(*self.pieces(wave, lengths, depth), len(wave))
 
-    def pool(self, tokens, columns, clip, place, batch):
-        """What `pieces` returns -> clip vectors (B, D); see `embed`."""
-        k, parts = self.config.specials, []
-        weight = share = columns.to(tokens.dtype)[:, None]
-        if self.config.chunk_mean == "uncut":
-            full = self.config.columns(self.config.chunk_frames)
-            total = columns.new_zeros(batch).index_add_(0, clip, columns)
-            weight = ((place == 0) | (2 * columns > full)).to(tokens.dtype)[:, None]
-            share = (total[clip] - place * full).to(tokens.dtype)[:, None]
-        if self.config.pool != "mean":
-            parts.append(tokens[:, :k].mean(1) * weight)
-        if self.config.pool != "specials":
-            x = self.over_rows(tokens[:, k:].unflatten(1, (-1, self.config.grid[1])))  # (M, T', D)
-            x = (x * (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None]).sum(1)
-            parts.append(x * (weight / share))
-        x = torch.cat(parts, 1)
-        total = x.new_zeros(batch, x.shape[1]).index_add_(0, clip, x)
-        return total / x.new_zeros(batch, 1).index_add_(0, clip, weight)
+    def pool(self, tokens, columns, clip, place, weights, batch):
+        """What `pieces` returns -> clip vectors (B, D), or (B, (1 + S) D) with streams; see `embed`."""
+        c, k = self.config, self.config.specials
+        part = columns.to(tokens.dtype)[:, None]  # what a window counts for
+        x = tokens[:, k:].unflatten(1, (-1, c.grid[1]))  # (M, T', F', D)
+        there = (torch.arange(x.shape[1], device=x.device) < columns[:, None])[..., None].expand(x.shape[:3])
+        if c.streams:
+            there, x = there & ~x[..., 0].isnan(), x.nan_to_num()
+        weights = there.to(x.dtype) if weights is None else weights * there
+        if c.chunk_mean == "uncut":
+            left = columns.new_zeros(batch).index_add_(0, clip, columns)[clip] - place * c.columns(c.chunk_frames)
+            part = ((place == 0) | (2 * columns > c.columns(c.chunk_frames))).to(x.dtype)[:, None]
+            weights = weights * (part / left[:, None])[..., None]
+
+        def mean(x, weight):
+            total = x.new_zeros(batch, x.shape[1]).index_add_(0, clip, x)
+            return total / x.new_zeros(batch, 1).index_add_(0, clip, weight).clamp(min=1e-9)
+        parts = [mean(tokens[:, :k].mean(1) * part, part)] if c.pool in ("specials", "both") else []
+        rows = x.shape[2] - len(c.streams)
+        for x, weight in zip(x.split([rows, *[1] * len(c.streams)], 2), weights.split([rows, *[1] * len(c.streams)], 2)):
+            if c.pool != "specials":
+                count = part * rows if c.chunk_mean == "uncut" else weight.sum((1, 2))[:, None]
+                parts.append(mean((x * weight[..., None]).sum((1, 2)), count))
+        return torch.cat(parts, 1)
 
     forward = embed
 

@@ -19,9 +19,9 @@ from objectives import MASKS, objective_of
 from recipes import OBJECTIVES, PRESETS, SETTINGS, EncoderConfig, any_rate
 
 # what may not change within a run, unless --override says so; --steps may grow with --extend
-IDENTITY = ("recipe", "preset", "rate", "streams", "stream_drop", "clip_seconds", "normalise", "init", "subset",
-            "domain", "crop", "gain", "shift", "mix_snr", "polarity", *OBJECTIVES, "drop_path", "batch_size", "optimizer", "lr",
-            "betas", "eps", "weight_decay", "weight_decay_end", "schedule", "warmup", "floor", "clip", "seed", "valid",
+IDENTITY = ("recipe", "preset", "rate", "lower_rate", "streams", "stream_drop", "clip_seconds", "normalise", "init",
+            "subset", "domain", "crop", "gain", "shift", "mix_snr", "polarity", *OBJECTIVES, "drop_path", "batch_size",
+            "optimizer", "lr", "betas", "eps", "weight_decay", "weight_decay_end", "schedule", "warmup", "floor", "clip", "seed", "valid",
             "steps")
 
 

@@ -55,6 +55,8 @@ def parse_args(argv=None):
     g.add_argument("--format", help="layout of --init where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--rate", choices=("preset", "any"), default="preset", help="resample to the preset's rate, or hear "
                    "each recording at its own: bands at fixed hertz, positions in seconds and octaves")
+    g.add_argument("--lower-rate", type=cli.share, default=0.5, help="with --rate any: share of clips heard at half "
+                   "their rate or less, so that a sound is the same at every rate")
     g.add_argument("--streams", nargs="+", metavar="NAME:HZ", default=(), help="with --rate any: also learn from these "
                    "columns stream:NAME of the manifest, at so many values a second (accelerometer:50 depth:1)")
     g.add_argument("--stream-drop", type=cli.share, default=0.3, help="share of clips from which a stream is left out, "
@@ -397,7 +399,8 @@ def run(args, out, stop, procs):
                          batch_size=args.batch_size, seed=args.seed, first=trainer.step * args.batch_size,
                          steps=args.steps - trainer.step, rank=procs.rank, world=procs.world, workers=args.workers,
                          crop=args.crop, partner=args.mix_snr is not None or bool(args.mix),
-                         any_rate=config.rate == "any", streams=config.stream_rates, stream_drop=args.stream_drop)
+                         any_rate=config.rate == "any", lower=args.lower_rate if config.rate == "any" else 0.0,
+                         streams=config.stream_rates, stream_drop=args.stream_drop)
     ended_by = train(args, trainer, loader, valid_rows, log, stop, out)
     if log:
         log.close()

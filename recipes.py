@@ -64,7 +64,9 @@ class EncoderConfig:
     drop_path: float = 0.0  # share of clips that skip the last block's halves in training; rises linearly from 0
     # use
     pad: str = "masked"  # masked: padding takes no part. published: as the published code does (see Encoder.frontend)
-    pool: str = "mean"  # clip vector: mean of patch tokens, of the special tokens, or "both", one after the other
+    # clip vector: mean of patch tokens, or ("foreground") weighted by how far their sound rises above the background; of
+    # the special tokens; or "both", specials and mean one after the other
+    pool: str = "mean"
     features: str = "tokens"  # what is pooled: tokens, or ("ffn") feed-forward outputs averaged over the blocks
 
     def __post_init__(self):
@@ -80,7 +82,8 @@ class EncoderConfig:
                                                                        f"patch {self.patch}"),
             *((getattr(self, name) in known, f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
               for name, known in CHOICES.items()),
-            (self.pool == "mean" or self.specials > 0, f"pool {self.pool!r} needs special tokens"),
+            (self.pool in ("mean", "foreground") or self.specials > 0, f"pool {self.pool!r} needs special tokens"),
+            (self.pool != "foreground" or self.denoise is not None, "pool 'foreground' needs denoise, which tells it"),
             (bool(self.convs) == (self.frontend == "wave"), "convs belong to frontend 'wave', and it needs them"),
             (self.chunk == 0 or self.chunk >= self.patch[1], f"chunk {self.chunk} is shorter than one patch"),
             (not self.chunk or self.chunk <= self.frames or self.positions in ("sincos", "conv"),
@@ -150,7 +153,7 @@ class EncoderConfig:
     @property
     def width(self):
         """Length of a clip vector."""
-        return self.dim * (2 if self.pool == "both" else 1)
+        return self.dim * ((self.pool in ("specials", "both")) + (self.pool != "specials") * (1 + len(self.streams)))
 
     @property
     def attends_padding(self):
@@ -277,7 +280,8 @@ def any_rate(config, top):
         return replace(replace(config, **shared).at(top), name=f"{config.name}-any")
     denoise = 2.0 if config.frontend == "mel-db" and config.denoise else config.denoise  # from dB to nats
     level = dict(mean=AUDIOSET_MEAN, scale=2 * AUDIOSET_STD) if config.frontend == "mel-db" else {}
-    return replace(config, **shared, **level, name=f"{config.name}-any", frontend="octave", sample_rate=top,
+    pool = "foreground" if config.pool == "mean" and denoise is not None else config.pool  # else all rows weigh alike
+    return replace(config, **shared, **level, pool=pool, name=f"{config.name}-any", frontend="octave", sample_rate=top,
                    n_mels=octave_rows(top) * SEMITONES, patch=(SEMITONES, 16), stride=(SEMITONES, 16), window=0.025,
                    floor_db=0.0, denoise=denoise, input_norm=False, pad="masked")
 
@@ -285,7 +289,7 @@ def any_rate(config, top):
 CHOICES = {"frontend": ("kaldi", "mel-db", "octave", "wave"), "rate": ("fixed", "any"),
            "hear": ("all", "sound", "streams"), "pad": ("masked", "published"),
            "positions": ("learned", "fixed", "factorised", "sincos", "conv", "physical"), "norm": ("pre", "post"),
-           "pool": ("mean", "specials", "both"), "features": ("tokens", "ffn"), "floor_over": ("clip", "batch"),
+           "pool": ("mean", "foreground", "specials", "both"), "features": ("tokens", "ffn"), "floor_over": ("clip", "batch"),
            "chunk_mean": ("valid", "uncut")}
 CONV_POSITIONS = (5, 19, 16)  # layers, kernel and groups of animal2vec's convolutional positions
 

@@ -129,6 +129,22 @@ def main_rows(rows):
     return [r for r in rows if not r["probe"].startswith("linear-") and not (both and r["probe"] == "knn-raw")]
 
 
+def copies(task, other, sets, others):
+    """How alike an encoder embeds the same test clips as both tasks hold them, at two sample rates for example: the
+    mean cosine, and that of other clips, of vectors from which their mean in the second task is subtracted."""
+    names = [[Path(t.splits["test"].rows.path(i)).stem for i in range(len(t.splits["test"]))] for t in (task, other)]
+    if names[0] != names[1]:
+        return ""
+    lines = []
+    for name, splits in sets.items():
+        one, two = (s["test"].vectors().astype(np.float32) for s in (splits, others[name]))
+        one, two = one - two.mean(0), two - two.mean(0)
+        one, two = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (one, two))
+        same, apart = (float((one * x).sum(1).mean()) for x in (two, np.roll(two, 1, 0)))
+        lines.append(f"{short(name, list(sets))} {same:.3f} ({apart:.3f})")
+    return f"cosine of a clip and its copy in {other.name} (of other clips): " + ", ".join(lines)
+
+
 def task_table(task, rows, differences, geometry, markdown=False):
     """One task: a line a probe and encoder, paired differences, and how the embeddings lie."""
     names = list(dict.fromkeys(r["encoder"] for r in rows + geometry))

@@ -1,5 +1,6 @@
 """Any sample rate: bands at fixed hertz, positions in seconds, batches of several rates, every stage."""
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +95,25 @@ def test_a_clip_and_its_decimated_copy_embed_alike():
         rows = encoder.at(rate).config.grid[1]
         patches = [encoder.at(r).patch_tokens(s)[:, :, :rows - 1] for r, s in zip((48000, rate), spec)]
         assert torch.nn.functional.cosine_similarity(*(p.flatten() for p in patches), 0) > 0.999
+
+
+def test_foreground_pooling_weighs_tokens_by_their_sound_and_joins_windows():
+    encoder = small(top=16000, frames=208, pool="foreground")
+    x = torch.cat([wave(16000, seconds=2.08), torch.zeros(1, 33280)], 1)  # a sound, then silence
+    spec = encoder.frontend(x[:, :33280])
+    tokens, weights = encoder.tokens(spec)[:, 2:], encoder.foreground(spec).flatten(1)
+    expected = (tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    assert torch.allclose(encoder.embed(x[:, :33280]), expected, atol=1e-5)
+    assert (encoder.embed(x) - expected).norm() < 0.1 * expected.norm()  # the silent window hardly counts
+    with pytest.raises(ValueError, match="needs denoise"):
+        replace(PRESETS["ssast-base-patch"], pool="foreground")
+
+
+def test_a_share_of_the_clips_is_heard_at_lower_rates(corpus):
+    rates = [p["rate"] for b in batches(corpus, any_rate=True, lower=1.0) for p in b["parts"] for _ in p["index"]]
+    assert set(rates) <= {8000, 11025, 12000} and {11025, 12000} <= set(rates)  # 8 kHz is not halved
+    some = [p["rate"] for b in batches(corpus, any_rate=True, lower=0.5) for p in b["parts"] for _ in p["index"]]
+    assert 0.15 < np.mean([r in (11025, 12000) for r in some]) < 0.55
 
 
 def test_positions_are_of_seconds_and_octaves_not_of_table_rows():
@@ -345,7 +365,7 @@ def test_an_encoder_can_hear_the_sound_alone_or_the_streams_alone():
 
 
 def test_windows_of_longer_clips_get_their_own_stretch_of_a_stream():
-    encoder = listener()
+    encoder = listener(pool="mean")  # windows of equal weight
     x, m = wave(16000, seconds=4.16), torch.randn(1, 3, 208)
     whole = encoder.at(16000, {"motion": m}).embed(x)
     halves = [encoder.at(16000, {"motion": m[..., k:k + 104]}).embed(x[:, 320 * k:320 * k + 33280]) for k in (0, 104)]
@@ -447,6 +467,8 @@ def test_a_probe_can_be_fitted_at_one_rate_and_tested_at_another(collars, tmp_pa
              str(tmp_path / "out.json")]
     evaluate.main([*flags, "--task", str(collars / "collars"), "--fit", str(collars / "task")])
     assert json.loads((tmp_path / "out.json").read_text())["results"]
+    cosines = capsys.readouterr().out.partition("cosine of a clip and its copy in task (of other clips): ")[2]
+    assert re.findall(r"(-?\d\.\d+) \(", cosines) == 2 * ["1.000"]  # the clips are the same
     (collars / "other").mkdir(exist_ok=True)
     for split in ("train", "valid", "test"):
         (collars / "other" / f"{split}.csv").write_text("path,label\n../0.wav,left\n../1.wav,right\n")
