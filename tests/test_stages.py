@@ -218,3 +218,28 @@ def test_the_benchmark_prints_and_writes_rows(tmp_path, capsys):
     rows = {r["row"]: r for r in json.loads((tmp_path / "bench.json").read_text())["rows"]}
     assert 0 < rows["step, ssast-laptop-patch, batch 2"]["ratio"] and "mask, batch 64" in rows
     assert "matmul" in capsys.readouterr().out
+
+
+def readme_commands():
+    """Every command of the README that calls one of the stages: (script, its arguments)."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^ {4}(?: {4})?(\S.+)$", text, re.MULTILINE) + re.findall(r"`(python [^`]+)`", text)
+    for line in lines:
+        line = re.sub(r"\s+#.*", "", line).split("; do ")[-1].split("; done")[0]
+        if found := re.search(r"(?:python|torchrun.*) (\w+\.py)(.*)", line):
+            words = found[2].replace("$r", "ssast").replace("--recipe NAME", "--recipe ssast")
+            yield found[1], tuple(re.sub(r"\$\w", "0", words).replace("…", "").split())
+
+
+@pytest.mark.parametrize("script, arguments", sorted(set(readme_commands())),
+                         ids=lambda part: part if isinstance(part, str) else " ".join(part))
+def test_every_command_of_the_readme_is_understood_by_its_stage(script, arguments, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # data/pretrain.csv, which is the reader's
+    importlib.import_module(script[:-3]).parse_args(list(arguments))
+
+
+def test_every_flag_that_the_readme_names_is_one_of_a_stage():
+    flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", (ROOT / "README.md").read_text()))
+    known = set("".join(path.read_text() for path in ROOT.glob("*.py")).split('"'))
+    assert flags - known - {"--nproc_per_node", "--nproc", "--nnodes", "--rdzv-backend", "--rdzv-endpoint",
+                            "--max-restarts", "--help"} == set()
