@@ -50,7 +50,7 @@ class Encoder(nn.Module):
         if c.frontend == "octave":
             self.absent = nn.Parameter(torch.empty(c.patch[0]))  # what stands in bands above the Nyquist frequency
         if c.streams:
-            self.stream_patch = nn.ModuleDict({name: nn.Linear(2 * n * len(mean), c.dim)
+            self.stream_patch = nn.ModuleDict({name: nn.Linear((n + 2) * len(mean), c.dim)
                                                for name, n, mean, _ in c.streams})
             self.stream_type = nn.Parameter(torch.empty(len(c.streams), c.dim // 2))  # where sound has its octave
         if c.mask_token:
@@ -222,8 +222,8 @@ class Encoder(nn.Module):
 
     def _embed_patches(self, spec, extent):
         """spec (B, F, T) -> (B, T', F', D). In absent bands stands a learned value, which so is no silence; a stream
-        has an embedding of its own, of values and their sizes (else means over tokens forget what swings around 0), and
-        its tokens are NaN where it is missing."""
+        has an embedding of its own, of each channel's level, what swings around it, and the log-power of that (else means
+        over tokens forget how strongly something moves), and its tokens are NaN where it is missing."""
         c, patches = self.config, self.patches(self._normed_input(spec, extent))
         if c.frontend != "octave":
             return self.patch(patches)
@@ -231,8 +231,10 @@ class Encoder(nn.Module):
         absent = self.absent.repeat_interleave(c.patch[1]).to(patches.dtype)
         x = [self.patch(torch.where(self.present()[:sound], patches[:, :, :sound], absent))]
         for row, (name, n, mean, _) in enumerate(c.streams, sound):
-            values = patches[:, :, row, None, :n * len(mean)]
-            x.append(self.stream_patch[name](torch.cat([values, values.abs()], -1)))
+            values = patches[:, :, row, None, :n * len(mean)].unflatten(-1, (len(mean), n))
+            level = values.mean(-1, keepdim=True)
+            swing = ((values - level).square().mean(-1, keepdim=True) + 1e-3).log()
+            x.append(self.stream_patch[name](torch.cat([values - level, level, swing], -1).flatten(-2)))
         x = torch.cat(x, 2)
         return x if not c.streams else torch.where(self.there(spec)[..., None], x, float("nan"))
 
