@@ -27,8 +27,8 @@ class Model(torch.nn.Module):
 
     def __init__(self, encoder):
         super().__init__()
-        self.encoder = encoder
-        own = encoder.config.sample_rate
+        own = min(encoder.config.sample_rate, RATES[-1]) if encoder.config.rate == "any" else encoder.config.sample_rate
+        self.encoder = encoder.at(own)
         self.sample_rate = next((rate for rate in RATES if rate >= own), RATES[-1])  # resampled here if it isn't own
         self.scene_embedding_size, self.timestamp_embedding_size = encoder.config.width, encoder.config.dim
 

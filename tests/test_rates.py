@@ -303,6 +303,13 @@ def test_extraction_keeps_the_native_rate_and_fine_tuned_models_score_it(trained
     assert "up  " in capsys.readouterr().out
 
 
+def test_hear_is_given_the_highest_of_its_rates_that_the_encoder_hears():
+    import hear
+    models = [hear.Model(small(top=top)) for top in (250000, 16000)]
+    assert [model.sample_rate for model in models] == [48000, 16000]
+    assert hear.get_scene_embeddings(wave(48000), models[0]).shape == (1, models[0].scene_embedding_size)
+
+
 def test_the_encoder_file_keeps_the_rates(tmp_path):
     encoder = small(top=96000)
     save_encoder(encoder, tmp_path / "encoder.pt")
