@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 
 import cli
+from recipes import octave_band
 
 WIDTHS = {"": 7.0, "-column": 3.4}  # inches
 SIZE = 7  # pt
@@ -118,7 +119,9 @@ def mel(hertz):
 
 
 def band(hertz, config):
-    """Where a frequency in Hz lies among an encoder's mel bands (the centre of band k is k)."""
+    """Where a frequency in Hz lies among an encoder's bands (the centre of band k is k)."""
+    if config.frontend == "octave":
+        return np.vectorize(octave_band)(hertz) - 0.5
     low, high = mel(config.f_min), mel(config.f_max or config.sample_rate / 2)
     return (mel(hertz) - low) / (high - low) * (config.n_mels + 1) - 1
 

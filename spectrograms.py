@@ -106,8 +106,10 @@ def open_clip(args, path):
     source = Path(args.checkpoint[0]) if args.checkpoint else newest_encoder("runs").parent
     torch.manual_seed(args.seed)
     encoder = load_encoder(source, args.format)
-    path, config = path or lively_clip(args, encoder.config.clip_seconds), encoder.config
-    wave, rate = read_part(path, args.start, config.clip_seconds)
+    path = path or lively_clip(args, encoder.config.clip_seconds)
+    wave, rate = read_part(path, args.start, encoder.config.clip_seconds)
+    encoder = encoder.at(encoder.config.hears(rate))
+    config = encoder.config
     wave = audio.resample(wave, rate, config.sample_rate)[:config.clip_samples]
     folder = source if source.is_dir() else source.parent
     run = folder if (folder / "config.json").exists() and (folder / "encoder.pt").exists() else None

@@ -481,3 +481,10 @@ def test_a_probe_can_be_fitted_at_one_rate_and_tested_at_another(collars, tmp_pa
         (collars / "other" / f"{split}.csv").write_text("path,label\n../0.wav,left\n../1.wav,right\n")
     with pytest.raises(UserError, match="labels are not those of"):
         evaluate.main([*flags, "--task", str(collars / "task"), "--fit", str(collars / "other")])
+
+
+def test_figures_show_a_recording_at_its_own_rate(trained, corpus, tmp_path):
+    import plot_tsne
+    plot_tsne.main(["--masks", str(corpus / "1.wav"), "--checkpoint", str(trained), "--out", str(tmp_path)])
+    about = json.loads((tmp_path / "masks.json").read_text())
+    assert "of its 8 × 6 tokens" in about["caption"]  # 22.05 kHz: six octaves, not the seven of 48 kHz
