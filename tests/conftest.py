@@ -1,5 +1,6 @@
 """Paths and small helpers that several test files need."""
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were():
+    """A stage that runs in this process takes SIGTERM for a request to save; afterwards it must end pytest again."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
