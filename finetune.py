@@ -127,8 +127,11 @@ def fingerprint(source):
     import hashlib
     if not Path(source).is_file():
         return str(source)
+    digest = hashlib.sha256()
     with open(source, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def run_task(args, task, fold, config, source, out, procs, stop):
