@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import cli
 from cli import UserError
 
 FORMATS = ("raven", "audacity", "csv")
+SUFFIXES = (".txt", ".csv", ".tsv")  # of tables in a folder
 # What a column may be called, first choice first; compared in lower case, without units, _ as space.
 _NAMES = {
     "file": ("file", "path", "begin path", "begin file", "filename", "file name", "audiofilename", "recording"),
@@ -71,6 +73,36 @@ def read_recordings(path):
     for event in events:
         found.setdefault(event.file, []).append(event)
     return [(file, lengths.get(file), some) for file, some in found.items()]
+
+
+def tables(path):
+    """The table itself; of a folder, all tables below it, sorted."""
+    path = Path(path)
+    return sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+
+
+def stems(table):
+    """What the recording of a table may be called that names none, without its suffix, likeliest first:
+    REC.Table.1.selections.txt belongs to REC.wav."""
+    parts = Path(table).name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+
+
+def meant(file, table, files):
+    """Which of `files` (absolute paths) a table means by `file`: its path from the table's folder; or the only one
+    that ends like it; or, of a path from another machine, the only one of its name. "": the one whose name begins
+    the table's own. None: none, or several."""
+    here, parts = os.path.abspath(os.path.dirname(table)), re.split(r"[\\/]", file)
+    if not file:
+        found = next((some for stem in stems(table) if (some := [f for f in files if Path(f).stem == stem])), [])
+        found = [f for f in found if os.path.dirname(f) == here] or found
+    elif (path := os.path.abspath(os.path.join(here, file))) in files:
+        return path
+    else:
+        found = [f for f in files if f.split(os.sep)[-len(parts):] == parts]
+        if re.match(r"([A-Za-z]:)?[\\/]", file) and not os.path.exists(file):
+            found = found or [f for f in files if os.path.basename(f) == parts[-1]]
+    return found[0] if len(found) == 1 else None
 
 
 def _read(path):

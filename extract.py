@@ -102,8 +102,9 @@ def _add_scores(p):
                    "checkpoint's, the shortest call that it was trained on)")
     g.add_argument("--merge", type=seconds, default=0.2, metavar="S", help="seconds; events of a class at most this "
                    "far apart become one (thresholds were chosen with 0.2)")
-    g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines) that "
-                   "the events are compared with: F1 by intersection over union")
+    g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines; "
+                   "a folder: all tables below it, such as REC.Table.1.selections.txt of REC.wav) that the events "
+                   "are compared with: F1 by intersection over union")
     g.add_argument("--iou", type=cli.share, default=0.3, help="least intersection over union of a match (DCASE: 0.3)")
 
 
@@ -278,6 +279,7 @@ def detect(args, run):
     """Write events, and compare them with annotations."""
     from annotations import write_annotations
     from metrics import decode_events
+    truth = read_truth(args.against) if args.against else []  # now: hours later is too late for an error in it
     limits = args.threshold if args.threshold is not None else run.model.thresholds or 0.5
     minimum = args.minimum if args.minimum is not None else run.model.minimum_seconds
     events, files = [], {}
@@ -306,7 +308,7 @@ def detect(args, run):
     print(f"{where}: {several(len(events), 'event')} in {several(len(files))}, {run.seconds:.2f} s"
           + "".join(f"\n  {label:<28} {counts[label]}" for label in run.model.labels))
     if args.against:
-        compare(args, events, [file for file, *_ in files])
+        compare(args, events, truth, [file for file, *_ in files])
 
 
 def score_tracks(run):
@@ -334,40 +336,42 @@ def score_tracks(run):
         yield stretch, track, starts, ends
 
 
-def compare(args, events, files):
+def read_truth(path):
+    """Annotations to compare with, of a table or of all below a folder -> [(table, recording that it names or "",
+    events)]; an empty table says that its recording has no calls."""
+    from annotations import read_recordings, tables
+    found = [(table, name, events) for table in tables(path)
+             for name, _, events in read_recordings(table) or [("", None, [])]]
+    if not found:
+        raise UserError(f"--against {path}: no table (.txt, .csv or .tsv) below this folder")
+    return found
+
+
+def compare(args, events, annotations, files):
     """Print how well events agree with annotations, on the recordings that the annotations know."""
-    from annotations import read_recordings
+    from annotations import meant
     from metrics import match_events
     truth, known, elsewhere = [], set(), 0
-    for name, _, annotated in read_recordings(args.against):
-        file = which(name, files, Path(args.against).parent)
+    for table, name, annotated in annotations:
+        file = meant(name, table, files)
+        if file is None and not name and len(files) == len(annotations) == 1:
+            file = files[0]  # the only one
         elsewhere += len(annotated) if file is None else 0
         if file is not None:
             known.add(file)
             truth += [replace(event, file=file) for event in annotated]
     if not known:
-        raise UserError(f"--against {args.against}: none of its annotations is of the {len(files)} recordings here; "
-                        "its paths should end like theirs")
+        raise UserError(f"--against {args.against}: none of its annotations is of the {several(len(files))} here: "
+                        "the paths that it names should end like theirs, or a table that names none begin like its "
+                        "recording, as REC.Table.1.selections.txt or REC.txt of REC.wav")
     found = match_events([event for event in events if event.file in known], truth, iou=args.iou)
     print(f"against {args.against} in {several(len(known))}, intersection over union of {args.iou:g} or more"
           + (f" ({several(len(files) - len(known))} without annotations left out)" if len(known) < len(files) else "")
-          + (f" ({elsewhere} annotations of other recordings left out)" if elsewhere else "")
+          + (f" ({several(elsewhere, 'annotation')} of other recordings left out)" if elsewhere else "")
           + f"\n  {'':<28} precision  recall  F1     found  wrong  missed")
     for label, row in [*found["per_class"].items(), ("all", found)]:
         print(f"  {label:<28} {row['precision']:<9.3f}  {row['recall']:.3f}   {row['f1']:.3f}  {row['tp']:<6} "
               f"{row['fp']:<6} {row['fn']}")
-
-
-def which(name, files, folder):
-    """The one of `files` that an annotation means: the only one if it names none; its path from the annotations'
-    folder; or the only path that ends like it."""
-    if not name:
-        return files[0] if len(files) == 1 else None
-    if (path := os.path.abspath(os.path.join(folder, name))) in files:
-        return path
-    parts = Path(name).parts
-    ending = [file for file in files if Path(file).parts[-len(parts):] == parts]
-    return ending[0] if len(ending) == 1 else None
 
 
 if __name__ == "__main__":

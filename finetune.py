@@ -108,8 +108,9 @@ def prepare(folder, identity, args, procs):
     saved = json.loads(path.read_text()) if path.exists() else None
     changed = [k for k in identity if saved and saved.get(k) != identity[k]]
     if changed and not args.override:
-        raise UserError(f"{folder} was made with {changed[0]} {saved.get(changed[0])}, now it is "
-                        f"{identity[changed[0]]}: name another folder with --out, or start afresh with --override")
+        before, now = (", ".join(f"{k} {some.get(k)}" for k in changed[:4]) for some in (saved, identity))
+        raise UserError(f"{folder} was made with {before}, now it is {now}: name another folder with --out, or start "
+                        "afresh with --override")
     procs.barrier()  # all have looked before the first process writes
     if procs.main and (saved is None or changed):
         import shutil
@@ -213,6 +214,16 @@ def name_of(source):
     return str(Path(source).parent if Path(source).name == "encoder.pt" else source)
 
 
+def next_command(tasks, out):
+    """Where the models are, and what they are for."""
+    folders = [f"{task.name}-fold{fold}" if fold else task.name for task, fold in tasks]
+    if len(folders) > 1:
+        return f"models are in {out}/TASK/finetuned.pt"
+    flag = "--events raven" if tasks[0][0].kind == "detection" else "--predict"
+    return (f"the model is {out / folders[0]}/finetuned.pt\nNext:\n"
+            f"  python extract.py FOLDER {flag} --checkpoint {out / folders[0]}     new recordings")
+
+
 def shown_metric(row):
     return {"accuracy": "accuracy", "map": "mAP"}[row["metric"]]
 
@@ -221,12 +232,26 @@ def number(value):
     return "–" if value is None else f"{value:.3f}"
 
 
+def calls_of(task):
+    """How many calls in how many recordings, and which have none: perhaps nobody has annotated those."""
+    if task.kind != "detection":
+        return ""
+    silent, counts = [], []
+    for name, split in task.splits.items():
+        with_calls = {event.file for event in split.events}
+        silent += [Path(file).name for file, *_ in split.files if file not in with_calls]
+        counts.append(f"{len(split.events)} in {len(split.files)} ({name})")
+    return f"  calls in recordings: {', '.join(counts)}\n" + (
+        f"  taken to hold no calls: {', '.join(silent[:3])}{f' and {len(silent) - 3} more' * (len(silent) > 3)}; "
+        "leave out what nobody has annotated\n" if silent else "")
+
+
 def describe(task, s):
-    """What is about to be trained, in two lines."""
+    """What is about to be trained, in two lines, or three."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
     unit = f"windows of {task.window_seconds:g} s" if task.kind == "detection" else "clips"
     length = f"{s.steps} steps" if s.steps else f"{s.epochs} epochs"
-    return (f"\n{task.name}: {sizes} {unit}, {len(task.labels)} classes\n"
+    return (f"\n{task.name}: {sizes} {unit}, {len(task.labels)} classes\n{calls_of(task)}"
             f"  {s.optimizer}, lr {' '.join(f'{lr:g}' for lr in s.lr)}, batch {s.batch_size}, {length}, {s.loss}, "
             f"pool {s.pool}, mixup {s.mixup:g}, trained: {s.trainable}")
 
@@ -251,6 +276,8 @@ def print_tables(rows, per_class):
                   f"{'':<{width}}  median error of onsets {onset}, of offsets {offset}")
         for label, one in row["per_class"].items() if per_class else ():
             print(f"{'':<{width}}    {label:<24} {number(one['value'])}  ({one['n']})")
+    if any(None in row["ci95"] for row in rows):
+        print("[–, –]: the test clips are of one recording only, and intervals are drawn by recording")
     for name in dict.fromkeys(row["task"] for row in rows):
         values = [row["value"] for row in rows if row["task"] == name]
         if len(values) > 1:
@@ -329,7 +356,7 @@ def main(argv=None):
             print_tables(rows, args.per_class)
             path = Path(args.json or out / "results.json")
             cli.write_text(path, json.dumps({"results": rows}, indent=1))
-            print(f"written to {path}; models are in {out}/TASK/finetuned.pt")
+            print(f"written to {path}; {next_command(tasks, out)}")
     procs.stop()
 
 

@@ -49,7 +49,8 @@ def parse_args(argv=None):
                                                             "runs are named")
     g.add_argument("--probe", help="--scaling: knn, linear, finetune, … (default: the best that the results hold)")
     g.add_argument("--depth", type=cli.positive_int, help="--attention: which block (default: the last)")
-    g.add_argument("--annotations", metavar="FILE", help="--events: what a person marked")
+    g.add_argument("--annotations", metavar="FILE", help="--events: what a person marked; a folder: all tables "
+                   "below it")
     g.add_argument("--recording", metavar="AUDIO", help="--events: which recording (default: the first one named)")
     g.add_argument("--start", type=float, default=0.0, help="of --masks, --attention, --events: where it begins, s")
     g.add_argument("--seconds", type=cli.positive, default=30.0, help="of --events: how much is shown, s")

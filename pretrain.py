@@ -331,7 +331,11 @@ def species_knn(path, device):
             f"({len(labels[1])} test clips)")
 
 
-def next_commands(out):
+def next_commands(out, data):
+    if data != DEMO:
+        return (f"Next:\n"
+                f"  python extract.py FOLDER --store --window 2 --checkpoint {out}     embeddings, to search\n"
+                f"  python finetune.py --data ROOT --task TASK --checkpoint {out}      your own labels or annotations")
     return (f"Next:\n"
             f"  python evaluate.py --knn --checkpoint {out}     every demo task, intervals, baselines\n"
             f"  python pretrain.py --data FOLDER                your own recordings")
@@ -353,7 +357,7 @@ def main(argv=None):
     if done.exists() and not args.extend:
         if procs.main:
             print(f"{out} is finished ({done.read_text().strip()}). To go on with it: --extend --steps N; to start "
-                  f"another run: --out FOLDER\n{next_commands(out)}")
+                  f"another run: --out FOLDER\n{next_commands(out, args.data)}")
     else:
         ended_by = run(args, out, stop, procs)
         if procs.main:
@@ -428,7 +432,7 @@ def summary(args, out, device):
         lines += [f"  before   {describe(valid[0])}", f"  after    {describe(valid[-1])}"]
     if args.data == DEMO:
         lines += [f"  {species_knn(out / 'encoder.pt', device)}"]
-    return "\n".join([*lines, next_commands(out)])
+    return "\n".join([*lines, next_commands(out, args.data)])
 
 
 if __name__ == "__main__":

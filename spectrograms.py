@@ -4,6 +4,7 @@ Each function takes the arguments of plot_tsne.py and returns (name, draw(width)
 figures.save wants them.
 """
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.colors import to_rgba
 
 import figures
+from annotations import read_annotations, stems, tables
 from cli import UserError
 from recipes import PRESETS
 
@@ -292,37 +294,48 @@ def plot_attention(args):
 
 # ------------------------------------------------------------------------------------------------------- events
 
-def find_recording(args, tables):
-    """The recording that is shown: --recording, or the first that a table names, beside it, below --data or here."""
+def find_recording(args, read):
+    """The recording that is shown: --recording, or the first that a table names, beside it, below --data or here; of
+    several one that a table of annotations is called like, if there is one. read: [(table, its events)]."""
     if args.recording:
         return Path(args.recording)
-    for table, events in tables.items():
-        for file in dict.fromkeys(e.file for e in events if e.file):
-            places = [Path(table).parent / file, Path(args.data) / file, Path(file)]
+    called = {stem for table in tables(args.annotations) for stem in stems(table)} if args.annotations else ()
+    for table, events in read:
+        files = dict.fromkeys(e.file for e in events if e.file)
+        for file in sorted(files, key=lambda file: Path(file).stem not in called):  # else in the table's order
+            places = [table.parent / file, Path(args.data) / file, Path(file)]
             found = next((p for p in places if p.exists()), None)
             if found is None:
                 raise UserError(f"{table} names {file}, which is neither beside it nor below {args.data}: give the "
                                 "sound with --recording")
             return found
-    raise UserError(f"{', '.join(map(str, tables))} name no recording: give the sound with --recording")
+    raise UserError(f"{', '.join(str(table) for table, _ in read[:3])} name no recording: give the sound with "
+                    "--recording")
+
+
+def is_of(event, table, path, alone):
+    """Whether a table's event lies in a recording: the table names it, or names none and is the only one, or is
+    called like it."""
+    if event.file:
+        return re.split(r"[\\/]", event.file)[-1] == path.name
+    return alone or path.stem in stems(table)
 
 
 def plot_events(args):
     """A recording with what was detected over what was annotated."""
-    from annotations import read_annotations
-    tables = {args.events: read_annotations(args.events)}
-    if args.annotations:
-        tables[args.annotations] = read_annotations(args.annotations)
-    path = find_recording(args, tables)
+    given = [place for place in (args.events, args.annotations) if place]
+    read = {place: [(table, read_annotations(table)) for table in tables(place)] for place in given}
+    path = find_recording(args, [pair for pairs in read.values() for pair in pairs])
     wave, rate = read_part(path, args.start, args.seconds)
     end = args.start + len(wave) / rate
-    shown = {table: [e for e in events if (not e.file or Path(e.file).name == path.name) and e.start < end
-                     and e.end > args.start] for table, events in tables.items()}
+    shown = {place: [e for table, events in pairs for e in events if is_of(e, table, path, table == Path(place))
+                     and e.start < end and e.end > args.start] for place, pairs in read.items()}
     detected, annotated = shown[args.events], shown.get(args.annotations, [])
     labels = sorted({e.label for some in shown.values() for e in some})
     if not labels:
-        raise UserError(f"{', '.join(tables)}: no events of {path.name} from {args.start:g} to {end:g} s")
+        raise UserError(f"{', '.join(given)}: no events of {path.name} from {args.start:g} to {end:g} s")
     scored = any(e.score is not None for e in detected)
+    surest = max((e.score for e in detected if e.score is not None and e.score > 0), default=1)
     caption = (f"{path.name}: spectrogram (dB above each frequency's median) with {len(detected)} detections (dark "
                f"bars{', the fainter the less sure' * scored})" +
                (f" over {len(annotated)} annotations (light bars)." if args.annotations else "."))
@@ -336,12 +349,12 @@ def plot_events(args):
             color = figures.look(k)["color"]
             for some, height, alpha in ((annotated, 0.8, 0.35), (detected, 0.4, 1.0)):
                 for e in (e for e in some if e.label == label):
-                    sure = alpha if e.score is None or some is annotated else 0.3 + 0.7 * min(1, max(0, e.score))
+                    sure = alpha if e.score is None or some is annotated else 0.4 + 0.6 * max(0, e.score) / surest
                     low.broken_barh([(e.start, e.end - e.start)], (k - height / 2, height), color=color, alpha=sure,
                                     linewidth=0)
                     if e.low is not None and e.high is not None and some is detected:
                         top.fill_between((e.start, e.end), e.low / 1000, e.high / 1000, facecolor="none",
-                                         edgecolor=color, linewidth=0.8)
+                                         edgecolor=color, linewidth=0.8, alpha=sure)
         low.set_yticks(range(len(labels)), [figures.shortened(label, 16) for label in labels])
         low.set_ylim(len(labels) - 0.4, -0.6)
         low.set_xlim(args.start, end)

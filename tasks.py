@@ -25,7 +25,7 @@ import numpy as np
 
 import audio
 import streams as beside
-from annotations import columns, read_recordings
+from annotations import columns, read_recordings, stems, tables
 from beans import BEANS, Beans
 from cli import UserError
 from manifest import STREAM, Manifest, build, join, open_manifest, warn
@@ -461,9 +461,8 @@ def _recordings_in(folder):
     for path in events:
         for key in (os.path.basename(path), os.path.splitext(os.path.basename(path))[0]):
             named.setdefault(key, []).append(path)
-    for table in sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in (".txt", ".csv", ".tsv")):
-        parts = table.name.split(".")
-        stem = next((s for n in range(len(parts) - 1, 0, -1) if (s := ".".join(parts[:n])) in named), None)
+    for table in tables(folder):
+        stem = next((stem for stem in stems(table) if stem in named), None)
         for file, _, found in read_recordings(table):
             said = re.split(r"[\\/]", file)[-1]  # a path from whatever machine
             paths = named.get(said or stem, [])

@@ -447,6 +447,30 @@ def test_only_annotated_recordings_are_compared(loud, calls, capsys):
     assert text.splitlines()[-1].split()[-3:] == ["5", "0", "0"], text
 
 
+def test_events_are_compared_with_a_folder_of_tables(loud, calls, capsys):
+    """As Raven writes them, one a recording: the name says which, or a path from another machine."""
+    tables, events = calls / "tables", read_annotations(calls / "truth.csv")
+    tables.mkdir()
+    header = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tBegin Path\tSpecies\n"
+    for name, path in (("one", ""), ("two", "D:\\field\\two.wav"), ("three", "")):
+        rows = (f"{k}\tSpectrogram 1\t1\t{e.start}\t{e.end}\t{path}\t{e.label}\n"
+                for k, e in enumerate(events, 1) if e.file == f"{name}.wav")
+        (tables / f"{name}.Table.1.selections.txt").write_text(header + "".join(rows))
+    (tables / "elsewhere.txt").write_text("1\t2\tloud\n")
+    flags = "--events", "raven", "--checkpoint", "x", "--out", calls / "out", "--against"
+    run(*(calls / f"{name}.wav" for name in ("one", "two", "three")), *flags, tables)
+    text = capsys.readouterr().out
+    assert f"against {tables} in 3 recordings," in text and "(1 annotation of other recordings left out)" in text
+    assert text.splitlines()[-1].split()[-3:] == ["8", "0", "0"], text
+    run(calls / "one.wav", calls / "two.wav", *flags, tables / "two.Table.1.selections.txt")
+    assert "in 1 recording," in capsys.readouterr().out
+    with pytest.raises(UserError, match="REC.Table.1.selections.txt"):
+        run(calls / "one.wav", calls / "two.wav", *flags, tables / "elsewhere.txt")
+    with pytest.raises(UserError, match="no table .* below this folder"):
+        (calls / "empty").mkdir()
+        run(calls / "one.wav", *flags, calls / "empty")
+
+
 def test_audacity_labels_are_a_file_for_each_recording(loud, calls):
     run(calls / "one.wav", calls / "three.wav", "--events", "audacity", "--checkpoint", "x", "--out", calls / "out")
     assert len(read_annotations(calls / "out" / "one.txt")) == 5

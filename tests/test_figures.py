@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
@@ -511,6 +512,18 @@ def test_detections_are_drawn_over_annotations(draw, tiny, tmp_path):
     assert about["recording"].endswith(first["path"])
     names = [t.get_text() for t in pages[1].findobj(Text)]
     assert event["label"] in names and "owl" not in names and "time (s)" in names
+
+
+def test_a_table_without_a_name_is_drawn_over_the_recording_that_it_is_called_like(draw, tmp_path):
+    (tmp_path / "tables").mkdir()
+    for k, name in enumerate(("one", "two"), 1):
+        soundfile.write(tmp_path / f"{name}.wav", np.random.default_rng(k).normal(0, 0.1, 32000), 16000)
+        (tmp_path / "tables" / f"{name}.Table.1.selections.txt").write_text("0.2\t0.4\towl\n" * k)
+    (tmp_path / "found.csv").write_text("file,start,end,label,score\none.wav,0,1,owl,0.1\ntwo.wav,0,1,owl,0.1\n")
+    two = tmp_path / "tables" / "two.Table.1.selections.txt"
+    for given, name, marked in ((two, "two", 2), (two.parent, "one", 1)):
+        _, rows, about = draw("--events", tmp_path / "found.csv", "--annotations", given)
+        assert about["recording"].endswith(f"{name}.wav") and sum(r.startswith("annotated") for r in rows) == marked
 
 
 # ------------------------------------------------------------------------------------------------------ refusals

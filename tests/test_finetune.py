@@ -374,11 +374,23 @@ def test_detection_ends_with_windows_events_and_thresholds_and_is_not_run_twice(
     model = heads.load(tmp_path / "detection" / "finetuned.pt")
     assert model.kind == "frames" and len(model.thresholds) == len(model.labels) and model.window_seconds == 2
     text = capsys.readouterr().out
-    assert "event F1" in text and "tie-aware" in text
+    assert "event F1" in text and "tie-aware" in text and "taken to hold no calls" not in text
+    assert f"--events raven --checkpoint {tmp_path / 'detection'}  " in text
     changed = (tmp_path / "detection" / "finetuned.pt").stat().st_mtime_ns
     finetune.main(arguments)
     assert (tmp_path / "detection" / "finetuned.pt").stat().st_mtime_ns == changed
     assert "chosen" in text and "chosen" not in capsys.readouterr().out
+
+
+def test_recordings_without_calls_are_named():
+    def split(*silent):
+        return SimpleNamespace(events=[Event("train/a.wav", 0, 1, "x")] * 3,
+                               files=[("train/a.wav", 9, 16000), *((f"train/{name}.wav", 9, 16000) for name in silent)])
+    task = SimpleNamespace(kind="detection", splits={"train": split(*"bcde"), "valid": split()})
+    text = finetune.calls_of(task)
+    assert "3 in 5 (train), 3 in 1 (valid)" in text and "no calls: b.wav, c.wav, d.wav and 1 more;" in text
+    task.splits["train"] = split()
+    assert "no calls" not in finetune.calls_of(task)
 
 
 def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp_path, capsys, read_json):
@@ -468,7 +480,7 @@ def test_a_users_mistake_is_one_line_and_nothing_is_written(tiny, tmp_path, argu
 def test_other_settings_in_the_same_folder_are_refused_or_start_afresh(tiny, tmp_path):
     arguments = [*FAST, "--data", str(tiny), "--steps", "1", "--out", str(tmp_path)]
     finetune.main(arguments)
-    with pytest.raises(UserError, match="was made with weight_decay 0.05, now it is 0.5: name another folder"):
+    with pytest.raises(UserError, match="was made with weight_decay 0.05, now it is weight_decay 0.5: name another folder"):
         finetune.main([*arguments, "--weight-decay", "0.5"])
     finetune.main([*arguments, "--weight-decay", "0.5", "--override"])
     assert json.loads((tmp_path / "species" / "config.json").read_text())["weight_decay"] == 0.5
