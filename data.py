@@ -43,6 +43,13 @@ def pad_batch(waves, length=None):
     return batch, torch.tensor([min(len(wave), length) for wave in waves], dtype=torch.int64)
 
 
+def _apart(worker):
+    """A loader's worker leaves the process group of its trainer. torchrun passes signals on to the whole group, and a
+    worker that is ended takes the trainer with it before it can save."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
 def by_rate(clips):
     """Clips (dicts) in groups of one sample rate: [(rate, clips)], lower rates first, clips in order."""
     return [(rate, [clip for clip in clips if clip["rate"] == rate]) for rate in sorted({c["rate"] for c in clips})]
@@ -167,7 +174,7 @@ class Loader:
         if self.workers:
             # fork shares the manifest with the workers; elsewhere than on Linux it is unsafe and the copies are small
             context = "fork" if platform == "linux" else None
-            several = dict(multiprocessing_context=context, prefetch_factor=2)
+            several = dict(multiprocessing_context=context, prefetch_factor=2, worker_init_fn=_apart)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # workers beyond cores: one's own choice
             load = iter(DataLoader(self, batch_size=None, sampler=self.batches(), num_workers=self.workers,

@@ -101,12 +101,15 @@ class Encoder(nn.Module):
 
     def at(self, rate, streams=None):
         """This encoder for waves at `rate` Hz: the same weights, no more bands than there are below half of it, or a
-        raw wave's tokens so much more or less often. With config.rate "fixed" there is one rate: itself.
+        raw wave's tokens so much more or less often. With config.rate "fixed" there is one rate: any other is refused.
 
         streams: what was recorded together with these waves, {name: (B, channels, n)}, sampled as config.stream_rates
         says; NaN, or no such name, where there is nothing.
         """
         c = self.config
+        if c.rate == "fixed" and rate != c.sample_rate:
+            raise UserError(f"{c.name} hears {c.sample_rate} Hz only, not {rate}: resample (audio.read(path, "
+                            f"rate={c.sample_rate})), or pre-train with --rate any")
         if c.rate == "fixed" or rate == c.sample_rate and not streams:
             return self
         view, key = copy(self), (rate, next(self.parameters()).device)
@@ -435,6 +438,7 @@ class Encoder(nn.Module):
         published, so there the spectrogram is cut.
         """
         c = self.config
+        check_batch(wave, lengths)
         if c.frontend == "mel-db":
             spec = self.frontend(wave, lengths)
             spec, extent, clip, place = self.cut(spec, self._extent(lengths), c.chunk_frames)
@@ -510,6 +514,16 @@ class Encoder(nn.Module):
         return torch.cat(parts, 1)
 
     forward = embed
+
+
+def check_batch(wave, lengths):
+    """Refuse what is no batch of waves: arrays, one wave alone, 16-bit integers, lengths in seconds."""
+    if not (torch.is_tensor(wave) and wave.is_floating_point() and wave.dim() == 2):
+        raise UserError("waves are a float tensor (B, S) of values in [-1, 1], mono: data.pad_batch([wave, …]) makes one, "
+                        "and lengths, of arrays")
+    if lengths is not None and not (torch.is_tensor(lengths) and lengths.shape == wave.shape[:1] and
+                                    not lengths.is_floating_point()):
+        raise UserError(f"lengths are an integer tensor of {len(wave)} numbers of samples, one a wave")
 
 
 def at_rate(module, rate, streams=None):

@@ -142,9 +142,11 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(command, s
     assert torch.equal(weights(out), straight)
 
 
-def test_sigterm_under_torchrun_saves_and_one_process_finishes_the_run(command, straight, tmp_path):
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_sigterm_under_torchrun_saves_and_one_process_finishes_the_run(command, straight, tmp_path, workers):
+    """torchrun signals each trainer's process group, to which its loader's workers would belong."""
     out = tmp_path / "run"
-    process = torchrun(command(out), script=SCRIPT, env={"WREN_FAULT": "slow"})
+    process = torchrun(command(out, "--workers", workers), script=SCRIPT, env={"WREN_FAULT": "slow"})
     wait_for(lambda: (out / "log.jsonl").exists() and len(rows(out)) >= 2)
     process.terminate()
     output = process.communicate(timeout=60)[0]

@@ -304,3 +304,20 @@ class _Hostile:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
+
+
+def test_what_is_no_batch_of_waves_is_refused_in_one_line():
+    encoder, wave = Encoder(PRESETS["ssast-laptop-patch"]).eval(), 0.1 * torch.randn(2, 8000)
+    for bad in (wave.numpy(), wave[0], (wave * 9999).short(), [wave[0]]):
+        with pytest.raises(UserError, match="data.pad_batch"):
+            encoder(bad)
+    for lengths in (torch.tensor([0.5, 0.5]), torch.tensor([8000]), [8000, 8000]):
+        with pytest.raises(UserError, match="2 numbers of samples"):
+            encoder(wave, lengths)
+
+
+def test_an_encoder_of_one_rate_refuses_another():
+    encoder = Encoder(PRESETS["ssast-laptop-patch"])
+    assert encoder.at(16000) is encoder
+    with pytest.raises(UserError, match="16000 Hz only, not 44100"):
+        encoder.at(44100)
