@@ -290,19 +290,15 @@ def print_tables(rows, per_class):
 
 def print_beans(rows):
     """Classification, detection, auxiliary, all: ours (mean over seeds), then the published rows."""
+    import report
     import scoring
     means = scoring.group_means(rows)
     total = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())}
-    published = json.loads((Path(__file__).parent / "published.json").read_text())["rows"]
-    width = max(len(row["name"]) for row in published)
     cells = [f"{means[g][0]:.3f}" + ("" if means[g][1] == n else f" ({means[g][1]} of {n})") if g in means else "–"
              for g, n in total.items()]
-    print(f"\n{'BEANS':<{width}}  {'cls':<14} {'det':<14} {'aux':<14} {'all':<14} source")
-    print(f"{'this run':<{width}}  " + " ".join(f"{cell:<14}" for cell in cells) +
-          f" protocol {rows[0]['protocol'] or 'own'}, mean of {len({row['seed'] for row in rows})} seed(s)")
-    for row in published:
-        cells = ["–" if row[key] is None else f"{row[key]:.3f}" for key in total]
-        print(f"{row['name']:<{width}}  " + " ".join(f"{cell:<14}" for cell in cells) + f" {row['source']}")
+    source = f"mean of {len({row['seed'] for row in rows})} seed(s)"
+    header = [f"protocol {rows[0]['protocol'] or 'own'}", *total, "source"]
+    print("\n" + report.table(header, [["this run", *cells, source]]) + report.ladder())
 
 
 # ----------------------------------------------------------------------------------------------------------- story
