@@ -16,8 +16,6 @@ from model import Encoder, save_encoder
 from recipes import PRESETS
 from tasks import load_task
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

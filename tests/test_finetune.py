@@ -28,7 +28,6 @@ ROOT = Path(__file__).parent.parent
 LAPTOP = PRESETS["ssast-laptop-patch"]
 FAST = ["--checkpoint", "ssast-laptop-patch", "--workers", "0"]
 ONE = engine.Processes(0, 1, torch.device("cpu"))
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**changes):

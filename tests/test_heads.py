@@ -20,14 +20,6 @@ FAMILIES = ("ssast-laptop-patch", "ssast-laptop-frame", "dasheng-laptop", "eat-l
             "animal2vec-laptop")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def detector(preset="ssast-laptop-patch", resolution=0.01, labels=("a", "b"), seconds=1.0, **changes):
     """A query head, random weights, on a small encoder that hears so many seconds at a time."""
     torch.manual_seed(0)

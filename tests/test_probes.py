@@ -21,7 +21,6 @@ from tasks import load_task
 
 ROOT = Path(__file__).parent.parent
 LAPTOP = {"ssast": "ssast-laptop-patch", "atst": "atst-laptop", "animal2vec": "animal2vec-laptop"}
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def accuracy(scores, truth):
