@@ -80,8 +80,10 @@ def test_two_processes_train_the_encoder_of_one(command, straight, tmp_path):
 
 
 def test_micro_batches_do_not_change_the_result(command, straight, tmp_path):
+    """Other shapes of matrices round in another way, and a ReLU near 0 may then take another side: 4e-5 with some
+    versions of NumPy's data, 1e-6 with others. What a wrong weight of a micro-batch does is in the next test."""
     pretrain.main(command(tmp_path / "whole", "--micro-batch", "4"))
-    assert distance(weights(tmp_path / "whole"), straight) < 1e-5
+    assert distance(weights(tmp_path / "whole"), straight) < 2e-4
 
 
 def test_clips_of_different_length_count_by_their_hidden_tokens(tiny):
