@@ -36,8 +36,7 @@ class LabelledLoader(data.Loader):
     """Batches of labelled clips in data.loader's order, the same for any number of workers and processes.
 
     split: rows, targets (int (n,) or bool (n, C)); rate: Hz; any_rate: rows keep their own, if lower; streams:
-    what comes along; mixup: share of samples that are mixed with another
-    clip, lambda ~ Beta(alpha, alpha); balanced: each class is drawn alike, clips without any label as one more class;
+    what comes along; mixup: share of samples that are mixed with another clip, lambda ~ Beta(alpha, alpha); balanced: each class is drawn alike, clips without any label as one more class;
     frames: None, or a function row -> bool (T', C), the classes of each frame.
 
     Yields wave float32 [b, S], lengths int64 [b], seed int64 [b], index int64 [b], target float32 [b, C],
@@ -75,6 +74,9 @@ class LabelledLoader(data.Loader):
         share = float(betaincinv(self.alpha, self.alpha, unit(seed, _SHARE)))
         clip["wave"] = blend(clip["wave"], second["wave"], share)
         clip["target"] = share * clip["target"] + (1 - share) * self.targets[other]
+        for name, values in clip.get("streams", {}).items():
+            n = min(values.shape[1], second["streams"][name].shape[1])  # NaN, what one of them lacks, stays NaN
+            clip["streams"][name] = share * values[:, :n] + (1 - share) * second["streams"][name][:, :n]
         if self.frames:
             clip["frames"] = blend(clip["frames"], self.frames(other).astype(np.float32), share)
         return clip

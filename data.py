@@ -248,7 +248,8 @@ def loader(manifest, *, sample_rate, clip_seconds, batch_size, seed, first=0, st
     (name, channels, rate in Hz), there is streams {name: float32 [b, channels, n]} of the same stretch, value k at
     k / rate seconds of the wave, NaN where there is nothing.
     """
-    cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds, any_rate, lower, tuple(streams), stream_drop)
+    cropper = Cropper(sample_rate, clip_seconds, crop, candidates, min_seconds, any_rate, lower, tuple(streams),
+                      stream_drop)
     return Loader(manifest, cropper, batch_size, seed, first, steps, rank, world, workers, partner)
 
 

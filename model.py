@@ -127,9 +127,9 @@ class Encoder(nn.Module):
         """wave (B, S) float in [-1, 1], lengths (B,) valid samples -> normalised spec (B, F, T), float32.
 
         kaldi, octave: the mean of the valid samples is subtracted; mel-db: decibels above each clip's own floor; wave:
-        valid samples brought to mean 0 and variance 1, (B, 1, S). With pad "masked" what lies beyond a clip's valid length
-        is 0 (the mean after normalisation) and nothing downstream looks at it. With "published" the log-mel of kaldi
-        is padded with zeros to the training length before normalisation and attended, as the published code does;
+        valid samples brought to mean 0 and variance 1, (B, 1, S). With pad "masked" what lies beyond a clip's valid
+        length is 0 (the mean after normalisation) and nothing downstream looks at it. With "published" the log-mel of
+        kaldi is padded with zeros to the training length before normalisation and attended, as the published code does;
         mel-db and wave mask padding there too, and only drop the last frames that fill no patch.
         """
         c = self.config
@@ -225,8 +225,8 @@ class Encoder(nn.Module):
 
     def _embed_patches(self, spec, extent):
         """spec (B, F, T) -> (B, T', F', D). In absent bands stands a learned value, which so is no silence; a stream
-        has an embedding of its own, of each channel's level, what swings around it, and the log-power of that (else means
-        over tokens forget how strongly something moves), and its tokens are NaN where it is missing."""
+        has an embedding of its own, of each channel's level, what swings around it, and the log-power of that (else
+        means over tokens forget how strongly something moves), and its tokens are NaN where it is missing."""
         c, patches = self.config, self.patches(self._normed_input(spec, extent))
         if c.frontend != "octave":
             return self.patch(patches)
@@ -506,11 +506,10 @@ class Encoder(nn.Module):
             total = x.new_zeros(batch, x.shape[1]).index_add_(0, clip, x)
             return total / x.new_zeros(batch, 1).index_add_(0, clip, weight).clamp(min=1e-9)
         parts = [mean(tokens[:, :k].mean(1) * part, part)] if c.pool in ("specials", "both") else []
-        rows = x.shape[2] - len(c.streams)
-        for x, weight in zip(x.split([rows, *[1] * len(c.streams)], 2), weights.split([rows, *[1] * len(c.streams)], 2)):
-            if c.pool != "specials":
-                count = part * rows if c.chunk_mean == "uncut" else weight.sum((1, 2))[:, None]
-                parts.append(mean((x * weight[..., None]).sum((1, 2)), count))
+        groups = [x.shape[2] - len(c.streams), *[1] * len(c.streams)] if c.pool != "specials" else []  # of rows
+        for rows, x, weight in zip(groups, x.split(groups, 2), weights.split(groups, 2)) if groups else ():
+            count = part * rows if c.chunk_mean == "uncut" else weight.sum((1, 2))[:, None]
+            parts.append(mean((x * weight[..., None]).sum((1, 2)), count))
         return torch.cat(parts, 1)
 
     forward = embed
@@ -519,8 +518,8 @@ class Encoder(nn.Module):
 def check_batch(wave, lengths):
     """Refuse what is no batch of waves: arrays, one wave alone, 16-bit integers, lengths in seconds."""
     if not (torch.is_tensor(wave) and wave.is_floating_point() and wave.dim() == 2):
-        raise UserError("waves are a float tensor (B, S) of values in [-1, 1], mono: data.pad_batch([wave, …]) makes one, "
-                        "and lengths, of arrays")
+        raise UserError("waves are a float tensor (B, S) of values in [-1, 1], mono: data.pad_batch([wave, …]) makes "
+                        "one, and lengths, of arrays")
     if lengths is not None and not (torch.is_tensor(lengths) and lengths.shape == wave.shape[:1] and
                                     not lengths.is_floating_point()):
         raise UserError(f"lengths are an integer tensor of {len(wave)} numbers of samples, one a wave")

@@ -20,9 +20,10 @@ from recipes import OBJECTIVES, PRESETS, SETTINGS, EncoderConfig, any_rate
 
 # what may not change within a run, unless --override says so; --steps may grow with --extend
 IDENTITY = ("recipe", "preset", "rate", "lower_rate", "streams", "stream_drop", "clip_seconds", "normalise", "init",
-            "subset", "domain", "crop", "gain", "shift", "mix_snr", "polarity", *OBJECTIVES, "drop_path", "batch_size",
-            "optimizer", "lr", "betas", "eps", "weight_decay", "weight_decay_end", "schedule", "warmup", "floor", "clip", "seed", "valid",
-            "steps")
+            "subset", "domain", "crop", "gain", "shift", "mix_snr", "polarity", *OBJECTIVES, "drop_path",
+            "batch_size", "optimizer", "lr", "betas", "eps", "weight_decay", "weight_decay_end", "schedule", "warmup",
+            "floor", "clip", "seed", "valid", "steps")
+BEFORE = {"rate": "preset", "lower_rate": 0.5, "streams": [], "stream_drop": 0.3}  # of runs older than these settings
 
 
 def open_data(args, procs):
@@ -75,6 +76,7 @@ def prepare_run(args, out, train, valid, start, procs):
 
 def check_unchanged(args, saved, now):
     """Refuse to go on with a run under other settings."""
+    saved = BEFORE | saved
     changed = [k for k in now if saved.get(k) != now[k] and not (k == "steps" and args.extend)]
     if changed and not args.override:
         key = changed[0]
@@ -112,8 +114,10 @@ def encoder_config(args, train, start):
     """The encoder's settings: of --init, or of the preset fitted to this corpus."""
     if start is not None:
         if args.rate == "any" and start.config.rate != "any":
-            raise UserError(f"--rate any: {args.init} hears {start.config.sample_rate} Hz alone; leave --rate or --init "
-                            "out")
+            raise UserError(f"--rate any: {args.init} hears {start.config.sample_rate} Hz alone; leave one of --rate "
+                            "and --init out")
+        if args.streams:
+            raise UserError("--streams: the encoder of --init hears what it was made for; leave one of the two out")
         return start.config
     config = PRESETS[args.preset]
     try:

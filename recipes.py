@@ -64,8 +64,8 @@ class EncoderConfig:
     drop_path: float = 0.0  # share of clips that skip the last block's halves in training; rises linearly from 0
     # use
     pad: str = "masked"  # masked: padding takes no part. published: as the published code does (see Encoder.frontend)
-    # clip vector: mean of patch tokens, or ("foreground") weighted by how far their sound rises above the background; of
-    # the special tokens; or "both", specials and mean one after the other
+    # clip vector: mean of patch tokens, or ("foreground") weighted by how far they rise above the background; of the
+    # special tokens; or "both", specials and mean one after the other
     pool: str = "mean"
     features: str = "tokens"  # what is pooled: tokens, or ("ffn") feed-forward outputs averaged over the blocks
 
@@ -289,8 +289,8 @@ def any_rate(config, top):
 CHOICES = {"frontend": ("kaldi", "mel-db", "octave", "wave"), "rate": ("fixed", "any"),
            "hear": ("all", "sound", "streams"), "pad": ("masked", "published"),
            "positions": ("learned", "fixed", "factorised", "sincos", "conv", "physical"), "norm": ("pre", "post"),
-           "pool": ("mean", "foreground", "specials", "both"), "features": ("tokens", "ffn"), "floor_over": ("clip", "batch"),
-           "chunk_mean": ("valid", "uncut")}
+           "pool": ("mean", "foreground", "specials", "both"), "features": ("tokens", "ffn"),
+           "floor_over": ("clip", "batch"), "chunk_mean": ("valid", "uncut")}
 CONV_POSITIONS = (5, 19, 16)  # layers, kernel and groups of animal2vec's convolutional positions
 
 

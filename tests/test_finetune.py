@@ -479,7 +479,7 @@ def test_a_users_mistake_is_one_line_and_nothing_is_written(tiny, tmp_path, argu
 def test_other_settings_in_the_same_folder_are_refused_or_start_afresh(tiny, tmp_path):
     arguments = [*FAST, "--data", str(tiny), "--steps", "1", "--out", str(tmp_path)]
     finetune.main(arguments)
-    with pytest.raises(UserError, match="was made with weight_decay 0.05, now it is weight_decay 0.5: name another folder"):
+    with pytest.raises(UserError, match="with weight_decay 0.05, now it is weight_decay 0.5: name another folder"):
         finetune.main([*arguments, "--weight-decay", "0.5"])
     finetune.main([*arguments, "--weight-decay", "0.5", "--override"])
     assert json.loads((tmp_path / "species" / "config.json").read_text())["weight_decay"] == 0.5

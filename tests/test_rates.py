@@ -268,6 +268,16 @@ def test_pre_training_hears_each_recording_at_its_own_rate_and_resumes(trained, 
     assert not torch.equal(engine.load_checkpoint(trained)["objective"]["encoder.patch.weight"], before)
 
 
+def test_a_run_from_before_there_were_other_rates_can_go_on(trained):
+    identity = json.loads((trained / "config.json").read_text())["identity"]
+    fixed = identity | {"rate": "preset"}
+    old = {k: v for k, v in fixed.items() if k not in prepare.BEFORE}
+    args = pretrain.parse_args(["--out", str(trained)])
+    prepare.check_unchanged(args, old, fixed)
+    with pytest.raises(UserError, match="started with rate preset, now it is any"):
+        prepare.check_unchanged(args, old, identity)
+
+
 def test_micro_batches_change_nothing_at_any_rate(corpus):
     states = []
     for micro in (2, 8):
@@ -453,6 +463,22 @@ def test_a_stream_is_left_out_of_a_share_of_the_clips_by_their_seed(collars):
     again = [b["streams"]["motion"].isnan().all((1, 2)) for b in again]
     assert all(torch.equal(a, b) for a, b in zip(missing, again))
     assert not any(b["streams"]["motion"].isnan().all() for b in data.loader(rows, **wanted))
+
+
+def test_streams_of_mixed_clips_are_mixed_as_their_sound_and_labels_are(collars):
+    from augment import LabelledLoader
+    from tasks import load_task
+    split = load_task(collars / "collars").splits["train"]
+    wanted = dict(any_rate=True, streams=[("motion", 3, 50.0)], steps=2)
+    plain, mixed = ([part for batch in LabelledLoader(split, 48000, 2, 12, 0, mixup=share, **wanted)
+                     for part in batch["parts"]] for share in (0.0, 1.0))
+    for one, other in zip(plain, mixed):
+        missing = other["streams"]["motion"].isnan().all((1, 2))
+        assert missing.sum() >= one["streams"]["motion"].isnan().all((1, 2)).sum()  # if either has none
+        together = ~missing & ~one["streams"]["motion"].isnan().all((1, 2))
+        n = min(x["streams"]["motion"].shape[2] for x in (one, other))
+        apart = (one["streams"]["motion"] - other["streams"]["motion"][..., :n])[together].nan_to_num().abs()
+        assert not together.any() or apart.amax((1, 2)).min() > 0.01
 
 
 @pytest.mark.parametrize("flags, complaint", [
