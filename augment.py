@@ -36,7 +36,8 @@ class LabelledLoader(data.Loader):
     """Batches of labelled clips in data.loader's order, the same for any number of workers and processes.
 
     split: rows, targets (int (n,) or bool (n, C)); rate: Hz; any_rate: rows keep their own, if lower; streams:
-    what comes along; mixup: share of samples that are mixed with another clip, lambda ~ Beta(alpha, alpha); balanced: each class is drawn alike, clips without any label as one more class;
+    what comes along; mixup: share of samples that are mixed with another clip, lambda ~ Beta(alpha, alpha); balanced:
+    each class is drawn alike, clips without any label as one more class;
     frames: None, or a function row -> bool (T', C), the classes of each frame.
 
     Yields wave float32 [b, S], lengths int64 [b], seed int64 [b], index int64 [b], target float32 [b, C],

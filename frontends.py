@@ -2,6 +2,7 @@
 from copy import copy
 from math import ceil
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -51,8 +52,8 @@ class KaldiFbank(nn.Module):
         return mel_filters(config.n_mels, self.n_fft, config.sample_rate, config.f_min, config.f_max)
 
     def forward(self, wave):
-        block = len(wave) if wave.is_cuda else max(1, (1 << 18) // wave.shape[1])
-        return torch.cat([self._log_power(part.double()) for part in wave.split(block)]).transpose(1, 2)
+        block = len(wave) if wave.is_cuda else max(1, (1 << 16) // wave.shape[1])
+        return torch.cat([self._log_power(part.double()) for part in wave.split(block)]).transpose(1, 2).contiguous()
 
     def _log_power(self, wave):
         """wave (B, S) float64 -> (B, T, F) float32."""
@@ -164,8 +165,8 @@ class MelDb(nn.Module):
         count = c.n_frames(wave.shape[1])
         wave = F.pad(wave, (0, max(0, half + 1 - wave.shape[1])))
         wave = reflect(wave, half, None if lengths is None else lengths.clamp(min=half + 1))
-        block = len(wave) if wave.is_cuda else max(1, (1 << 18) // wave.shape[1])
-        db = 10 * torch.cat([self._power(part.double()) for part in wave.split(block)]).clamp(min=1e-10).log10()
+        block = len(wave) if wave.is_cuda else max(1, (1 << 16) // wave.shape[1])
+        db = torch.cat([self._power(part.double()) for part in wave.split(block)]).clamp_(min=1e-10).log10_().mul_(10)
         db = db[:, :count]  # (B, T, F)
         if c.floor_db:
             valid = db
@@ -174,7 +175,7 @@ class MelDb(nn.Module):
                 valid = db.masked_fill((frames >= c.n_frames(lengths)[:, None])[..., None], float("-inf"))
             loudest = valid.amax((1, 2), keepdim=True) if c.floor_over == "clip" else valid.amax()
             db = db.maximum(loudest - c.floor_db)
-        return db.transpose(1, 2)
+        return db.transpose(1, 2).contiguous()
 
     def _power(self, wave):
         """wave (B, S) float64, mirrored -> mel power (B, T, F) float32."""
@@ -294,8 +295,10 @@ def foreground(spec, margin, beyond=None):
     A band's median over the clip is its background: wind, hum, insects, and the empty bands above a low sampling rate.
     beyond (B, 1, T) bool: frames of padding, which do not count.
     """
-    if beyond is None:
-        median = spec.median(2, keepdim=True).values
-    else:
-        median = spec.masked_fill(beyond, float("nan")).nanmedian(2, keepdim=True).values
-    return (spec - median - margin).clamp(min=0)
+    values, count = spec.detach(), spec.shape[2]
+    if beyond is not None:
+        values, count = values.masked_fill(beyond, float("nan")), (~beyond).sum(2, keepdim=True)
+    # NumPy sorts a dozen times as fast as torch finds a median on CPUs; both put NaN last
+    values = values.sort(2).values if values.is_cuda else torch.from_numpy(np.sort(values.numpy(), 2))
+    middle = torch.as_tensor((count - 1) // 2, device=spec.device).clamp(min=0).expand(*spec.shape[:2], 1)
+    return (spec - values.gather(2, middle) - margin).clamp_(min=0)

@@ -23,7 +23,7 @@ from cli import UserError
 from convert import newest_encoder  # noqa: F401  (a name that stays here)
 from frontends import KaldiFbank, MelDb, OctaveFbank, WaveEmbed, foreground
 from recipes import PRESETS, EncoderConfig  # noqa: F401  (a name that stays here)
-from transformer import Block, ConvPositions, alibi_slopes, physical_positions, sincos_table
+from transformer import Block, ConvPositions, alibi_slopes, initialise, physical_positions, sincos_table
 
 VERSION = 1  # of our encoder files
 
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
             self.positions = ConvPositions(c.dim)
         elif c.positions != "physical":
             columns = max(c.grid[0], c.columns(c.chunk_frames))
-            self.register_buffer("positions", sincos_table((columns, c.grid[1]), c.dim),
+            self.register_buffer("positions", c.position_scale * sincos_table((columns, c.grid[1]), c.dim),
                                  persistent=c.positions == "fixed")
         if c.specials:
             self.specials = nn.Parameter(torch.empty(c.specials, c.dim))
@@ -87,12 +87,8 @@ class Encoder(nn.Module):
             self.alibi_scale = nn.Parameter(torch.ones(c.heads))
 
     def _initialise(self):
-        """Truncated normal of deviation 0.02 for linears, positions and special tokens, as DeiT."""
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """Truncated normal of deviation 0.02 for positions and special tokens, as DeiT; linears as config.init says."""
+        initialise(self.blocks, self.config.init)
         for name, parameter in self.named_parameters(recurse=False):
             if name not in ("mask_token", "alibi_scale"):
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -345,7 +341,7 @@ class Encoder(nn.Module):
             seen = x[:, :, 0] if hidden is None else x[:, :, 0].masked_fill(hidden, 0)
             return x + self.positions(seen, valid)[:, :, None]
         if c.positions == "physical":
-            table = physical_positions(c, c.dim, x.device)[:x.shape[1]]
+            table = c.position_scale * physical_positions(c, c.dim, x.device)[:x.shape[1]]
             if c.streams:  # a stream's type stands where sound has its octave
                 types = self.stream_type.expand(len(table), -1, -1)
                 table = torch.cat([table[:, :-len(c.streams)], torch.cat([types, table[:, -len(c.streams):,

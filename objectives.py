@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import views
-from masking import (block_mask, frame_mask, group_mask, hash64, patch_mask, patch_mask_upstream, span_mask,
+from masking import (block_mask, frame_mask, group_mask, hash64, noise, patch_mask, patch_mask_upstream, span_mask,
                      structured_mask, uniform)
 from recipes import SETTINGS
-from transformer import Block, physical_positions
+from transformer import Block, initialise, physical_positions
 
 MASKS = {"patch": patch_mask, "frame": frame_mask, "upstream": patch_mask_upstream, "block": block_mask,
          "group": group_mask, "span": span_mask, "structured": structured_mask}
@@ -151,17 +151,19 @@ class MAE(nn.Module):
     """Masked autoencoder (He et al. 2022) with a plain decoder, as Dasheng's and Bird-MAE's.
 
     The encoder sees the visible patches only; a narrow transformer gets its tokens, and a mask token in each hidden
-    place, and predicts pixels. With a patch's pixels brought to mean 0 and variance 1 (unbiased, + 1e-6):
+    place, and predicts pixels. With a patch's pixels brought to mean 0 and variance 1 (unbiased, + var_floor):
 
         loss = mean over hidden patches and pixels of (prediction - target)²
 
-    Targets are pixels of the spectrogram before the encoder's input norm. Positions are learned, from zero.
+    Targets are pixels of the spectrogram before the encoder's input norm. Positions are learned, from zero. A larger
+    var_floor keeps faint noise faint: with the published 1e-6 it counts as much as a call.
     Deviation: AudioMAE's shifted-window decoder is replaced by the plain one.
     """
 
-    def __init__(self, encoder, masking="group", hidden=0.75, decoder_dim=512, decoder_depth=8, decoder_heads=16):
+    def __init__(self, encoder, masking="group", hidden=0.75, decoder_dim=512, decoder_depth=8, decoder_heads=16,
+                 var_floor=1e-6):
         super().__init__()
-        self.encoder, self.masking, self.hidden = encoder, masking, hidden
+        self.encoder, self.masking, self.hidden, self.var_floor = encoder, masking, hidden, var_floor
         c = encoder.config
         self.narrow = replace(c, dim=decoder_dim, depth=decoder_depth, heads=decoder_heads, norm="pre", drop_path=0.0,
                               qkv_bias=True, prenet=0, positions="learned", alibi=False, rate="fixed", streams=(),
@@ -172,14 +174,9 @@ class MAE(nn.Module):
         self.blocks = nn.ModuleList(Block(self.narrow) for _ in range(decoder_depth))
         self.norm = nn.LayerNorm(decoder_dim, eps=c.eps)
         self.predict = nn.Linear(decoder_dim, c.patch[0] * c.patch[1])
-        for module in self.modules_of_decoder():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        for part in (self.embed, self.blocks, self.predict):
+            initialise(part, c.init)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-
-    def modules_of_decoder(self):
-        return (m for part in (self.embed, self.blocks, self.predict) for m in part.modules())
 
     def forward(self, x, lengths=None, seeds=None, mask=None):
         """x: wave (B, S) or spec (B, F, T); mask bool (B, T', F'), drawn by seeds (B,) unless given."""
@@ -198,11 +195,11 @@ class MAE(nn.Module):
     def normed(self, target):
         """Each patch of target (B, T', F', P) brought to mean 0 and variance 1 over the pixels that there are."""
         if (present := self.encoder.present()) is None:
-            return (target - target.mean(3, keepdim=True)) / (target.var(3, keepdim=True) + 1e-6).sqrt()
+            return (target - target.mean(3, keepdim=True)) / (target.var(3, keepdim=True) + self.var_floor).sqrt()
         n = present.sum(1, keepdim=True)
         target = target - (target * present).sum(3, keepdim=True) / n
         variance = (target.square() * present).sum(3, keepdim=True) / (n - 1).clamp(min=1)
-        return target / (variance + 1e-6).sqrt()
+        return target / (variance + self.var_floor).sqrt()
 
     def decode(self, tokens, mask, lengths=None, there=None):
         """Visible tokens (B, V, D), mask (B, T', F'), there None or (B, T', F') -> predicted pixels (B, N, P)."""
@@ -383,7 +380,7 @@ class Data2Vec(MeanTeacher):
         fill, shown = tokens.new_zeros(()), ~mask.flatten(1)
         if self.noise and seeds is not None:
             clones = (seeds[:, None] ^ hash64(torch.arange(rows // len(seeds), device=seeds.device))).flatten()
-            fill = (uniform(clones, n * dim, 41) - 0.5).view(rows, n, dim) * (self.noise * 12 ** 0.5)
+            fill = noise(clones, n, dim, 41) * (self.noise * 12 ** 0.5)
         valid = self.valid(mask, lengths if lengths is None else lengths.repeat_interleave(rows // len(lengths)))
         shown = shown if valid is None else shown & valid
         x = scattered(tokens, shown, fill).unflatten(1, mask.shape[1:])

@@ -76,7 +76,7 @@ def prepare_run(args, out, train, valid, start, procs):
 
 def check_unchanged(args, saved, now):
     """Refuse to go on with a run under other settings."""
-    saved = BEFORE | saved
+    saved = BEFORE | {"var_floor": 1e-6 if saved.get("decoder_heads") else None} | saved
     changed = [k for k in now if saved.get(k) != now[k] and not (k == "steps" and args.extend)]
     if changed and not args.override:
         key = changed[0]

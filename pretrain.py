@@ -123,6 +123,8 @@ def _add_objective(g):
     g.add_argument("--decoder-dim", type=cli.positive_int, help="width of the decoder")
     g.add_argument("--decoder-depth", type=cli.positive_int, help="layers of the decoder")
     g.add_argument("--decoder-heads", type=cli.positive_int, help="MAE: attention heads of the decoder")
+    g.add_argument("--var-floor", type=cli.positive, help="MAE: added to a patch's variance before it is normalised to "
+                                                          "1 (published: 1e-6); more keeps faint noise faint")
     g.add_argument("--clones", type=cli.positive_int, help="EAT, animal2vec: masks of each clip and step")
     g.add_argument("--cls-weight", type=float, help="EAT: weight of the utterance loss, a mean over rows (its code: a "
                                                     "sum over a GPU's rows, so 192)")

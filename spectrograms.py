@@ -167,7 +167,8 @@ def reconstruct(clip, mask, args):
     elif "predict.weight" in state and "mask_token" in state:
         depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
         objective = MAE(encoder, decoder_dim=len(state["mask_token"]), decoder_depth=depth,
-                        decoder_heads=identity.get("decoder_heads") or 16)
+                        decoder_heads=identity.get("decoder_heads") or 16,
+                        var_floor=identity.get("var_floor") or 1e-6)
     else:
         return None
     if not any(k.startswith("encoder.") for k in state):  # a published file's heads come apart from its encoder
@@ -181,7 +182,7 @@ def reconstruct(clip, mask, args):
         patches = encoder.patches(clip.spec)[0]  # (T', F', P)
         tokens = encoder.tokens(clip.spec, mask, visible_only=True)[:, clip.config.specials:]
         guess = objective.decode(tokens, mask)[0].view_as(patches)
-        return guess * (patches.var(2, keepdim=True) + 1e-6).sqrt() + patches.mean(2, keepdim=True)
+        return guess * (patches.var(2, keepdim=True) + objective.var_floor).sqrt() + patches.mean(2, keepdim=True)
 
 
 def plot_masks(args):

@@ -12,11 +12,12 @@ def crop(wave, lengths, samples, seeds, stream):
     """A random part of each clip: wave (B, S), lengths (B,) or None -> (B, samples), int64 (B,) valid samples.
     Clips that are not longer stay whole."""
     batch, size = wave.shape
-    lengths = torch.full((batch,), size, device=wave.device) if lengths is None else lengths
-    room = (lengths - samples).clamp(min=0)
-    start = (uniform(seeds, 1, stream)[:, 0].double() * (room + 1)).long()
-    index = start[:, None] + torch.arange(samples, device=wave.device)
-    part = wave.gather(1, index.clamp(max=size - 1)).masked_fill(index >= lengths[:, None], 0)
+    all_full, lengths = lengths is None, torch.full((batch,), size, device=wave.device) if lengths is None else lengths
+    start = (uniform(seeds, 1, stream)[:, 0].double() * ((lengths - samples).clamp(min=0) + 1)).long()
+    windows = F.pad(wave, (0, max(0, samples - size))).unfold(1, samples, 1)  # (B, places, samples), not copied
+    part = windows[torch.arange(batch, device=wave.device), start]
+    if not all_full:
+        part = part.masked_fill(torch.arange(samples, device=wave.device) >= (lengths - start)[:, None], 0)
     return part, lengths.clamp(max=samples)
 
 

@@ -145,6 +145,17 @@ def test_uniform_numbers_are_uniform_and_streams_differ():
     assert abs(torch.corrcoef(u.T)[0, 1:]).max() < 0.08, "neighbouring counters are independent"
 
 
+def test_fields_of_noise_are_uniform_and_belong_to_their_clip():
+    field = masking.noise(SEEDS[:64], 100, 128)
+    assert -0.5 <= field.min() and field.max() < 0.5
+    assert abs(field.mean()) < 0.003 and abs(field.var() - 1 / 12) < 0.001
+    for axis in range(3):  # no two clips, tokens or channels are alike
+        flat = field.movedim(axis, 0).flatten(1)
+        assert torch.corrcoef(flat).fill_diagonal_(0).abs().max() < 0.08
+    assert torch.equal(masking.noise(SEEDS[5:6], 100, 128)[0], field[5]), "whatever the batch"
+    assert not torch.equal(field, masking.noise(SEEDS[:64], 100, 128, stream=1))
+
+
 @pytest.mark.gpu
 def test_masks_are_the_same_on_cpu_and_gpu():
     for draw in OURS:

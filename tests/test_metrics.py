@@ -245,7 +245,8 @@ def test_matching_is_the_largest_one_to_one_pairing(rule):
 
 
 @pytest.mark.parametrize("call, found, share, hit", [
-    ((0, 2), (0, 2.9), 0.5, 1), ((0, 2), (0, 2.9), 0.4, 0), ((0, 0.2), (0, 0.39), 0.5, 1), ((0, 0.2), (0, 0.41), 0.5, 0),
+    ((0, 2), (0, 2.9), 0.5, 1), ((0, 2), (0, 2.9), 0.4, 0), ((0, 0.2), (0, 0.39), 0.5, 1),
+    ((0, 0.2), (0, 0.41), 0.5, 0),
     ((1, 2), (0.8, 2), 0.0, 1), ((1, 2), (0.79, 2), 0.0, 0)])
 def test_offsets_may_differ_by_the_larger_of_collar_and_share(call, found, share, hit):
     assert match_events([Event("f", *found, "x")], [Event("f", *call, "x")], onset_collar=0.2, offset_collar=0.2,

@@ -7,7 +7,7 @@ import torchaudio
 
 import model
 from cli import UserError
-from frontends import LOG_FLOOR, KaldiFbank, mel_filters
+from frontends import LOG_FLOOR, KaldiFbank, foreground, mel_filters
 from model import Encoder, load_encoder, save_encoder
 from recipes import PRESETS, EncoderConfig
 
@@ -40,6 +40,15 @@ def float64_fbank(wave, config):
 
 
 # ------------------------------------------------------------------------------------------------------ front end
+
+def test_the_background_is_the_median_of_the_frames_that_count():
+    spec = noise(3, 5, 40)
+    beyond = torch.arange(40) >= torch.tensor([40, 7, 1])[:, None, None]
+    for i, n in enumerate((40, 7, 1)):
+        wanted = (spec[i, :, :n] - spec[i, :, :n].median(1, keepdim=True).values - 0.05).clamp(min=0)
+        assert torch.equal(foreground(spec, 0.05, beyond)[i, :, :n], wanted)
+    assert torch.equal(foreground(spec, 0.05), foreground(spec, 0.05, torch.zeros(3, 1, 40, dtype=torch.bool)))
+
 
 @pytest.mark.parametrize("window", [0.025, 0.050])
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
