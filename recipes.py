@@ -358,7 +358,8 @@ def _mel_presets():
     clip = atst | dict(specials=1, mask_token=False, chunk=600, pool="specials")
     frame = atst | dict(specials=0)
     _sized(table, clip, {"atst-small": small, "atst-base": base, "atst-laptop": db_laptop | dict(chunk=0)})
-    _sized(table, frame, {"atst-frame-small": small, "atst-frame-base": base, "atst-frame-laptop": db_laptop | dict(init="normal")})
+    _sized(table, frame, {"atst-frame-small": small, "atst-frame-base": base,
+                          "atst-frame-laptop": db_laptop | dict(init="normal")})
     return table
 
 

@@ -319,6 +319,44 @@ def test_secondary_pre_training_starts_lower_than_from_scratch(tmp_path, name):
         assert secondary(wave, seeds=seeds)[0] < scratch(wave, seeds=seeds)[0]
 
 
+@pytest.mark.parametrize("flags", [[], ["--recipe", "dasheng", "--clip-seconds", "1", "--var-floor", "1e-6"]])
+def test_a_run_that_is_older_than_a_setting_goes_on(tiny, tmp_path, flags):
+    run = tmp_path / "run"
+    pretrain.main(start(tiny, run, *flags))
+    config = json.loads((run / "config.json").read_text())
+    for part, setting in (("identity", "var_floor"), ("encoder", "init"), ("encoder", "position_scale")):
+        del config[part][setting]
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "checkpoint-00000004.pt").unlink()
+    (run / "DONE").unlink()
+    with pytest.raises(UserError, match="lr"):
+        pretrain.main(start(tiny, run, *flags, "--lr", "1"))
+    pretrain.main(start(tiny, run, *flags))
+    assert (run / "DONE").exists()
+
+
+def test_masked_autoencoders_start_from_xaviers_linears_and_the_others_from_002():
+    for name, published in (("dasheng-base", "xavier"), ("audiomae-base", "xavier"), ("eat-base", "normal"),
+                            ("atst-base", "normal"), ("ssast-base-patch", "normal"), ("animal2vec-large", "normal")):
+        encoder = Encoder(replace(PRESETS[name], depth=2, prenet=0))
+        for linear in (m for m in encoder.blocks.modules() if isinstance(m, torch.nn.Linear)):
+            xavier = (2 / (linear.in_features + linear.out_features)) ** 0.5
+            wanted = xavier if published == "xavier" else 0.02
+            assert linear.weight.std().item() == pytest.approx(wanted, rel=0.03)
+            assert linear.bias is None or not linear.bias.any()
+    autoencoder = MAE(Encoder(replace(PRESETS["dasheng-base"], depth=1)))
+    assert autoencoder.predict.weight.std().item() == pytest.approx((2 / (512 + 256)) ** 0.5, rel=0.03)
+
+
+def test_a_variance_floor_keeps_faint_patches_faint():
+    encoder = small("dasheng").encoder
+    faint = 0.01 * noise(1, *encoder.config.grid, 256)
+    published, floored = (MAE(encoder, var_floor=floor).normed(torch.cat([faint, 100 * faint]))
+                          for floor in (1e-6, 0.1))
+    assert published.var(3).min() > 0.95, "of variance 1, how faint it may be"
+    assert floored[0].var(2).max() < 0.01 and floored[1].var(2).min() > 0.8
+
+
 def test_an_online_probe_is_logged_and_changes_nothing(tiny, tmp_path):
     pretrain.main(start(tiny, tmp_path / "a"))
     pretrain.main(start(tiny, tmp_path / "b", "--probe-every", "2", "--probe-task", str(tiny / "species")))
