@@ -288,6 +288,7 @@ def detect(args, run):
         files[file] = max(end, files.get(file, (0.0,))[0]), stretch.rate
         events += decode_events(scores, starts, ends, run.model.labels, limits, args.smooth, minimum, args.merge,
                                 file, args.smoothing)
+    events = [replace(event, score=round(event.score, 6)) for event in events]  # digits that a person reads
     run.finish(args.out)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     files = [(file, *about) for file, about in files.items()]

@@ -519,6 +519,9 @@ def check_batch(wave, lengths):
     if lengths is not None and not (torch.is_tensor(lengths) and lengths.shape == wave.shape[:1] and
                                     not lengths.is_floating_point()):
         raise UserError(f"lengths are an integer tensor of {len(wave)} numbers of samples, one a wave")
+    # asking a GPU would wait for it
+    if lengths is not None and len(wave) and not wave.is_cuda and lengths.max() > wave.shape[1]:
+        raise UserError(f"lengths reach {int(lengths.max())} samples, but the waves have {wave.shape[1]}")
 
 
 def at_rate(module, rate, streams=None):

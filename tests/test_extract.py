@@ -428,6 +428,8 @@ def test_events_lie_where_the_calls_are_and_the_table_read_back_says_so(loud, ca
         near = [b for b in back if b.label == event.label and Path(b.file).name == event.file
                 and abs(b.start - event.start) < 0.09 and abs(b.end - event.end) < 0.09]
         assert len(near) == 1 and near[0].score == 1.0 and os.path.isabs(near[0].file), event
+    assert all(len(cell) <= 8 for line in (calls / "out" / name).read_text().splitlines()[1:]
+               for cell in line.replace("\t", ",").split(",")[-1:]), "scores of six digits, not a float's seventeen"
     if format == "raven":
         header, *rows = [line.split("\t") for line in (calls / "out" / name).read_text().splitlines()]
         column = {title: k for k, title in enumerate(header)}

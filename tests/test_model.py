@@ -277,7 +277,7 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
 
 
 @pytest.mark.parametrize("damage, message", [
-    ("missing", "no such checkpoint"), ("truncated", "cannot be opened"), ("text", "cannot be opened"),
+    ("missing", "no such checkpoint"), ("truncated", "cannot be opened"), ("text", "neither a zip or pickle"),
     ("key", "unknown key v.surprise"), ("shape", "weights do not fit"), ("hostile", "needs code to run"),
     ("list", "not a checkpoint"), ("other", "no known layout")])
 def test_a_file_that_is_no_good_checkpoint_is_one_clear_line(parity, tmp_path, damage, message):
@@ -323,6 +323,8 @@ def test_what_is_no_batch_of_waves_is_refused_in_one_line():
     for lengths in (torch.tensor([0.5, 0.5]), torch.tensor([8000]), [8000, 8000]):
         with pytest.raises(UserError, match="2 numbers of samples"):
             encoder(wave, lengths)
+    with pytest.raises(UserError, match="lengths reach 9000 samples, but the waves have 8000"):
+        encoder(wave, torch.tensor([8000, 9000]))
 
 
 def test_an_encoder_of_one_rate_refuses_another():
