@@ -70,7 +70,7 @@ def keep_memory():
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)):  # M_MMAP_THRESHOLD, _TRIM_, M_TOP_PAD
+    for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: nothing apart; M_TRIM_THRESHOLD: nothing is given back
         mallopt(option, value)
 
 
