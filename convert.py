@@ -140,7 +140,7 @@ def open_file(path):
             content = torch.load(str(path), map_location="cpu", weights_only=False, mmap=mapped, pickle_module=_STUBS)
     except Exception as error:  # whatever a damaged file makes the readers raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:90]
-        if path.suffix != ".safetensors" and path.open("rb").read(2)[:1] not in (b"P", b"\x80"):
+        if path.suffix != ".safetensors" and not path.open("rb").read(2).startswith((b"PK", b"\x80")):
             reason = "neither a zip or pickle of PyTorch nor .safetensors"
         raise UserError(f"{path}: cannot be opened: it is damaged or no checkpoint ({reason})") from None
     if isinstance(content, _Stub):

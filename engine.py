@@ -65,7 +65,7 @@ class Processes:
 
 def keep_memory():
     """Let glibc keep freed memory for the next step instead of giving it back: on CPUs the kernel would clear every
-    large tensor's pages anew, a quarter of the time of a step at base size. Nothing happens with another libc."""
+    large tensor's pages anew, in each step. Nothing happens with another libc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

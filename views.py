@@ -12,7 +12,9 @@ def crop(wave, lengths, samples, seeds, stream):
     """A random part of each clip: wave (B, S), lengths (B,) or None -> (B, samples), int64 (B,) valid samples.
     Clips that are not longer stay whole."""
     batch, size = wave.shape
-    all_full, lengths = lengths is None, torch.full((batch,), size, device=wave.device) if lengths is None else lengths
+    all_full = lengths is None
+    if all_full:
+        lengths = torch.full((batch,), size, device=wave.device)
     start = (uniform(seeds, 1, stream)[:, 0].double() * ((lengths - samples).clamp(min=0) + 1)).long()
     windows = F.pad(wave, (0, max(0, samples - size))).unfold(1, samples, 1)  # (B, places, samples), not copied
     part = windows[torch.arange(batch, device=wave.device), start]

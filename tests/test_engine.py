@@ -71,25 +71,6 @@ def wait_for(condition, seconds=60):
 
 # --------------------------------------------------------------------------------------------------- same result
 
-
-def test_a_step_reuses_the_memory_of_the_one_before():
-    """In a process of its own, since the setting lasts: 100 MB freed and asked for again cause no page faults."""
-    code = ("import resource, torch, engine; engine.start_processes('cpu')\n"
-            "def faults(): torch.ones(25_000_000); return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-            "faults(); before = faults(); print('faults', faults() - before)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    if "glibc" in os.confstr("CS_GNU_LIBC_VERSION"):
-        assert int(done.stdout.split("faults")[1]) < 1000, "24,000 pages of 4 kB otherwise"
-
-
-def test_a_libc_without_mallopt_is_no_error(monkeypatch):
-    def nothing(name):
-        raise OSError("no such library")
-    monkeypatch.setattr(engine.ctypes, "CDLL", nothing)
-    assert engine.start_processes("cpu").device.type == "cpu"
-
-
 def test_two_processes_train_the_encoder_of_one(command, straight, tmp_path):
     process = torchrun(command(tmp_path / "two"))
     output = process.communicate(timeout=120)[0]
@@ -388,3 +369,24 @@ def test_the_gpu_trains_in_every_precision(command, tmp_path, amp):
     pretrain.main([*flags, "--device", "cuda"])
     losses = [r["loss"] for r in rows(tmp_path / "run")]
     assert losses[-1] < losses[0]
+
+
+# -------------------------------------------------------------------------------------------------------- memory
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="not glibc")
+def test_a_step_reuses_the_memory_of_the_one_before():
+    """In a process of its own, since the setting lasts: 100 MB freed and asked for again cause no page faults,
+    once the heap has found its shape, in the second or third round."""
+    code = ("import resource, torch, engine; engine.start_processes('cpu')\n"
+            "def faults(): torch.ones(25_000_000); return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "before = max(faults() for _ in range(4)); print('faults', faults() - before)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split("faults")[1]) < 1000, "24,000 pages of 4 kB otherwise"
+
+
+def test_a_libc_without_mallopt_is_no_error(monkeypatch):
+    def nothing(name):
+        raise OSError("no such library")
+    monkeypatch.setattr(engine.ctypes, "CDLL", nothing)
+    assert engine.start_processes("cpu").device.type == "cpu"
