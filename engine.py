@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cli import UserError
 from model import at_rate, save_encoder, write_atomically
+from transformer import Block
 
 VERSION = 1  # of checkpoint files
 
@@ -236,8 +237,9 @@ class Trainer:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.nominal = float(batch_size) / procs.world * objective.encoder.config.n_tokens
         if compile:
-            for block in objective.encoder.blocks:
-                block.compile(dynamic=False)
+            for module in objective.modules():  # encoder, decoder, teacher
+                if isinstance(module, Block):
+                    module.compile(dynamic=False)
         if procs.world > 1:
             if procs.device.type == "cuda":
                 objective = torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
@@ -301,16 +303,15 @@ class Trainer:
         DDP has spread a bad value to all)."""
         count = sums[names.index("count")]
         self.scaler.unscale_(self.optimizer)
-        ratio = (self.nominal * self.procs.world / count).float()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) * ratio
+        divisor = (count / (self.nominal * self.procs.world)).float()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) / divisor
         if self.clip:
-            ratio = ratio * (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, ratio)
+            divisor = divisor * ((norm + 1e-6) / self.clip).clamp(min=1.0)
         values = torch.cat([sums, norm.double()[None]]).tolist()  # the one wait for the device in a step
         finite = values[-1] < float("inf")  # false for NaN too
         if finite:
-            self.scaler.step(self.optimizer)
+            self.optimizer.grad_scale = divisor  # its fused step divides on the way: a pass over all gradients less
+            self.optimizer.step()
             self.skipped_in_a_row = 0
             if hasattr(self.objective, "after_step"):
                 self.objective.after_step(self.step)

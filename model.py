@@ -364,9 +364,9 @@ class Encoder(nn.Module):
         outputs = []
         for i, block in enumerate(self.blocks[:depth]):
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x, out = checkpoint(block.step, x, keep, use_reentrant=False)
+                x, out = checkpoint(block, x, keep, use_reentrant=False)
             else:
-                x, out = block.step(x, keep)
+                x, out = block(x, keep)
             if collect and i >= self.config.prenet:
                 outputs.append(out)
         return self.norm(x), outputs

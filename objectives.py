@@ -216,7 +216,7 @@ class MAE(nn.Module):
             positions = physical_positions(self.encoder.config, self.narrow.dim, x.device)
         x = x + positions[:t].flatten(0, 1)
         for block in self.blocks:
-            x = block(x, keep)
+            x = block(x, keep)[0]
         return self.predict(self.norm(x))
 
     @property

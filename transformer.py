@@ -47,9 +47,6 @@ class Block(nn.Module):
         self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
 
     def forward(self, x, keep=None):
-        return self.step(x, keep)[0]
-
-    def step(self, x, keep=None):
         """x (B, N, D) -> (x, the feed-forward output before it is added), the second a teacher's target."""
         if self.post:
             x = self.norm1(x + self._skip(self.attn(x, keep)))

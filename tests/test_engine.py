@@ -352,6 +352,34 @@ def test_fused_adamw_equals_the_plain_loop():
     assert torch.allclose(a.weight, b.weight, atol=1e-7)
 
 
+@pytest.mark.parametrize("clip", (0.0, 0.5))
+def test_the_step_takes_the_gradient_of_the_mean_clipped(tiny, clip):
+    """Against plain AdamW on the gradient of the objective's own mean; eps is large, so that lengths matter."""
+    from model import Encoder
+    from objectives import SSAST
+    from recipes import PRESETS
+    config = PRESETS["ssast-laptop-patch"]
+    batch = {"wave": 0.1 * torch.randn(4, config.clip_samples), "seed": torch.arange(4),
+             "lengths": torch.full((4,), config.clip_samples)}
+    ends = []
+    for by_hand in (True, False):
+        torch.manual_seed(1)
+        objective = SSAST(Encoder(config))
+        optimizer = engine.make_optimizer(objective, lr=0.1, eps=1.0)
+        if by_hand:
+            objective(batch["wave"], None, batch["seed"])[0].backward()
+            norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), clip or 1e9).item()
+            optimizer.step()
+        else:
+            trainer = engine.Trainer(objective, optimizer, engine.start_processes("cpu"), batch_size=4, micro_batch=2,
+                                     steps=10, warmup=0, clip=clip)
+            assert trainer.train(batch)["grad_norm"] == pytest.approx(norm, rel=1e-4) and norm > 0.5
+        ends.append(torch.nn.utils.parameters_to_vector(objective.parameters()))
+    torch.manual_seed(1)
+    moved = (ends[0] - torch.nn.utils.parameters_to_vector(SSAST(Encoder(config)).parameters())).norm()
+    assert (ends[0] - ends[1]).norm() < 1e-3 * moved
+
+
 def test_bf16_autocast_trains_and_keeps_float32_weights(command, tmp_path):
     pretrain.main(command(tmp_path / "run", "--amp", "bf16", "--steps", "2"))
     assert weights(tmp_path / "run").dtype == torch.float32
@@ -374,6 +402,23 @@ def test_the_gpu_trains_in_every_precision(command, tmp_path, amp):
 # -------------------------------------------------------------------------------------------------------- memory
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="not glibc")
+@pytest.mark.parametrize("name, blocks", (("dasheng", 4 + 2), ("eat", 4 + 4)))  # and decoder; and teacher
+def test_compiled_blocks_are_those_that_run(name, blocks, monkeypatch):
+    from model import Encoder
+    from objectives import objective_of
+    from recipes import PRESETS, RECIPES
+    ran = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *inputs: ran.append(call) or call(*inputs))
+    recipe = RECIPES[name]["laptop"]
+    config = PRESETS[recipe["preset"]]
+    objective = objective_of(recipe, Encoder(config))
+    trainer = engine.Trainer(objective, engine.make_optimizer(objective), engine.start_processes("cpu"), batch_size=1,
+                             micro_batch=1, steps=10, warmup=0, compile=True)
+    trainer.train({"wave": 0.1 * torch.randn(1, config.clip_samples), "seed": torch.arange(1),
+                   "lengths": torch.full((1,), config.clip_samples)})
+    assert len(ran) == len(set(ran)) == blocks
+
+
 def test_a_step_reuses_the_memory_of_the_one_before():
     """In a process of its own, since the setting lasts: 100 MB freed and asked for again cause no page faults,
     once the heap has found its shape, in the second or third round."""
