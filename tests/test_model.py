@@ -7,7 +7,7 @@ import torchaudio
 
 import model
 from cli import UserError
-from frontends import LOG_FLOOR, KaldiFbank, foreground, mel_filters
+from frontends import LOG_FLOOR, KaldiFbank, conv_time, foreground, mel_filters
 from model import Encoder, load_encoder, save_encoder
 from recipes import PRESETS, EncoderConfig
 
@@ -78,6 +78,20 @@ def test_the_front_end_is_as_near_to_float64_as_torchaudio(kind):
 def test_silence_is_the_floor_exactly():
     spec = KaldiFbank(PRESETS["ssast-tiny-patch"])(torch.zeros(1, 16000))
     assert torch.equal(spec, torch.full_like(spec, torch.tensor(LOG_FLOOR).log()))
+
+
+@pytest.mark.parametrize("groups, kernel, stride, pad", ((16, 19, 1, 9), (1, 10, 5, 3), (1, 2, 1, 0), (4, 3, 2, 1)))
+def test_a_wide_convolution_in_blocks_of_time_equals_the_whole(groups, kernel, stride, pad):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv1d(64, 512, kernel, stride, pad, groups=groups)
+    x = torch.randn(2, 331, 64, requires_grad=True)
+    ends = []
+    for y in (conv_time(x, conv, block=20), conv(x.transpose(1, 2)).transpose(1, 2)):
+        x.grad = conv.weight.grad = None
+        y.square().sum().backward()
+        ends.append((y, x.grad, conv.weight.grad))
+    for blocks, whole in zip(*ends):
+        assert blocks.shape == whole.shape and (blocks - whole).abs().max() < 1e-5 * whole.abs().max()
 
 
 def test_padding_in_published_mode_is_zero_before_normalisation():
