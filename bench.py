@@ -26,7 +26,8 @@ def parse_args(argv=None):
     g.add_argument("--only", nargs="+", metavar="GROUP", choices=list(GROUPS),
                    help=f"{', '.join(GROUPS)} (default: all)")
     g.add_argument("--preset", choices=PRESETS, metavar="NAME", default="ssast-base-patch", help="for forward and step")
-    g.add_argument("--batch-size", type=cli.positive_int, default=4, help="clips, for forward and step")
+    g.add_argument("--batch-size", type=cli.positive_int, default=4, help="clips, for forward, step and recipes "
+                   "of published size without clones")
     g.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="for recipes: this one only")
 
     g = p.add_argument_group("run")
@@ -326,7 +327,8 @@ def recipes(bench):
                 config = replace(config, frames=round(recipe["clip_seconds"] / config.hop))
             torch.manual_seed(0)
             objective = objective_of(recipe, Encoder(config)).to(bench.device)
-            batch = recipe["batch_size"] if scale == "laptop" else 1 if hasattr(objective, "clones") else 4
+            paper = 1 if hasattr(objective, "clones") else bench.args.batch_size
+            batch = recipe["batch_size"] if scale == "laptop" else paper
             trainer = Trainer(objective, make_optimizer(objective), bench.procs, batch_size=batch * bench.procs.world,
                               micro_batch=batch, steps=1000, warmup=10, amp=bench.args.amp, compile=bench.args.compile)
             full = torch.full((batch,), config.clip_samples)

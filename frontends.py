@@ -196,7 +196,7 @@ class WaveEmbed(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.sinc = SincFilters(config.convs[0][0], config.convs[0][1], config.sample_rate)
+        self.sinc = SincFilters(*config.convs[0], config.sample_rate)
         channels = [c for c, _, _ in config.convs]
         self.swish_alpha = nn.Parameter(torch.full((channels[0],), 2.0))
         self.swish_beta = nn.Parameter(torch.zeros(channels[0]))
@@ -222,8 +222,8 @@ class WaveEmbed(nn.Module):
 
     def features(self, wave, lengths=None):
         """wave (B, 1, S) -> (B, T', C), before the projection."""
+        x = self.norms[0](self.sinc(wave[:, 0], lengths).transpose(1, 2))
         lengths = [None] * len(self.norms) if lengths is None else self.config.conv_lengths(lengths)
-        x = self.norms[0](self.sinc(wave[:, 0], lengths[0]).transpose(1, 2))
         x = x * self.swish_alpha * torch.sigmoid(self.swish_beta * x)
         x = self._cut(x, lengths[0])
         for conv, norm, length in zip(self.convs, self.norms[1:], lengths[1:]):
@@ -240,7 +240,7 @@ class WaveEmbed(nn.Module):
         return x * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
 
 
-def conv_time(x, conv):
+def conv_time(x, conv, block=100):
     """A Conv1d on tokens x (B, T, C) -> (B, T', C'), as a 2-D convolution of one row: channels stay last in memory, so
     that neither it nor the norm that follows has to copy.
 
@@ -261,15 +261,16 @@ def conv_time(x, conv):
 
 
 class SincFilters(nn.Module):
-    """Band-pass filters between learned cut-offs (Ravanelli and Bengio 2018): wave (B, S) -> (B, filters, S).
+    """Band-pass filters between learned cut-offs (Ravanelli and Bengio 2018): wave (B, S) -> (B, filters, S / stride).
 
     low = 50 + |low|, high = low + sample_rate / kernel + |band| in Hz, at most the Nyquist frequency. The filters are
     differences of two sinc functions under a Hamming window, 1 at their centre.
     """
 
-    def __init__(self, n, kernel, sample_rate):
+    def __init__(self, n, kernel, stride, sample_rate):
         super().__init__()
-        self.kernel, self.sample_rate, self.least = kernel, sample_rate, ceil(sample_rate / kernel)
+        self.kernel, self.stride = kernel, stride
+        self.sample_rate, self.least = sample_rate, ceil(sample_rate / kernel)
         edges = torch.linspace(_mel(30.0), _mel(sample_rate / 2 - 50 - self.least), n + 1)
         edges = 700 * (10 ** (edges / 2595) - 1)  # Hz, evenly spaced in mel
         self.low = nn.Parameter(edges[:-1].clone())
@@ -292,7 +293,9 @@ class SincFilters(nn.Module):
         return torch.cat([left, 2 * band, left.flip(1)], 1) / (2 * band)
 
     def forward(self, wave, lengths=None):
-        return F.conv1d(reflect(wave, self.kernel // 2, lengths)[:, None], self.filters()[:, None])
+        """lengths (B,) valid samples or None; each clip is mirrored at its own ends."""
+        lengths = None if lengths is None else lengths.clamp(min=self.kernel)
+        return F.conv1d(reflect(wave, self.kernel // 2, lengths)[:, None], self.filters()[:, None], stride=self.stride)
 
 
 def _mel(hertz):

@@ -72,7 +72,7 @@ class Encoder(nn.Module):
             self.positions = nn.Parameter(torch.empty(c.grid[0], 1, c.dim))
             self.frequency_positions = nn.Parameter(torch.empty(c.grid[1], c.dim))
         elif c.positions == "conv":
-            self.positions = ConvPositions(c.dim)
+            self.positions = ConvPositions(c.dim, c.position_groups)
         elif c.positions != "physical":
             columns = max(c.grid[0], c.columns(c.chunk_frames))
             self.register_buffer("positions", c.position_scale * sincos_table((columns, c.grid[1]), c.dim),

@@ -293,8 +293,11 @@ class ConvDecoder(nn.Module):
     where the widths agree, a residual; then a linear layer. x (B, T', F', D) -> (B, T', F', D); cells that are not
     valid (B, T', F', 1) stay 0 on the way, as what lies beyond the grid."""
 
-    def __init__(self, dim, width, layers, kernel, groups=16):
+    def __init__(self, dim, width, layers, kernel, groups):
         super().__init__()
+        if dim % groups or width % groups:
+            raise ValueError(f"--decoder-groups {groups} must divide the encoder's {dim} channels and the decoder's "
+                             f"{width}")
         self.kernel, self.groups = kernel, groups
         self.convs = nn.ModuleList(nn.Conv2d(dim if i == 0 else width, width, kernel, groups=groups,
                                              padding=(kernel[0] // 2, kernel[1] // 2)) for i in range(layers))
@@ -318,8 +321,9 @@ class Data2Vec(MeanTeacher):
     """data2vec 2.0 (Baevski et al. 2023) on a grid of tokens, what EAT and Animal2Vec have in common.
 
     The student encodes the visible tokens of `clones` masks of each clip; a convolutional decoder predicts, in the
-    hidden places, targets y: the teacher's feed-forward outputs on the whole clip, each normalised over the clip's
-    patches, averaged over blocks, with `norm_target` normalised over channels.
+    hidden places, targets y: the teacher's feed-forward outputs on the whole clip, each normalised, averaged over
+    blocks, with `layer_norm` normalised over channels. target_norm: each channel over the clip's patches ("clip", as
+    published; what all patches of a clip share is taken away), or each patch over its channels ("patch").
 
         frame = Σ (prediction - y)² / √D over hidden tokens / their number
         clip  = mean over rows of |class token - mean over patches of y|² / √D      (rows weigh by what they hide)
@@ -328,15 +332,17 @@ class Data2Vec(MeanTeacher):
     Hidden places hold noise of deviation `noise` before the decoder: uniform, by the clip's seed (published: normal).
     """
 
-    def __init__(self, encoder, masking, hidden, span, clones, ema, ema_steps, cls_weight, decoder_dim, decoder_depth,
-                 kernel, norm_target, noise):
+    def __init__(self, encoder, masking, hidden, span, clones, ema, ema_steps, cls_weight, target_norm, layer_norm,
+                 decoder_dim, decoder_depth, decoder_groups, kernel, noise):
         super().__init__(encoder, ema, ema_steps, "linear")
+        if target_norm not in ("clip", "patch"):
+            raise ValueError(f"target_norm {target_norm!r} is neither clip nor patch")
         if cls_weight and not encoder.config.specials:
             raise ValueError("an utterance loss needs a class token (--cls-weight 0 goes without)")
         self.masking, self.hidden, self.clones = masking, hidden, clones
         self.options = {"span": span} if masking == "span" else {}
-        self.cls_weight, self.norm_target, self.noise = cls_weight, norm_target, noise
-        self.decoder = ConvDecoder(encoder.config.dim, decoder_dim, decoder_depth, kernel)
+        self.cls_weight, self.target_norm, self.layer_norm, self.noise = cls_weight, target_norm, layer_norm, noise
+        self.decoder = ConvDecoder(encoder.config.dim, decoder_dim, decoder_depth, kernel, decoder_groups)
         self.add_teacher(encoder=encoder)
 
     def forward(self, x, lengths=None, seeds=None, mask=None):
@@ -362,8 +368,10 @@ class Data2Vec(MeanTeacher):
         outputs = self.teacher["encoder"].ffn_outputs(patches, lengths)
         valid = self.valid(patches, lengths)
         with torch.autocast(patches.device.type, enabled=False):
-            y = sum(standardised(out[:, c.specials:].float(), valid) for out in outputs) / len(outputs)
-            y = F.layer_norm(y, y.shape[-1:]) if self.norm_target else y
+            outputs = [out[:, c.specials:].float() for out in outputs]
+            y = sum(standardised(out, valid) if self.target_norm == "clip" else F.layer_norm(out, out.shape[-1:])
+                    for out in outputs) / len(outputs)
+            y = F.layer_norm(y, y.shape[-1:]) if self.layer_norm else y
             return y if valid is None else y * valid[..., None]
 
     def valid(self, grid, lengths):
@@ -419,9 +427,10 @@ class EAT(Data2Vec):
     """
 
     def __init__(self, encoder, masking="block", hidden=0.8, clones=16, ema=(0.9998, 0.99999), ema_steps=100_000,
-                 cls_weight=192.0, decoder_dim=768, decoder_depth=6, kernel=3, noise=0.01):
-        super().__init__(encoder, masking, hidden, 5, clones, ema, ema_steps, cls_weight, decoder_dim, decoder_depth,
-                         (kernel, kernel), norm_target=True, noise=noise)
+                 cls_weight=192.0, target_norm="clip", decoder_dim=768, decoder_depth=6, decoder_groups=16, kernel=3,
+                 noise=0.01):
+        super().__init__(encoder, masking, hidden, 5, clones, ema, ema_steps, cls_weight, target_norm, True,
+                         decoder_dim, decoder_depth, decoder_groups, (kernel, kernel), noise)
 
     def flops(self):
         return super().flops() + self.encoder.config.patch_flops()  # the teacher embeds patches too
@@ -436,9 +445,10 @@ class Animal2Vec(Data2Vec):
     """
 
     def __init__(self, encoder, masking="span", hidden=0.93, span=2, clones=12, ema=(0.9997, 1.0), ema_steps=300_000,
-                 decoder_dim=768, decoder_depth=4, kernel=7, noise=0.01, mix=1.0):
-        super().__init__(encoder, masking, hidden, span, clones, ema, ema_steps, 0.0, decoder_dim, decoder_depth,
-                         (kernel, 1), norm_target=False, noise=noise)
+                 target_norm="clip", decoder_dim=768, decoder_depth=4, decoder_groups=16, kernel=7, noise=0.01,
+                 mix=1.0):
+        super().__init__(encoder, masking, hidden, span, clones, ema, ema_steps, 0.0, target_norm, False, decoder_dim,
+                         decoder_depth, decoder_groups, (kernel, 1), noise)
         self.mix, self.takes = mix, MIXED
         self.teacher["encoder"].patch = None  # its convolutions are the student's
 
@@ -473,19 +483,24 @@ class ATST(MeanTeacher):
 
     Frame: view 1 is the clip, view 2 is mixed and warped in frequency; both hide the same frames from the student, and
     heads and loss act on the hidden frames. Heads have BatchNorm over both views together, the teacher's too (with its
-    own statistics). The share mixed in is U(0, mix). canvas: what lies around the clip before it is stretched, 0 as
-    published, or the clip's own minimum ("floor"; on the published scale 0 is far from silence).
+    own statistics). The share mixed in is U(0, mix). stretch: least and largest share of the axes that a view takes
+    and stretches; the wider, the less it matters at which frequency an animal calls. canvas: what lies around the clip
+    before that, 0 as published, or the clip's own minimum ("floor"; on the published scale 0 is far from silence).
     Deviations: partners come from the loader, not from a memory of 2000; one partner, cut twice, serves both views.
     """
 
     def __init__(self, encoder, frames=False, view_seconds=6.0, masking="span", hidden=0.5, span=5, mix=0.4,
-                 canvas="published", ema=(0.99, 1.0), ema_steps=39_100, head_dim=4096, head_out=256):
+                 stretch=(0.6, 1.5), canvas="published", ema=(0.99, 1.0), ema_steps=39_100, head_dim=4096,
+                 head_out=256):
         super().__init__(encoder, ema, ema_steps, "cosine")
         if not (encoder.config.mask_token if frames else encoder.config.specials):
             raise ValueError(f"it has no {'mask' if frames else 'class'} token")
+        if stretch[0] > stretch[1]:
+            raise ValueError(f"stretch from {stretch[0]:g} to {stretch[1]:g} runs backwards")
         if encoder.config.rate == "any":
             raise ValueError("its views stretch the frequency axis, which --rate any fixes in hertz")
-        self.frames, self.view_seconds, self.mix, self.canvas = frames, view_seconds, mix, canvas
+        self.frames, self.view_seconds, self.mix = frames, view_seconds, mix
+        self.stretch, self.canvas = tuple(stretch), canvas
         self.masking, self.hidden, self.options = masking, hidden, {"span": span} if masking == "span" else {}
         self.takes = MIXED
         self.projector = head(encoder.config.dim, head_dim, head_out)
@@ -508,7 +523,7 @@ class ATST(MeanTeacher):
                 if partner is not None and self.mix:
                     spec = self._mixed(spec, partner, partner_lengths, samples, seeds, k)
                 fill = 0.0 if self.canvas == "published" else spec.amin((1, 2), keepdim=True)
-                spec = views.resize_crop(spec, seeds, 54 + k, time=not self.frames, fill=fill)
+                spec = views.resize_crop(spec, seeds, 54 + k, not self.frames, fill, *self.stretch)
             out.append(spec)
         return *out, None if lengths is None else valid
 

@@ -16,14 +16,16 @@ import streams
 from cli import DEMO, UserError
 from model import Encoder, load_encoder, newest_encoder
 from objectives import MASKS, objective_of
-from recipes import OBJECTIVES, PRESETS, SETTINGS, EncoderConfig, any_rate
+from recipes import OBJECTIVES, PRESETS, RECIPES, SETTINGS, EncoderConfig, any_rate
 
 # what may not change within a run, unless --override says so; --steps may grow with --extend
 IDENTITY = ("recipe", "preset", "rate", "lower_rate", "streams", "stream_drop", "clip_seconds", "normalise", "init",
             "subset", "domain", "crop", "gain", "shift", "mix_snr", "polarity", *OBJECTIVES, "drop_path",
             "batch_size", "optimizer", "lr", "betas", "eps", "weight_decay", "weight_decay_end", "schedule", "warmup",
             "floor", "clip", "seed", "valid", "steps")
-BEFORE = {"rate": "preset", "lower_rate": 0.5, "streams": [], "stream_drop": 0.3}  # of runs older than these settings
+# of runs that are older than these settings; those of an objective count where it has them
+BEFORE = {"rate": "preset", "lower_rate": 0.5, "streams": [], "stream_drop": 0.3, "var_floor": 1e-6,
+          "target_norm": "clip", "decoder_groups": 16, "stretch": [0.6, 1.5]}
 
 
 def open_data(args, procs):
@@ -76,7 +78,8 @@ def prepare_run(args, out, train, valid, start, procs):
 
 def check_unchanged(args, saved, now):
     """Refuse to go on with a run under other settings."""
-    saved = BEFORE | {"var_floor": 1e-6 if saved.get("decoder_heads") else None} | saved
+    own = SETTINGS[RECIPES[saved["recipe"]]["paper"]["objective"]]
+    saved = {k: v for k, v in BEFORE.items() if k not in OBJECTIVES or k in own} | saved
     changed = [k for k in now if saved.get(k) != now[k] and not (k == "steps" and args.extend)]
     if changed and not args.override:
         key = changed[0]

@@ -123,6 +123,11 @@ def _add_objective(g):
     g.add_argument("--decoder-dim", type=cli.positive_int, help="width of the decoder")
     g.add_argument("--decoder-depth", type=cli.positive_int, help="layers of the decoder")
     g.add_argument("--decoder-heads", type=cli.positive_int, help="MAE: attention heads of the decoder")
+    g.add_argument("--decoder-groups", type=cli.positive_int, help="EAT, animal2vec: groups of the decoder's "
+                                                                  "convolutions")
+    g.add_argument("--target-norm", choices=("clip", "patch"), help="EAT, animal2vec: a teacher's features are "
+                   "normalised channel by channel over the clip's patches (published), or patch by patch over channels, "
+                   "which keeps what all patches of a clip share")
     g.add_argument("--var-floor", type=cli.positive, help="MAE: added to a patch's variance before it is normalised to "
                                                           "1 (published: 1e-6); more keeps faint noise faint")
     g.add_argument("--clones", type=cli.positive_int, help="EAT, animal2vec: masks of each clip and step")
@@ -132,6 +137,9 @@ def _add_objective(g):
     g.add_argument("--mix", type=cli.share, help="ATST: largest share of another clip; animal2vec: share of "
                                                         "clips that are mixed")
     g.add_argument("--view-seconds", type=cli.positive, help="ATST: length of a view, s")
+    g.add_argument("--stretch", type=cli.positive, nargs=2, metavar=("LOW", "HIGH"), help="ATST: share of time and of "
+                   "frequency that a view takes and stretches (published: 0.6 1.5; the wider, the less it matters at "
+                   "which frequency an animal calls)")
     g.add_argument("--canvas", choices=("published", "floor"), help="ATST: around a stretched view lies 0, or the "
                                                                    "clip's minimum")
     g.add_argument("--head-dim", type=cli.positive_int, help="ATST: hidden width of projector and predictor")

@@ -50,6 +50,7 @@ class EncoderConfig:
     # sincos: computed, specials without position (EAT). conv: from the tokens around, by convolution (animal2vec).
     # physical: sine-cosine of seconds and octaves, for any rate, hop and length
     positions: str = "learned"
+    position_groups: int = 16  # conv: channels are convolved in so many groups
     position_scale: float = 1.0  # of sine-cosine positions; 1 outweighs what a small encoder makes of faint sound
     alibi: bool = False  # attention falls with the distance in time, by a learned scale a head
     # transformer
@@ -77,6 +78,8 @@ class EncoderConfig:
         self.streams = tuple((name, n, tuple(mean), tuple(scale)) for name, n, mean, scale in self.streams)
         for ok, complaint in (
             (self.dim % self.heads == 0, f"dim {self.dim} is not a multiple of heads {self.heads}"),
+            (self.positions != "conv" or self.dim % self.position_groups == 0,
+             f"dim {self.dim} is not a multiple of position_groups {self.position_groups}"),
             (self.n_mels >= self.patch[0], f"a patch of {self.patch[0]} mel bands does not fit n_mels {self.n_mels}"),
             (self.frames >= self.patch[1], f"a clip of {self.frames} frames ({self.clip_seconds:g} s) is shorter than "
                                            f"one patch of {self.patch[1]} frames"),
@@ -189,12 +192,14 @@ class EncoderConfig:
         return frames.clamp(min=1) if hasattr(frames, "clamp") else max(1, frames)
 
     def conv_lengths(self, samples):
-        """wave: the length after each layer; padding is half a stride on both sides, or "same" at stride 1.
+        """wave: the length after each layer; padding is half a stride on both sides, or "same" at stride 1. The first
+        layer, the filters, is "same" too, of which every so many samples are kept.
 
         A clip shorter than the first kernel is filled up to it with silence.
         """
-        least = self.convs[0][1]
-        lengths = [samples.clamp(min=least) if hasattr(samples, "clamp") else max(least, samples)]
+        _, least, stride = self.convs[0]
+        samples = samples.clamp(min=least) if hasattr(samples, "clamp") else max(least, samples)
+        lengths = [(samples - 1) // stride + 1]
         for _, kernel, stride in self.convs[1:]:
             n = lengths[-1]
             lengths.append(n if stride == 1 else (n + 2 * ((stride + 1) // 2) - kernel) // stride + 1)
@@ -226,8 +231,8 @@ class EncoderConfig:
     def position_flops(self):
         if self.positions != "conv":
             return 0
-        layers, kernel, groups = CONV_POSITIONS
-        return layers * kernel * 2 * self.n_tokens * self.dim * self.dim // groups
+        layers, kernel = CONV_POSITIONS
+        return layers * kernel * 2 * self.n_tokens * self.dim * self.dim // self.position_groups
 
     def embed_flops(self):
         return self.patch_flops() + self.position_flops()
@@ -294,7 +299,7 @@ CHOICES = {"frontend": ("kaldi", "mel-db", "octave", "wave"), "rate": ("fixed", 
            "init": ("normal", "xavier"),
            "pool": ("mean", "foreground", "specials", "both"), "features": ("tokens", "ffn"),
            "floor_over": ("clip", "batch"), "chunk_mean": ("valid", "uncut")}
-CONV_POSITIONS = (5, 19, 16)  # layers, kernel and groups of animal2vec's convolutional positions
+CONV_POSITIONS = (5, 19)  # layers and kernel of animal2vec's convolutional positions
 
 
 def _sizes():
@@ -332,8 +337,9 @@ def _sized(table, shared, sizes):
 
 def _mel_presets():
     """Dasheng, AudioMAE, EAT and ATST. The laptop sizes are 4 deep and hear 4 s; masked autoencoders are 256 wide,
-    since few of their tokens pass the encoder. Deviations of 0.02, made for 768 channels, are small for 128 (ATST-Frame
-    alone learned no better from larger ones), and so are EAT's features beside sine-cosine positions of 1."""
+    since few of their tokens pass the encoder, EAT and ATST 192. Deviations of 0.02, made for 768 channels, are small
+    for so few (ATST-Frame alone learned no better from larger ones), and so are EAT's features beside sine-cosine
+    positions of 1."""
     small, base = dict(dim=384, heads=6), dict(dim=768, heads=12)
     large = dict(dim=1024, depth=24, heads=16)
     laptop = dict(dim=128, depth=4, heads=4, frames=400, mean=0.0)
@@ -352,27 +358,29 @@ def _mel_presets():
     eat = dict(mean=-4.268, scale=2 * 4.569, specials=1, mask_token=False, positions="sincos", norm="post",
                pool="specials")
     _sized(table, eat, {"eat-base": base, "eat-large": large,
-                        "eat-laptop": kaldi_laptop | dict(init="xavier", position_scale=0.1)})
+                        "eat-laptop": kaldi_laptop | dict(dim=192, heads=6, init="xavier", position_scale=0.1)})
     # ATST scales decibels to [-1, 1]: (dB + 79.6482) / 130.3324 · 2 - 1
     atst = mel_db | dict(window=0.064, f_min=60.0, f_max=7800.0, floor_db=80.0, mean=130.3324 / 2 - 79.6482,
                          scale=130.3324 / 2, frames=1000, qkv_bias=False)
     clip = atst | dict(specials=1, mask_token=False, chunk=600, pool="specials")
     frame = atst | dict(specials=0)
     _sized(table, clip, {"atst-small": small, "atst-base": base,
-                         "atst-laptop": db_laptop | dict(chunk=0, init="xavier")})
+                         "atst-laptop": db_laptop | dict(dim=192, heads=6, chunk=0, init="xavier")})
     _sized(table, frame, {"atst-frame-small": small, "atst-frame-base": base, "atst-frame-laptop": db_laptop})
     return table
 
 
 def _wave_presets():
-    """animal2vec: 8 kHz waves, 200 tokens a second. The laptop size hears 4 s at 50 tokens a second."""
+    """animal2vec: 8 kHz waves, 200 tokens a second. The laptop size hears 4 s at 50 tokens a second, keeps every fourth
+    sample of its filters, and convolves groups of 32 channels, as many as CPUs handle well."""
     table = {}
     shared = dict(sample_rate=8000, frontend="wave", n_mels=1, patch=(1, 1), stride=(1, 1), specials=0,
                   mask_token=False, positions="conv", alibi=True, norm="post", eps=1e-5, features="ffn")
-    narrow = ((16, 63, 1), (32, 10, 5)) + 5 * ((64, 3, 2),)
+    narrow = ((16, 63, 4), (32, 10, 5)) + 3 * ((64, 3, 2),)
     _sized(table, shared, {
         "animal2vec-large": dict(convs=WAVE_CONVS, hop=0.005, frames=2000, dim=1024, depth=24, prenet=8, heads=16),
-        "animal2vec-laptop": dict(convs=narrow, hop=0.020, frames=200, dim=128, depth=4, prenet=1, heads=4)})
+        "animal2vec-laptop": dict(convs=narrow, hop=0.020, frames=200, position_groups=4, dim=128, depth=4, prenet=1,
+                                  heads=4)})
     return table
 
 
@@ -382,10 +390,12 @@ PRESETS = _presets()
 SETTINGS = {
     "SSAST": ("masking", "hidden", "loss", "nce_axis"),
     "MAE": ("masking", "hidden", "decoder_dim", "decoder_depth", "decoder_heads", "var_floor"),
-    "EAT": ("masking", "hidden", "clones", "cls_weight", "noise", "decoder_dim", "decoder_depth", "ema", "ema_steps"),
-    "ATST": ("frames", "masking", "hidden", "span", "view_seconds", "mix", "canvas", "head_dim", "ema", "ema_steps"),
-    "Animal2Vec": ("masking", "hidden", "span", "clones", "noise", "mix", "decoder_dim", "decoder_depth", "ema",
-                   "ema_steps"),
+    "EAT": ("masking", "hidden", "clones", "cls_weight", "noise", "target_norm", "decoder_dim", "decoder_depth",
+            "decoder_groups", "ema", "ema_steps"),
+    "ATST": ("frames", "masking", "hidden", "span", "view_seconds", "mix", "stretch", "canvas", "head_dim",
+             "ema", "ema_steps"),
+    "Animal2Vec": ("masking", "hidden", "span", "clones", "noise", "mix", "target_norm", "decoder_dim", "decoder_depth",
+                   "decoder_groups", "ema", "ema_steps"),
 }
 
 OBJECTIVES = tuple(dict.fromkeys(key for keys in SETTINGS.values() for key in keys))  # the settings of all objectives
@@ -426,20 +436,23 @@ _AUDIOMAE = {
 _EAT = {
     "paper": _TRAINING | dict(
         objective="EAT", preset="eat-base", masking="block", hidden=410, clones=16, cls_weight=192.0, noise=0.01,
-        decoder_dim=768, decoder_depth=6, ema=(0.9998, 0.99999), ema_steps=100_000, batch_size=48, steps=400_000,
+        target_norm="clip", decoder_dim=768, decoder_depth=6, decoder_groups=16, ema=(0.9998, 0.99999),
+        ema_steps=100_000, batch_size=48, steps=400_000,
         lr=5e-4, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.05, warmup=53_333, clip=4.0,
         differs="uniform noise in hidden places; utterance loss weighted as on 4 GPUs of 12 clips"),
     "laptop": _LAPTOP | dict(
-        objective="EAT", preset="eat-laptop", steps=500, lr=1e-3, masking="block", hidden=0.8, clones=4,
-        cls_weight=1.0, noise=0.01, decoder_dim=128, decoder_depth=2, ema=(0.99, 0.999))}
+        objective="EAT", preset="eat-laptop", steps=300, lr=5e-4, masking="block", hidden=0.8, clones=4,
+        cls_weight=1.0, noise=0.01, target_norm="patch", decoder_dim=192, decoder_depth=2, decoder_groups=4,
+        ema=(0.9995, 0.9999))}
 _ATST_PAPER = _TRAINING | dict(
-    objective="ATST", frames=False, preset="atst-small", view_seconds=6.0, mix=0.4, canvas="published", head_dim=4096,
-    ema=(0.99, 1.0), drop_path=0.1, batch_size=1536, steps=39_100, lr=3e-3, weight_decay=0.04, weight_decay_end=0.4,
-    warmup=1300, floor=3.3e-4, differs="one mixing partner a clip, from the corpus, not from a memory; class token, "
-                                       "positions and mask token are not decayed")
+    objective="ATST", frames=False, preset="atst-small", view_seconds=6.0, mix=0.4, stretch=(0.6, 1.5),
+    canvas="published", head_dim=4096, ema=(0.99, 1.0), drop_path=0.1, batch_size=1536, steps=39_100, lr=3e-3,
+    weight_decay=0.04, weight_decay_end=0.4, warmup=1300, floor=3.3e-4,
+    differs="one mixing partner a clip, from the corpus, not from a memory; class token, positions and mask token are "
+            "not decayed")
 _ATST_LAPTOP = _LAPTOP | dict(
-    objective="ATST", frames=False, preset="atst-laptop", steps=360, lr=3e-4, view_seconds=2.4, mix=0.4,
-    canvas="floor", head_dim=512, ema=(0.99, 1.0))
+    objective="ATST", frames=False, preset="atst-laptop", steps=220, lr=3e-4, view_seconds=2.4, mix=0.4,
+    stretch=(0.9, 1.1), canvas="floor", head_dim=512, ema=(0.99, 1.0))
 _ATST = {"paper": _ATST_PAPER, "laptop": _ATST_LAPTOP}
 _ATST_FRAME = {
     "paper": _ATST_PAPER | dict(
@@ -448,17 +461,19 @@ _ATST_FRAME = {
         differs=_ATST_PAPER["differs"] + "; hides the 0.50 that the code really hides, not the nominal 0.65, and all "
                                          "frames alike"),
     "laptop": _ATST_LAPTOP | dict(
-        frames=True, preset="atst-frame-laptop", steps=220, view_seconds=4.0, masking="span", hidden=0.5, span=5)}
+        frames=True, preset="atst-frame-laptop", view_seconds=4.0, stretch=(0.6, 1.5), masking="span", hidden=0.5,
+        span=5)}
 _ANIMAL2VEC = {
     "paper": _TRAINING | dict(
         objective="Animal2Vec", preset="animal2vec-large", masking="span", hidden=0.93, span=2, clones=12, noise=0.01,
-        mix=1.0, decoder_dim=768, decoder_depth=4, ema=(0.9997, 1.0), ema_steps=300_000, batch_size=102, steps=384_000,
-        lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, warmup=10_000, clip=1.0,
+        mix=1.0, target_norm="clip", decoder_dim=768, decoder_depth=4, decoder_groups=16, ema=(0.9997, 1.0),
+        ema_steps=300_000, batch_size=102, steps=384_000, lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01,
+        warmup=10_000, clip=1.0,
         differs="uniform noise in hidden places; spans hide the ends as often as the middle; no dropout"),
     "laptop": _LAPTOP | dict(
         objective="Animal2Vec", preset="animal2vec-laptop", normalise="preset", batch_size=16, steps=170, lr=1e-3,
-        masking="span", hidden=0.8, span=5, clones=4, noise=0.01, mix=1.0, decoder_dim=128, decoder_depth=2,
-        ema=(0.99, 0.999))}
+        masking="span", hidden=0.8, span=5, clones=4, noise=0.01, mix=1.0, target_norm="patch", decoder_dim=128,
+        decoder_depth=2, decoder_groups=4, ema=(0.99, 0.999))}
 
 RECIPES = {
     "ssast": _SSAST,

@@ -79,9 +79,9 @@ def initialise(module, kind):
 class ConvPositions(nn.Module):
     """Positions from the tokens around: grouped convolutions in time, each with LayerNorm and GELU, as animal2vec."""
 
-    def __init__(self, dim):
+    def __init__(self, dim, groups):
         super().__init__()
-        layers, kernel, groups = CONV_POSITIONS
+        layers, kernel = CONV_POSITIONS
         self.convs = nn.ModuleList(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups)
                                    for _ in range(layers))
 

@@ -34,7 +34,7 @@ def log_mix(spec, other, share, valid=None):
 
 
 def resize_crop(spec, seeds, stream, time=True, fill=0.0, low=0.6, high=1.5):
-    """Random resize crop (BYOL-A, ATST): a rectangle of a canvas 1.5 times as long as the clip, stretched to its size.
+    """Random resize crop (BYOL-A, ATST): a rectangle of a canvas `high` times as long as the clip, made as large as it.
 
     spec (B, F, T), centred in the canvas, around it `fill` (a number, or (B, 1, 1)); height U(low, high) · F, at most
     F; width U(low, high) · T, or with time=False all of T, unmoved (ATST-Frame's frequency warp, the identity in more

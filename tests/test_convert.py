@@ -397,8 +397,8 @@ def test_atst_clip_averages_chunks_by_the_tokens_they_hold():
     one, two = encoder.tokens(spec[..., :600]), encoder.tokens(spec[..., 600:])
     assert (one.shape[1], two.shape[1]) == (151, 101)
     mean = torch.cat([one[:, 1:], two[:, 1:]], 1).mean(1)
-    assert far(encoder.embed(wave)[:, 128:], mean) < 1e-5
-    assert far(encoder.embed(wave)[:, :128], 0.6 * one[:, 0] + 0.4 * two[:, 0]) < 1e-5
+    assert far(encoder.embed(wave)[:, config.dim:], mean) < 1e-5
+    assert far(encoder.embed(wave)[:, :config.dim], 0.6 * one[:, 0] + 0.4 * two[:, 0]) < 1e-5
     encoder.config = replace(config, chunk_mean="uncut")
     uncut = (one[:, 1:].sum(1) / 250 + two[:, 1:].sum(1) / 100) / 2
     assert far(encoder.embed(wave), torch.cat([(one[:, 0] + two[:, 0]) / 2, uncut], 1)) < 1e-5, "as released"

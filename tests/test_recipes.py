@@ -205,11 +205,30 @@ def test_a_stretched_view_is_a_rectangle_of_the_canvas():
     warped = views.resize_crop(ramp, torch.arange(50), 1)
     slope = warped[:, :, 45:55].diff(dim=2).mean((1, 2)) * 99
     assert slope.min() > 0.5 and slope.max() < 1.6 and slope.std() > 0.1
+    mild = views.resize_crop(ramp, torch.arange(50), 1, low=0.9, high=1.1)[:, :, 45:55].diff(dim=2).mean((1, 2)) * 99
+    assert mild.min() > 0.85 and mild.max() < 1.15 and mild.std() > 0.01
     still = views.resize_crop(ramp, torch.arange(50), 1, time=False)
     assert (still - ramp).abs().max() < 1e-4
 
 
 # -------------------------------------------------------------------------------------------------------- teachers
+
+@pytest.mark.parametrize("name", ["eat", "animal2vec"])
+def test_what_all_patches_of_a_clip_share_is_asked_for_or_taken_away(name, monkeypatch):
+    """Normalised over the clip's patches, targets do not know a vector that is added to all of them."""
+    grid, dim = small(name).encoder.config.grid, 64
+    outputs = [noise(2, small(name).encoder.config.specials + grid[0] * grid[1], dim, seed=s) for s in range(2)]
+    shared = noise(2, 1, dim, seed=9)
+    for kind in ("clip", "patch"):
+        objective, targets = small(name, target_norm=kind), []
+        for added in (0.0, shared):
+            monkeypatch.setattr(objective.teacher["encoder"], "ffn_outputs", lambda *_: [x + added for x in outputs])
+            targets.append(objective.targets(torch.zeros(2, *grid, dim)))
+        moved = (targets[0] - targets[1]).abs().max()
+        assert moved < 1e-4 if kind == "clip" else moved > 0.1
+    with pytest.raises(ValueError, match="neither clip nor patch"):
+        small(name, target_norm="batch")
+
 
 @pytest.mark.parametrize("name", ["eat", "atst", "atst-frame", "animal2vec"])
 def test_teachers_are_never_trained_and_drop_nothing(name):
@@ -319,13 +338,19 @@ def test_secondary_pre_training_starts_lower_than_from_scratch(tmp_path, name):
         assert secondary(wave, seeds=seeds)[0] < scratch(wave, seeds=seeds)[0]
 
 
-@pytest.mark.parametrize("flags", [[], ["--recipe", "dasheng", "--clip-seconds", "1", "--var-floor", "1e-6"]])
+@pytest.mark.parametrize("flags", [[], ["--recipe", "dasheng", "--clip-seconds", "1", "--var-floor", "1e-6"],
+                                   ["--recipe", "atst", "--clip-seconds", "1", "--view-seconds", "0.6", "--stretch",
+                                    "0.6", "1.5"],
+                                   ["--recipe", "eat", "--clones", "1", "--clip-seconds", "1", "--target-norm", "clip",
+                                    "--decoder-groups", "16"]])
 def test_a_run_that_is_older_than_a_setting_goes_on(tiny, tmp_path, flags):
     run = tmp_path / "run"
     pretrain.main(start(tiny, run, *flags))
     config = json.loads((run / "config.json").read_text())
-    for part, setting in (("identity", "var_floor"), ("encoder", "init"), ("encoder", "position_scale")):
-        del config[part][setting]
+    for setting in ("var_floor", "target_norm", "decoder_groups", "stretch"):
+        del config["identity"][setting]
+    for setting in ("init", "position_groups") + ("position_scale",) * (not flags or "eat" not in flags):
+        del config["encoder"][setting]
     (run / "config.json").write_text(json.dumps(config))
     (run / "checkpoint-00000004.pt").unlink()
     (run / "DONE").unlink()
@@ -366,6 +391,15 @@ def test_an_online_probe_is_logged_and_changes_nothing(tiny, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
     with pytest.raises(UserError, match="--probe-task"):
         pretrain.main(start(tiny, tmp_path / "c", "--probe-every", "2"))
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--recipe", "eat", "--decoder-groups", "5"], "decoder-groups 5 must divide the encoder's 192 channels"),
+    (["--recipe", "atst", "--stretch", "1.5", "0.6"], "stretch from 1.5 to 0.6 runs backwards")])
+def test_settings_that_fit_nothing_are_one_line(tiny, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        pretrain.main(start(tiny, tmp_path / "run", *flags))
+    assert not (tmp_path / "run" / "checkpoint-00000004.pt").exists()
 
 
 def test_a_setting_of_another_recipe_is_refused():
