@@ -157,7 +157,7 @@ class MelDb(nn.Module):
         with torch.device("cpu"):
             hann = torch.hann_window(self.n_fft, dtype=torch.float64)
             filters = mel_filters_hertz(config.n_mels, self.n_fft, config.sample_rate, config.f_min, config.f_max)
-        self.register_buffer("hann", hann, persistent=False)
+        self.register_buffer("hann", hann.float(), persistent=False)
         self.register_buffer("filters", filters.float(), persistent=False)
 
     def forward(self, wave, lengths=None):
@@ -166,7 +166,7 @@ class MelDb(nn.Module):
         wave = F.pad(wave, (0, max(0, half + 1 - wave.shape[1])))
         wave = reflect(wave, half, None if lengths is None else lengths.clamp(min=half + 1))
         block = len(wave) if wave.is_cuda else max(1, (1 << 16) // wave.shape[1])
-        db = torch.cat([self._power(part.double()) for part in wave.split(block)]).clamp_(min=1e-10).log10_().mul_(10)
+        db = torch.cat([self._power(part) for part in wave.split(block)]).clamp_(min=1e-10).log10_().mul_(10)
         db = db[:, :count]  # (B, T, F)
         if c.floor_db:
             valid = db
@@ -178,9 +178,9 @@ class MelDb(nn.Module):
         return db.transpose(1, 2).contiguous()
 
     def _power(self, wave):
-        """wave (B, S) float64, mirrored -> mel power (B, T, F) float32."""
+        """wave (B, S), mirrored -> mel power (B, T, F)."""
         frames = wave.unfold(1, self.n_fft, self.config.hop_samples) * self.hann
-        real, imag = torch.view_as_real(torch.fft.rfft(frames)).float().unbind(-1)
+        real, imag = torch.view_as_real(torch.fft.rfft(frames)).unbind(-1)
         return real.square().addcmul_(imag, imag) @ self.filters
 
 
