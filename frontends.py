@@ -33,8 +33,8 @@ class KaldiFbank(nn.Module):
     """Kaldi-style log-mel spectrogram, batched: wave (B, S) -> (B, F, T), natural log, not normalised.
 
     Equals torchaudio.compliance.kaldi.fbank(htk_compat=True, window_type="hanning", use_energy=False, dither=0) after
-    the mean of the clip is subtracted. In float32, as that: silent bands beside a loud one are rounded by up to 1e-2 in
-    the log, of torchaudio's too. On the CPU clips pass in blocks that fit its cache.
+    the mean of the clip is subtracted. Frames are transformed in float64: between a loud and a silent band float32
+    rounds by up to 1e-2 in the log, torchaudio's included. On the CPU they pass in blocks that fit its cache.
     """
     longer = 1  # a transform is the next power of two of so many windows
 
@@ -43,7 +43,7 @@ class KaldiFbank(nn.Module):
         self.config, self.window, self.hop = config, config.window_samples, config.hop_samples
         self.n_fft = 1 << (self.longer * self.window - 1).bit_length()
         with torch.device("cpu"):  # tables are real even when the encoder is only described, on "meta"
-            hann = torch.hann_window(self.window, periodic=False, dtype=torch.float64).float()
+            hann = torch.hann_window(self.window, periodic=False, dtype=torch.float64)
             filters = self.make_filters(config)
         self.register_buffer("hann", F.pad(hann, (0, self.n_fft - self.window)), persistent=False)
         self.register_buffer("filters", filters.float(), persistent=False)
@@ -53,16 +53,16 @@ class KaldiFbank(nn.Module):
 
     def forward(self, wave):
         block = len(wave) if wave.is_cuda else max(1, (1 << 16) // wave.shape[1])
-        return torch.cat([self._log_power(part) for part in wave.split(block)]).transpose(1, 2).contiguous()
+        return torch.cat([self._log_power(part.double()) for part in wave.split(block)]).transpose(1, 2).contiguous()
 
     def _log_power(self, wave):
-        """wave (B, S) -> (B, T, F)."""
-        real, imag = torch.view_as_real(torch.fft.rfft(self.frames(wave))).unbind(-1)
+        """wave (B, S) float64 -> (B, T, F) float32."""
+        real, imag = torch.view_as_real(torch.fft.rfft(self.frames(wave))).float().unbind(-1)
         power = real.square().addcmul_(imag, imag)
         return (power @ self.filters).clamp_(min=LOG_FLOOR).log_()
 
     def frames(self, wave):
-        """wave (B, S) -> windowed frames (B, T, n_fft).
+        """wave (B, S) float64 -> windowed frames (B, T, n_fft).
 
         Kaldi subtracts a frame's mean, then pre-emphasises within the frame. Here the wave is pre-emphasised and the
         means are subtracted after: the same, since the one sample of a frame whose predecessor lies outside of it,
@@ -155,9 +155,9 @@ class MelDb(nn.Module):
         super().__init__()
         self.config, self.n_fft = config, config.window_samples
         with torch.device("cpu"):
-            hann = torch.hann_window(self.n_fft, dtype=torch.float64).float()
+            hann = torch.hann_window(self.n_fft, dtype=torch.float64)
             filters = mel_filters_hertz(config.n_mels, self.n_fft, config.sample_rate, config.f_min, config.f_max)
-        self.register_buffer("hann", hann, persistent=False)
+        self.register_buffer("hann", hann.float(), persistent=False)
         self.register_buffer("filters", filters.float(), persistent=False)
 
     def forward(self, wave, lengths=None):
