@@ -244,8 +244,8 @@ def conv_time(x, conv, block=100):
     """A Conv1d on tokens x (B, T, C) -> (B, T', C'), as a 2-D convolution of one row: channels stay last in memory, so
     that neither it nor the norm that follows has to copy.
 
-    On CPUs wide and long ones pass in overlapping blocks of time, of which each fills the cache: their gradient is
-    several times faster.
+    On CPUs wide and long ones pass in overlapping blocks of time: oneDNN's gradient of the weights is slow where what
+    it reads for one clip outgrows the cache.
     """
     (kernel,), (stride,), (pad,) = conv.kernel_size, conv.stride, conv.padding
     batch, size, _ = x.shape
