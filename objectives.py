@@ -429,8 +429,9 @@ class EAT(Data2Vec):
     def __init__(self, encoder, masking="block", hidden=0.8, clones=16, ema=(0.9998, 0.99999), ema_steps=100_000,
                  cls_weight=192.0, target_norm="clip", decoder_dim=768, decoder_depth=6, decoder_groups=16, kernel=3,
                  noise=0.01):
-        super().__init__(encoder, masking, hidden, 5, clones, ema, ema_steps, cls_weight, target_norm, True,
-                         decoder_dim, decoder_depth, decoder_groups, (kernel, kernel), noise)
+        super().__init__(encoder, masking, hidden, 5, clones, ema, ema_steps, cls_weight, target_norm, layer_norm=True,
+                         decoder_dim=decoder_dim, decoder_depth=decoder_depth, decoder_groups=decoder_groups,
+                         kernel=(kernel, kernel), noise=noise)
 
     def flops(self):
         return super().flops() + self.encoder.config.patch_flops()  # the teacher embeds patches too
@@ -447,8 +448,9 @@ class Animal2Vec(Data2Vec):
     def __init__(self, encoder, masking="span", hidden=0.93, span=2, clones=12, ema=(0.9997, 1.0), ema_steps=300_000,
                  target_norm="clip", decoder_dim=768, decoder_depth=4, decoder_groups=16, kernel=7, noise=0.01,
                  mix=1.0):
-        super().__init__(encoder, masking, hidden, span, clones, ema, ema_steps, 0.0, target_norm, False, decoder_dim,
-                         decoder_depth, decoder_groups, (kernel, 1), noise)
+        super().__init__(encoder, masking, hidden, span, clones, ema, ema_steps, 0.0, target_norm, layer_norm=False,
+                         decoder_dim=decoder_dim, decoder_depth=decoder_depth, decoder_groups=decoder_groups,
+                         kernel=(kernel, 1), noise=noise)
         self.mix, self.takes = mix, MIXED
         self.teacher["encoder"].patch = None  # its convolutions are the student's
 

@@ -67,6 +67,8 @@ def prepare_run(args, out, train, valid, start, procs):
     if procs.main and (saved is None or args.extend):
         config = EncoderConfig.from_dict(saved["encoder"]) if saved else encoder_config(args, train, start)
         check_mask(args, config)
+        with torch.device("meta"):  # described, not made
+            objective_around(args, start if start is not None else Encoder(config))
         out.mkdir(parents=True, exist_ok=True)  # from here on there is a run; mistakes have been found before
         cli.write_text(path, json.dumps({
             "identity": identity, "encoder": config.to_dict(), "flags": vars(args),
@@ -188,16 +190,21 @@ def measure(train, config, seed, clips=256):
     return {"mean": 0.0 if config.denoise is not None else round(mean, 3), "scale": float(f"{2 * deviation:.3g}")}
 
 
+def objective_around(args, encoder):
+    """The recipe's objective; a setting that does not fit the encoder is one line."""
+    defaults = {"ema_steps": args.steps} if "ema_steps" in SETTINGS[args.objective] else {}
+    try:
+        return objective_of(vars(args), encoder, **defaults)
+    except ValueError as error:
+        raise UserError(f"--recipe {args.recipe} with encoder {encoder.config.name}: {error}") from None
+
+
 def build(args, config, start, heads):
     """The objective around its encoder, from scratch or from --init, with the published pre-training heads that fit."""
     torch.manual_seed(args.seed)
     encoder = start if start is not None else Encoder(config)
     encoder.checkpoint_activations = args.checkpoint_activations
-    defaults = {"ema_steps": args.steps} if "ema_steps" in SETTINGS[args.objective] else {}
-    try:
-        objective = objective_of(vars(args), encoder, **defaults)
-    except ValueError as error:
-        raise UserError(f"--recipe {args.recipe} with encoder {config.name}: {error}") from None
+    objective = objective_around(args, encoder)
     own = objective.state_dict()
     fitting = {k: v for k, v in heads.items() if k in own and own[k].shape == v.shape}
     objective.load_state_dict(own | fitting)

@@ -399,9 +399,6 @@ def test_the_gpu_trains_in_every_precision(command, tmp_path, amp):
     assert losses[-1] < losses[0]
 
 
-# -------------------------------------------------------------------------------------------------------- memory
-
-@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="not glibc")
 @pytest.mark.parametrize("name, blocks", (("dasheng", 4 + 2), ("eat", 4 + 4)))  # and decoder; and teacher
 def test_compiled_blocks_are_those_that_run(name, blocks, monkeypatch):
     from model import Encoder
@@ -419,6 +416,9 @@ def test_compiled_blocks_are_those_that_run(name, blocks, monkeypatch):
     assert len(ran) == len(set(ran)) == blocks
 
 
+# -------------------------------------------------------------------------------------------------------- memory
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}), reason="not glibc")
 def test_a_step_reuses_the_memory_of_the_one_before():
     """In a process of its own, since the setting lasts: 100 MB freed and asked for again cause no page faults,
     once the heap has found its shape, in the second or third round."""
