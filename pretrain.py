@@ -10,6 +10,7 @@ an unfinished run, exactly, also on another number of processes.
 """
 import argparse
 import json
+import textwrap
 from pathlib import Path
 
 import cli
@@ -21,7 +22,7 @@ PAPER_SUBSETS = ("0.12M", "0.46M", "0.80M", "1.23M", "2.23M")
 
 
 def parse_args(argv=None):
-    p = cli.Parser(__doc__, prog="pretrain.py")
+    p = cli.Parser(__doc__, prog="pretrain.py", epilog=_chosen(argv))
     g = p.add_argument_group("data")
     g.add_argument("--data", help="folder of audio, manifest (CSV, TSV, JSON) or shards (default: the demo corpus; "
                                   "data/pretrain.csv when --subset names one of the paper's sizes)")
@@ -81,7 +82,10 @@ def _add_optimisation(g):
     g.add_argument("--weight-decay", type=float, help="of weight matrices")
     g.add_argument("--weight-decay-end", type=float, help="what it becomes, on a cosine (ATST)")
     g.add_argument("--schedule", choices=("cosine", "constant", "plateau"), help="after the warm-up")
+    g.add_argument("--floor", type=cli.share, help="of the learning rate where the cosine ends, a share of --lr")
     g.add_argument("--warmup", type=cli.natural, help="steps")
+    g.add_argument("--betas", type=cli.share, nargs=2, metavar=("B1", "B2"), help="of Adam's running means")
+    g.add_argument("--eps", type=cli.positive, help="of Adam")
     g.add_argument("--clip", type=float, help="largest gradient norm; 0: off")
     g.add_argument("--seed", type=int, default=0, help="of weights, order, crops, masks and augmentation")
 
@@ -152,6 +156,23 @@ def _count_or_share(text):
     return int(text) if text.isdigit() else cli.share(text)
 
 
+def _chosen(argv):
+    """The settings of the recipe on the command line, for --help."""
+    p = cli.Parser("", prog="pretrain.py", add_help=False)
+    p.add_argument("--recipe", default="ssast")
+    for flag in ("--scale", "--subset"):
+        p.add_argument(flag)
+    args = p.parse_known_args(argv)[0]
+    scale = args.scale or ("paper" if args.subset in PAPER_SUBSETS else "laptop")
+    settings = RECIPES.get(args.recipe, {}).get(scale, {})
+    text = "  ".join(f"{key.replace('_', '-')} {_shown(value)}" for key, value in settings.items() if key != "differs")
+    return f"what is not given is set by the recipe, here {args.recipe}, {scale}:\n" + textwrap.fill(text, 118, break_on_hyphens=False)
+
+
+def _shown(value):
+    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+
 def _fill_in(args):
     """Settings that were not given come from the recipe; the run folder's name from the settings."""
     named = args.subset in PAPER_SUBSETS
@@ -187,11 +208,10 @@ def _fill_in(args):
 def print_paper(recipe):
     """The recipe's two columns side by side."""
     laptop, paper = RECIPES[recipe]["laptop"], RECIPES[recipe]["paper"]
-    show = lambda value: " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
     print(f"{recipe:<17} {'laptop':<22} paper")
     for key in dict.fromkeys([*paper, *laptop]):
         if key != "differs":
-            print(f"{key.replace('_', '-'):<17} {show(laptop.get(key, '–')):<22} {show(paper.get(key, '–'))}")
+            print(f"{key.replace('_', '-'):<17} {_shown(laptop.get(key, '–')):<22} {_shown(paper.get(key, '–'))}")
     print(f"\nThe paper column differs from the published code: {paper['differs']}.")
 
 

@@ -393,6 +393,27 @@ def test_an_online_probe_is_logged_and_changes_nothing(tiny, tmp_path):
         pretrain.main(start(tiny, tmp_path / "c", "--probe-every", "2"))
 
 
+@pytest.mark.parametrize("name", NAMES + ["gpm-bt", "mae"])
+def test_every_setting_of_a_recipe_is_a_flag_and_stands_in_its_help(name, capsys):
+    for scale, settings in RECIPES[name].items():
+        with pytest.raises(SystemExit):
+            pretrain.parse_args(["--recipe", name, "--scale", scale, "--help"])
+        printed = " ".join(capsys.readouterr().out.split())
+        for key in settings.keys() - {"differs"}:
+            flag = key.replace("_", "-")
+            assert f"{flag} {pretrain._shown(settings[key])}" in printed
+            assert key in ("objective", "frames") or f"[--{flag} " in printed, "what the objective is has no flag"
+
+
+def test_optimiser_settings_override_the_recipes(tiny, tmp_path):
+    args = pretrain.parse_args(["--betas", "0.8", "0.9", "--eps", "1e-7", "--floor", "0.5"])
+    assert (args.betas, args.eps, args.floor) == ([0.8, 0.9], 1e-7, 0.5)
+    pretrain.main(start(tiny, tmp_path / "run", "--betas", "0.8", "0.9"))
+    (tmp_path / "run" / "DONE").unlink()
+    with pytest.raises(UserError, match=r"started with betas \[0.8, 0.9\], now it is \[0.9, 0.98\]"):
+        pretrain.main(start(tiny, tmp_path / "run"))
+
+
 @pytest.mark.parametrize("flags, message", [
     (["--recipe", "eat", "--decoder-groups", "5"], "decoder-groups 5 must divide the encoder's 192 channels"),
     (["--recipe", "atst", "--stretch", "1.5", "0.6"], "stretch from 1.5 to 0.6 runs backwards")])
