@@ -166,7 +166,8 @@ def _chosen(argv):
     scale = args.scale or ("paper" if args.subset in PAPER_SUBSETS else "laptop")
     settings = RECIPES.get(args.recipe, {}).get(scale, {})
     text = "  ".join(f"{key.replace('_', '-')} {_shown(value)}" for key, value in settings.items() if key != "differs")
-    return f"what is not given is set by the recipe, here {args.recipe}, {scale}:\n" + textwrap.fill(text, 118, break_on_hyphens=False)
+    return (f"what is not given is set by the recipe, here {args.recipe}, {scale}:\n"
+            + textwrap.fill(text, 118, break_on_hyphens=False))
 
 
 def _shown(value):
