@@ -195,6 +195,8 @@ def _fill_in(args):
         if named and not Path(args.data).exists():
             raise UserError(f"--subset {args.subset} reads {args.data}, which does not exist: make it with python "
                             f"data.py index FOLDER --out {args.data}, or name another manifest with --data")
+    if max(args.betas) == 1:
+        raise UserError("--betas 1: a running mean that takes nothing in; give numbers below 1")
     if args.streams and args.shift:
         raise UserError("--shift: a clip that is turned around no longer goes with its --streams")
     if args.probe_every and args.probe_task is None and args.data != DEMO:

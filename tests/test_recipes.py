@@ -416,6 +416,7 @@ def test_optimiser_settings_override_the_recipes(tiny, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--recipe", "eat", "--decoder-groups", "5"], "decoder-groups 5 must divide the encoder's 192 channels"),
+    (["--betas", "0.9", "1"], "--betas 1: a running mean that takes nothing in"),
     (["--recipe", "atst", "--stretch", "1.5", "0.6"], "stretch from 1.5 to 0.6 runs backwards")])
 def test_settings_that_fit_nothing_are_one_line(tiny, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
