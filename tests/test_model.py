@@ -53,12 +53,16 @@ def test_the_background_is_the_median_of_the_frames_that_count():
 @pytest.mark.parametrize("window", [0.025, 0.050])
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
 def test_the_batched_front_end_equals_torchaudios(window, rate):
-    """1e-3 is torchaudio's own distance from float64 on noise: its narrowest filters round in float32."""
+    """Both round in float32, most in the narrowest filters and on each processor in its own way, so the judge of both is
+    the definition in float64: ours may be no further from it than theirs."""
     config = replace(PRESETS["ssast-tiny-patch"], window=window, sample_rate=rate)
     wave = noise(4, rate * 2, seed=2)
+    truth, theirs = float64_fbank(wave, config), kaldi(wave, config)
     ours = KaldiFbank(config)(wave - wave.mean(1, keepdim=True))
-    assert ours.shape == kaldi(wave, config).shape
-    assert (ours - kaldi(wave, config)).abs().max() < 1e-3
+    assert ours.shape == theirs.shape
+    ours, theirs = (ours - truth).abs(), (theirs - truth).abs()
+    assert ours.max() <= theirs.max() and ours.mean() <= theirs.mean()
+    assert theirs.mean() < 1e-4, "the definition is theirs"
 
 
 @pytest.mark.parametrize("kind", ["tone", "chirp", "noise", "faint"])
