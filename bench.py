@@ -16,8 +16,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import cli
-from recipes import PRESETS, RECIPES
+from wren import cli
+from wren.recipes import PRESETS, RECIPES
 
 
 def parse_args(argv=None):
@@ -47,8 +47,8 @@ class Bench:
     def __init__(self, args):
         import torch
 
-        from engine import precision, start_processes
-        from runlog import device_name
+        from wren.training.engine import precision, start_processes
+        from wren.training.runlog import device_name
         torch.set_num_threads(args.threads)
         self.args, self.rows, self.procs = args, [], start_processes(args.device)
         self.device = self.procs.device
@@ -97,7 +97,7 @@ def read(bench):
     import numpy as np
     import soundfile
 
-    import audio
+    from wren.sound import audio
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         for name, rate in (("wav", 16000), ("flac", 16000), ("ogg", 16000), ("wav", 44100)):
@@ -112,8 +112,9 @@ def load(bench):
     import numpy as np
     import soundfile
 
-    import data
-    import shards
+    from wren.sound import loading
+    from wren.sound.manifest import open_manifest
+    from wren.sound import shards
     rng, n = np.random.default_rng(0), 128
     with tempfile.TemporaryDirectory() as folder:
         rates = {}
@@ -125,13 +126,13 @@ def load(bench):
                     for _ in range(10):  # in pieces: libsndfile's Vorbis encoder overflows its stack on long blocks
                         file.write(field_noise(rng, rate))
             rates[place.name] = place
-        files = data.open_manifest(rates["wav 16 kHz"])
+        files = open_manifest(rates["wav 16 kHz"])
         for format in ("flac", "wav"):
             place = Path(folder) / f"shard-{'pcm' if format == 'wav' else format} 16 kHz"
             shards.pack(files, place, format=format, clips_per_shard=64)
             rates[place.name] = place
         for name, place in rates.items():
-            rows, seconds = data.open_manifest(place), 10
+            rows, seconds = open_manifest(place), 10
             value = loading(bench, rows, seconds)
             beside = name.replace("shard-pcm", "wav").replace("shard-flac", "flac")
             rates[name] = value
@@ -147,8 +148,8 @@ def load(bench):
 
 def reading(rows, seconds):
     """Clips a second without a loader process: what `webdataset_rate` is compared with."""
-    import data
-    crop, times = data.Cropper(16000, seconds), []
+    from wren.sound import loading
+    crop, times = loading.Cropper(16000, seconds), []
     for seed in range(3):
         began = time.perf_counter()
         for i in range(len(rows)):
@@ -164,11 +165,12 @@ def field_noise(rng, n):
 
 
 def loading(bench, rows, seconds, batch=16):
-    """Clips a second through data.loader with one worker, after its start."""
-    import data
+    """Clips a second through loading.loader with one worker, after its start."""
+    from wren.sound import loading
+    from wren.sound.manifest import open_manifest
     times = []
     for _ in range(3):
-        batches = iter(data.loader(rows, sample_rate=16000, clip_seconds=seconds, batch_size=batch, seed=0, workers=1))
+        batches = iter(loading.loader(rows, sample_rate=16000, clip_seconds=seconds, batch_size=batch, seed=0, workers=1))
         for _ in range(4):  # the worker's start and what it prefetches
             next(batches)
         began = time.perf_counter()
@@ -203,7 +205,7 @@ def frontend(bench):
     import torch
     import torchaudio
 
-    from frontends import KaldiFbank
+    from wren.nets.frontends import KaldiFbank
     wave = 0.1 * torch.randn(32, 160000, device=bench.device)
     for window in (0.025, 0.050):
         def kaldi():
@@ -255,7 +257,7 @@ def extract(bench):
     import torch
 
     from model import Encoder
-    from windows import Recordings, Run, batches
+    from wren.recordings.windows import Recordings, Run, batches
     config, batch = PRESETS[bench.args.preset], bench.args.batch_size
     clock = time.process_time if bench.device.type == "cpu" else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
@@ -286,9 +288,9 @@ def step(bench):
     """The full SSAST step: wave to updated weights; beside it the published code's form on the CPU."""
     import torch
 
-    from engine import Trainer, make_optimizer
+    from wren.training.engine import Trainer, make_optimizer
     from model import Encoder
-    from objectives import SSAST
+    from wren.objectives import SSAST
     config, batch = PRESETS[bench.args.preset], bench.args.batch_size
     torch.manual_seed(0)
     objective = SSAST(Encoder(config), hidden=400 / 512).to(bench.device)
@@ -312,9 +314,9 @@ def recipes(bench):
     """Every recipe's full training step, wave to updated weights and teacher, at laptop and at published size."""
     import torch
 
-    from engine import Trainer, make_optimizer
+    from wren.training.engine import Trainer, make_optimizer
     from model import Encoder
-    from objectives import objective_of
+    from wren.objectives import objective_of
     seen = []
     for name, scales in RECIPES.items():
         if name == "ssast" or scales in seen or bench.args.recipe not in (None, name):
@@ -343,12 +345,13 @@ def recipes(bench):
 
 def train(bench):
     """Training as it is: the demo's clips through a loader process and the whole step; time spent without data."""
-    import demo
-    from data import loader, open_manifest
-    from engine import Trainer, make_optimizer
+    from wren.sound import demo
+    from wren.sound.loading import loader
+    from wren.sound.manifest import open_manifest
+    from wren.training.engine import Trainer, make_optimizer
     from model import Encoder
-    from objectives import SSAST
-    from runlog import Meter
+    from wren.objectives import SSAST
+    from wren.training.runlog import Meter
     demo.ensure()
     args, config, world = bench.args, PRESETS[bench.args.preset], bench.procs.world
     rows, batch = open_manifest("data/demo/pretrain.csv"), bench.args.batch_size * world
@@ -381,7 +384,7 @@ def probes(bench):
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    import probes as p
+    from wren.probing import probes as p
     rng, classes = np.random.default_rng(0), 264
     y = rng.integers(classes, size=14000)
     centres = rng.standard_normal((classes, 768), np.float32)
@@ -418,7 +421,7 @@ class PublishedStep:
         import torch
 
         from model import Encoder
-        from objectives import SSAST
+        from wren.objectives import SSAST
         torch.manual_seed(0)
         self.objective, self.clips = SSAST(Encoder(config)), clips
         self.optimizer = torch.optim.Adam(self.objective.parameters(), 1e-4, foreach=False, fused=False)

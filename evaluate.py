@@ -15,8 +15,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import cli
-from cli import DEMO, UserError
+from wren import cli
+from wren.cli import DEMO, UserError
 
 
 def parse_args(argv=None):
@@ -84,9 +84,9 @@ def main(argv=None):
     args = parse_args(argv)
     import torch
 
-    import demo
-    import report
-    from tasks import load_task, task_names
+    from wren.sound import demo
+    from wren.probing import report
+    from wren.tasks.tasks import load_task, task_names
     if args.data == DEMO and (args.task is None or not all(Path(t).is_dir() for t in args.task)):
         demo.ensure(DEMO)
     tasks = [load_task(name, root=args.data, low=args.low)
@@ -132,7 +132,7 @@ def contestants(args):
     a preset's name is its own untrained encoder."""
     import torch
 
-    from embeddings import MelStatistics
+    from wren.probing.embeddings import MelStatistics
     from model import Encoder, fingerprint, load_encoder, newest_encoder
     found, names = {}, {}
     for source in args.checkpoint or [newest_encoder("runs")]:
@@ -164,7 +164,7 @@ def contestants(args):
 
 def embed(task, encoders, device, args):
     """{encoder: {split: Embeddings}}, from the cache as far as it has them."""
-    from embeddings import embed_split
+    from wren.probing.embeddings import embed_split
     began, out = time.perf_counter(), {name: {} for name in encoders}
     for split in ("train", "valid", "test"):
         found = embed_split(encoders, task.splits[split], args.cache, depth=args.depth, layers=args.layers != "last",
@@ -181,7 +181,7 @@ def clip_vectors(task, splits, basis, args):
     """{split: vectors (n, D)} of the layers asked for."""
     import numpy as np
 
-    from probes import Vectors, kept, layer_weights, standardiser
+    from wren.probing.probes import Vectors, kept, layer_weights, standardiser
     count = splits["train"].clips.shape[1]
     vectors = {name: e.vectors(args.layers if isinstance(args.layers, int) else None) for name, e in splits.items()}
     if args.layers != "weighted" or count == 1:
@@ -199,7 +199,7 @@ def metric_of(task):
     """What choices maximise: a function of (scores (n, C), targets)."""
     from functools import partial
 
-    import scoring
+    from wren.probing import scoring
     return partial(scoring.metric_of, task.metric)
 
 
@@ -207,8 +207,8 @@ def metric_of(task):
 
 def probe(task, sets, device, args):
     """(result rows, {(probe, encoder): test scores (n, C), one a seed or draw}) of one task."""
-    import report
-    from probes import kept
+    from wren.probing import report
+    from wren.probing.probes import kept
     rows, held = [], {}
 
     def add(kind, name, scores, more):
@@ -246,9 +246,9 @@ def fitted_on(task, splits, device, args):
     import numpy as np
     import torch
 
-    import metrics
-    import probes as p
-    import scoring
+    from wren.probing import metrics
+    from wren.probing import probes as p
+    from wren.probing import scoring
     content = hashlib.sha256(b"".join(Path(m).read_bytes() for m in (
         __file__, metrics.__file__, p.__file__, scoring.__file__)))  # changed code fits anew
     for name in ("train", "valid"):
@@ -263,7 +263,7 @@ def probes(task, splits, vectors, device, args):
     call a seed where there is chance in it)."""
     from functools import cache, partial
 
-    import probes as p
+    from wren.probing import probes as p
     y = {name: split.targets for name, split in task.splits.items()}
     metric, classes = metric_of(task), len(task.labels)
     once, seeds = [{}], [{"seed": seed} for seed in range(args.seed, args.seed + args.seeds)]
@@ -305,8 +305,8 @@ def masked(task, scores):
 
 def finetuned_scores(task, run, device, args):
     """Test scores (n, C) of a fine-tuned model, in the order of the task's labels."""
-    import heads
-    from embeddings import vectors
+    from wren.training import heads
+    from wren.probing.embeddings import vectors
     places = [Path(run), Path(run) / "finetuned.pt", Path(run) / "finetune" / task.name / "finetuned.pt",
               Path(run) / task.name / "finetuned.pt"]
     path = next((place for place in places if place.is_file()), None)
@@ -326,7 +326,7 @@ def few_shot_scores(task, vectors, shots, args):
     """One-hot "scores" of each draw, so that few-shot rows are judged like all others."""
     import numpy as np
 
-    from probes import few_shot
+    from wren.probing.probes import few_shot
     classes = len(task.labels)
     chosen = few_shot(vectors["train"], task.splits["train"].targets, vectors["test"], classes, shots, args.draws,
                       args.seed)

@@ -16,8 +16,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import cli
-from cli import DEMO, UserError, write_table
+from wren import cli
+from wren.cli import DEMO, UserError, write_table
 
 
 def batch_size(text):
@@ -112,9 +112,9 @@ def main(argv=None):
     args = parse_args(argv)
     import torch
 
-    from engine import precision, start_processes
-    from store import read_settings
-    from windows import Recordings, Run
+    from wren.training.engine import precision, start_processes
+    from wren.recordings.store import read_settings
+    from wren.recordings.windows import Recordings, Run
 
     device = start_processes(args.device).device
     autocast, _, _ = precision(args.amp, device)
@@ -147,7 +147,7 @@ def main(argv=None):
 
 
 def demo_soundscapes():
-    import demo
+    from wren.sound import demo
     demo.ensure(DEMO)
     return [f"{DEMO}/detection/audio"]
 
@@ -156,7 +156,7 @@ def open_model(args, old):
     """(encoder, or fine-tuned model where scores are wanted; its name). old: settings of a searched folder."""
     from model import load_encoder, newest_encoder
     if args.predict or args.events:
-        import heads
+        from wren.training import heads
         if args.checkpoint is None:
             raise UserError("--predict and --events need --checkpoint: the finetuned.pt of python finetune.py, or a "
                             "published fine-tuned file")
@@ -178,8 +178,8 @@ def open_model(args, old):
 def embed(args, run, source):
     """Write the embeddings that are not there yet."""
     from model import fingerprint
-    from store import Output
-    from windows import embeddings
+    from wren.recordings.store import Output
+    from wren.recordings.windows import embeddings
     by_window = args.window is not None
     settings = {"checkpoint": fingerprint(run.model), "source": source, "format": args.format,
                 "encoder": run.config.name, "granularity": args.granularity, "window": run.cut.window,
@@ -233,8 +233,8 @@ def search(args, run, settings):
     import numpy as np
 
     from model import fingerprint
-    from store import nearest
-    from windows import embeddings
+    from wren.recordings.store import nearest
+    from wren.recordings.windows import embeddings
     if (mine := fingerprint(run.model)) != settings["checkpoint"]:
         raise UserError(f"{args.folder} was made with another checkpoint ({settings['source']}, "
                         f"{settings['checkpoint']}; this one is {mine}): say which with --checkpoint")
@@ -252,7 +252,7 @@ def search(args, run, settings):
 
 def predict(args, run):
     """The best labels of recordings: a table for one, a CSV for several or for windows."""
-    from windows import pooled
+    from wren.recordings.windows import pooled
     windows, labels = run(type(run.model).scores), run.model.labels
     if args.window is not None:
         found = [(stretch, *stretch.span(n), scores) for stretch, n, scores in windows]
@@ -277,8 +277,8 @@ def predict(args, run):
 
 def detect(args, run):
     """Write events, and compare them with annotations."""
-    from annotations import write_annotations
-    from metrics import decode_events
+    from wren.tasks.annotations import write_annotations
+    from wren.probing.metrics import decode_events
     truth = read_truth(args.against) if args.against else []  # now: hours later is too late for an error in it
     limits = args.threshold if args.threshold is not None else run.model.thresholds or 0.5
     minimum = args.minimum if args.minimum is not None else run.model.minimum_seconds
@@ -317,7 +317,7 @@ def score_tracks(run):
     frames, averaged where windows overlap, as its thresholds were chosen on them; else the scores of windows."""
     import numpy as np
 
-    from scoring import stitch
+    from wren.probing.scoring import stitch
     model = run.model
     by_frames = model.window_seconds is not None or model.kind == "frames"
     for stretch, n, scores in run(type(model).frame_scores if by_frames else type(model).scores):
@@ -340,7 +340,7 @@ def score_tracks(run):
 def read_truth(path):
     """Annotations to compare with, of a table or of all below a folder -> [(table, recording that it names or "",
     events)]; an empty table says that its recording has no calls."""
-    from annotations import read_recordings, tables
+    from wren.tasks.annotations import read_recordings, tables
     found = [(table, name, events) for table in tables(path)
              for name, _, events in read_recordings(table) or [("", None, [])]]
     if not found:
@@ -350,8 +350,8 @@ def read_truth(path):
 
 def compare(args, events, annotations, files):
     """Print how well events agree with annotations, on the recordings that the annotations know."""
-    from annotations import meant
-    from metrics import match_events
+    from wren.tasks.annotations import meant
+    from wren.probing.metrics import match_events
     truth, known, elsewhere = [], set(), 0
     for table, name, annotated in annotations:
         file = meant(name, table, files)

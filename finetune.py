@@ -14,9 +14,9 @@ import argparse
 import json
 from pathlib import Path
 
-import cli
-from cli import DEMO, UserError
-from protocols import PROTOCOLS, RECIPES, overrides, settings_for
+from wren import cli
+from wren.cli import DEMO, UserError
+from wren.recipes.finetuning import PROTOCOLS, RECIPES, overrides, settings_for
 
 
 def parse_args(argv=None):
@@ -137,7 +137,7 @@ def fingerprint(source):
 
 def run_task(args, task, fold, config, source, out, procs, stop):
     """Train each seed and rate, choose on validation, then test once a seed -> result rows, None after a signal."""
-    from supervised import Job, Trial
+    from wren.training.supervised import Job, Trial
     s = settings_for(args, config, task)
     changes = overrides(s, config, task)
     job = Job(s, source, args.format, changes, task.labels, task.metric, task.window_seconds, task.hop_seconds,
@@ -180,9 +180,9 @@ def run_task(args, task, fold, config, source, out, procs, stop):
 def test(task, job, trial, chosen, earlier):
     """The one look at the test split, by the chosen model -> a result row; writes finetuned.pt if no earlier seed did
     better on validation. Thresholds come from the validation split."""
-    import engine
-    import heads
-    import scoring
+    from wren.training import engine
+    from wren.training import heads
+    from wren.probing import scoring
     model, procs = trial.best_model(), job.procs
     events, autocast = task.kind == "detection", engine.precision(job.amp, procs.device)[0]
     valid, split = task.splits["valid"], task.splits["test"]
@@ -290,8 +290,8 @@ def print_tables(rows, per_class):
 
 def print_beans(rows):
     """Classification, detection, auxiliary, all: ours (mean over seeds), then the published rows."""
-    import report
-    import scoring
+    from wren.probing import report
+    from wren.probing import scoring
     means = scoring.group_means(rows)
     total = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())}
     cells = [f"{means[g][0]:.3f}" + ("" if means[g][1] == n else f" ({means[g][1]} of {n})") if g in means else "–"
@@ -306,11 +306,11 @@ def print_beans(rows):
 def main(argv=None):
     args = parse_args(argv)
     stop = cli.StopSignals()  # before torch is imported: a signal in those seconds must not be lost
-    import demo
-    import engine
+    from wren.sound import demo
+    from wren.training import engine
     from model import load_encoder, newest_encoder
-    from recipes import PRESETS
-    from tasks import load_task, task_names
+    from wren.recipes import PRESETS
+    from wren.tasks.tasks import load_task, task_names
 
     procs = engine.start_processes(args.device, args.timeout)
     if args.data == DEMO and procs.main and not all(Path(name).is_dir() for name in args.task):

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import convert
-from cli import UserError
-from convert import newest_encoder  # noqa: F401  (a name that stays here)
-from frontends import KaldiFbank, MelDb, OctaveFbank, WaveEmbed, foreground
-from recipes import PRESETS, EncoderConfig  # noqa: F401  (a name that stays here)
-from transformer import Block, ConvPositions, alibi_slopes, initialise, physical_positions, sincos_table
+from wren import formats
+from wren.cli import UserError
+from wren.formats import newest_encoder  # noqa: F401  (a name that stays here)
+from wren.nets.frontends import KaldiFbank, MelDb, OctaveFbank, WaveEmbed, foreground
+from wren.recipes import PRESETS, EncoderConfig  # noqa: F401  (a name that stays here)
+from wren.nets.transformer import Block, ConvPositions, alibi_slopes, initialise, physical_positions, sincos_table
 
 VERSION = 1  # of our encoder files
 
@@ -514,7 +514,7 @@ class Encoder(nn.Module):
 def check_batch(wave, lengths):
     """Refuse what is no batch of waves: arrays, one wave alone, 16-bit integers, lengths in seconds."""
     if not (torch.is_tensor(wave) and wave.is_floating_point() and wave.dim() == 2):
-        raise UserError("waves are a float tensor (B, S) of values in [-1, 1], mono: data.pad_batch([wave, …]) makes "
+        raise UserError("waves are a float tensor (B, S) of values in [-1, 1], mono: loading.pad_batch([wave, …]) makes "
                         "one, and lengths, of arrays")
     if lengths is not None and not (torch.is_tensor(lengths) and lengths.shape == wave.shape[:1] and
                                     not lengths.is_floating_point()):
@@ -591,7 +591,7 @@ def load_encoder(path_or_preset, format=None, **overrides):
     if not Path(source).exists():
         raise UserError(f"{source}: no such checkpoint; give a file, a run folder or a preset's name (python "
                         "pretrain.py --help lists them)")
-    found = convert.read(source, format)
+    found = formats.read(source, format)
     config = _override(found.config, overrides, source)
     encoder = Encoder(config)
     load_exactly(encoder, fitted(found.state, encoder), source)

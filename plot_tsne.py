@@ -11,8 +11,8 @@ as CSV, its caption and settings as JSON.
 """
 from pathlib import Path
 
-import cli
-from cli import DEMO, UserError
+from wren import cli
+from wren.cli import DEMO, UserError
 
 NEIGHBOURS = 10  # of the kNN purity, as in evaluate.py
 
@@ -77,9 +77,9 @@ def open_clips(args):
 
     import numpy as np
 
-    import demo
-    from manifest import open_manifest
-    from tasks import Split, load_task
+    from wren.sound import demo
+    from wren.sound.manifest import open_manifest
+    from wren.tasks.tasks import Split, load_task
     if Path(args.task).is_file():
         rows = open_manifest(args.task)
         name, table, split = Path(args.task).stem, Path(args.task), Split(rows, None, None)
@@ -143,7 +143,7 @@ def open_encoders(args):
 
 def embed(encoders, split, args):
     """{name: vectors (n, D)}; encoders of one sampling rate share one pass over the audio."""
-    from probes import vectors
+    from wren.probing.probes import vectors
     device = device_of(args)
     out = {}
     for ears in dict.fromkeys((e.config.rate, e.config.sample_rate) for e in encoders.values()):
@@ -210,7 +210,7 @@ def plot_map(args):
     """t-SNE or PCA of the same clips through several encoders, a panel each."""
     import numpy as np
 
-    import figures
+    from wren.figures import style as figures
     name, split, labels = open_clips(args)
     rows, encoders = split.rows, open_encoders(args)
     if len(rows) < 4:
@@ -257,7 +257,7 @@ def scatter(ax, places, looks, size):
     the others."""
     import numpy as np
 
-    import figures
+    from wren.figures import style as figures
     for k in np.random.default_rng(0).permutation(np.unique(looks)):
         some = places[looks == k]
         ax.scatter(*some.T, s=size, linewidths=0, alpha=0.85, rasterized=len(places) > 2000, **figures.look(int(k)))
@@ -285,7 +285,7 @@ def describe_map(args, name, n, classes, done, scores):
 
 def plot_scaling(args):
     """Score against pre-training clips, of runs and of the published GPM-BT."""
-    import scaling_law
+    from wren.figures import scaling_law
     places = args.scaling or ([] if args.published else ["runs"])
     points, probe, notes = scaling_law.run_points(places, args.probe) if places else ([], None, [])
     points += scaling_law.published_points() if args.published else []
@@ -306,14 +306,14 @@ def main(argv=None):
     if args.scaling is not None:
         figure = plot_scaling(args)
     elif args.curves or args.confusion:
-        import curves
+        from wren.figures import curves
         figure = curves.plot(args)
     elif args.events or args.masks is not None or args.attention is not None:
-        import spectrograms
+        from wren.figures import spectrograms
         figure = spectrograms.plot(args)
     else:
         figure = plot_map(args)
-    import figures
+    from wren.figures import style as figures
     name, draw, caption, table, about = figure
     path = figures.save(draw, args.out, args.name or name, caption, table, about)
     print(f"{caption}\nwritten to {path}, and beside it .pdf, -column.png, -column.pdf, .csv, .json")

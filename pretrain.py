@@ -13,9 +13,9 @@ import json
 import textwrap
 from pathlib import Path
 
-import cli
-from cli import DEMO, UserError
-from recipes import OBJECTIVES, PRESETS, RECIPES, SETTINGS
+from wren import cli
+from wren.cli import DEMO, UserError
+from wren.recipes import OBJECTIVES, PRESETS, RECIPES, SETTINGS
 
 CORPUS = "data/pretrain.csv"
 PAPER_SUBSETS = ("0.12M", "0.46M", "0.80M", "1.23M", "2.23M")
@@ -249,10 +249,10 @@ def held_out(valid, config, procs, batch_size=32):
     call. What can't be read is left out."""
     import torch
 
-    import data
-    from audio import BadAudio
+    from wren.sound import loading
+    from wren.sound.audio import BadAudio
     from masking import hash64
-    crop = data.Cropper(config.sample_rate, config.clip_seconds, "start", any_rate=config.rate == "any",
+    crop = loading.Cropper(config.sample_rate, config.clip_seconds, "start", any_rate=config.rate == "any",
                         streams=config.stream_rates)
     mine = range(procs.rank, len(valid), procs.world)
     for first in range(0, len(mine), batch_size):
@@ -262,22 +262,22 @@ def held_out(valid, config, procs, batch_size=32):
                 clips.append(crop(valid, i, 0) | {"row": i})
             except BadAudio:
                 pass
-        for rate, some in data.by_rate(clips):
-            yield data.stack(some, crop.samples(rate)) | {
+        for rate, some in loading.by_rate(clips):
+            yield loading.stack(some, crop.samples(rate)) | {
                 "rate": rate, "seed": hash64(torch.tensor([clip["row"] for clip in some]))}
 
 
 def train(args, trainer, loader, valid, log, stop, out):
     """The loop. Returns the name of the signal that ended it early, or None."""
-    import data
-    import engine
-    import runlog
+    from wren.sound import loading
+    from wren.training import engine
+    from wren.training import runlog
     procs = trainer.procs
     if args.probe_every:
-        import probes
+        from wren.probing import probes
         task = probe_task(args)
     bar = cli.Progress(args.steps, trainer.step, procs.main)
-    saver, bad = engine.Saver(out, args.keep, args.milestone), data.BadLog(out / "bad.jsonl", args.max_bad)
+    saver, bad = engine.Saver(out, args.keep, args.milestone), loading.BadLog(out / "bad.jsonl", args.max_bad)
     meter = runlog.Meter(procs, args.batch_size, trainer.objective)
     batches = iter(loader)
     while trainer.step < args.steps:
@@ -289,7 +289,7 @@ def train(args, trainer, loader, valid, log, stop, out):
         meter.add(row)
         step, last = trainer.step, trainer.step == args.steps
         if not row["finite"]:
-            clips = [i for part in data.parts([batch]) for i in part["index"].tolist()]
+            clips = [i for part in loading.parts([batch]) for i in part["index"].tolist()]
             bar.say(f"step {step}: skipped, its gradient is not finite (clips {clips})")
         if step % args.log_every == 0 or last or not row["finite"]:
             entry = meter.entry(step, len(loader.manifest), trainer.skips)
@@ -320,7 +320,7 @@ def train(args, trainer, loader, valid, log, stop, out):
 
 
 def probe_task(args):
-    from tasks import load_task
+    from wren.tasks.tasks import load_task
     return load_task(args.probe_task or "species", root=None if args.probe_task else DEMO)
 
 
@@ -349,10 +349,10 @@ def species_knn(path, device):
     """One line: kNN accuracy on the demo's species, of this encoder and of the same one untrained."""
     import torch
 
-    from data import load_task
-    from metrics import accuracy
+    from wren.tasks.tasks import load_task
+    from wren.probing.metrics import accuracy
     from model import Encoder, load_encoder
-    from probes import knn, vectors
+    from wren.probing.probes import knn, vectors
     task = load_task("species", root=DEMO)
     trained = load_encoder(path).to(device)
     torch.manual_seed(0)
@@ -383,7 +383,7 @@ def main(argv=None):
     if args.meta:
         return print_meta(args)
     stop = cli.StopSignals()  # before torch is imported: a signal in those seconds must not be lost
-    import engine
+    from wren.training import engine
 
     procs = engine.start_processes(args.device, args.timeout)
     out, done = Path(args.out), Path(args.out) / "DONE"
@@ -402,10 +402,10 @@ def main(argv=None):
 
 def run(args, out, stop, procs):
     """One training run, new or continued; returns the name of the signal that ended it early, or None."""
-    import data
-    import engine
-    import prepare
-    import runlog
+    from wren.sound import loading
+    from wren.training import engine
+    from wren.training import prepare
+    from wren.training import runlog
     if args.batch_size % procs.world:
         raise UserError(f"--batch-size {args.batch_size} does not divide by {procs.world} processes")
     train_rows, valid_rows = prepare.open_data(args, procs)
@@ -432,7 +432,7 @@ def run(args, out, stop, procs):
     if not state:
         first_row(args, trainer, log)
         evaluate_held_out(trainer, valid_rows, log)
-    loader = data.loader(train_rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds,
+    loader = loading.loader(train_rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds,
                          batch_size=args.batch_size, seed=args.seed, first=trainer.step * args.batch_size,
                          steps=args.steps - trainer.step, rank=procs.rank, world=procs.world, workers=args.workers,
                          crop=args.crop, partner=args.mix_snr is not None or bool(args.mix),
@@ -447,7 +447,7 @@ def run(args, out, stop, procs):
 def first_row(args, trainer, log):
     """The first line of the log: what ran, where, from which code."""
     if log:
-        import runlog
+        from wren.training import runlog
         encoder = trainer.objective.encoder
         log.write({"step": 0, "commit": runlog.commit(), "processes": trainer.procs.world, "amp": trainer.amp,
                    "device": runlog.device_name(trainer.procs.device),

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import soundfile
 
-import beans
+from wren.tasks import beans
 
 # A few classes of each set, and where the scripts put its clips: {} is the clip's number.
 CLIPS = {

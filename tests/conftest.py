@@ -57,5 +57,5 @@ def read_json():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A miniature of the demo corpus, made once a session."""
-    import demo
+    from wren.sound import demo
     return demo.make(tmp_path_factory.mktemp("corpus") / "demo", scale=0.05, progress=False)

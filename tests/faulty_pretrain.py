@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def install(setattr=setattr):
-    import engine
+    from wren.training import engine
     original, fault = engine.Trainer.train, os.environ["WREN_FAULT"]
 
     def train(self, batch, flags=()):
@@ -31,7 +31,7 @@ def install(setattr=setattr):
 
 
 if __name__ == "__main__":
-    import cli
+    from wren import cli
     import pretrain
     install()
     cli.run(pretrain.main)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from test_manifest import fails
 
-from annotations import Event, read_annotations, read_recordings, write_annotations
+from wren.tasks.annotations import Event, read_annotations, read_recordings, write_annotations
 
 FILES = [("a/one.wav", 10.1234565, 16000), ("b, c.wav", 3600.0000004, 44100), ("bat.wav", 5.0, 250000)]
 
@@ -51,7 +51,7 @@ def test_raven_tables_count_time_over_files_and_stay_below_nyquist(tmp_path):
 
 def test_raven_tables_without_files_take_lengths_from_the_recordings(tmp_path, tiny):
     recordings = sorted(str(p) for p in (tiny / "detection" / "audio").iterdir())[:2]
-    import audio
+    from wren.sound import audio
     frames, rate, _ = audio.info(recordings[0])
     write_annotations(tmp_path / "t.txt", [Event(recordings[0], 1, 2, "x"), Event(recordings[1], 1, 2, "x")], "raven")
     second = (tmp_path / "t.txt").read_text().splitlines()[2].split("\t")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import audio
-from audio import BadAudio
+from wren.sound import audio
+from wren.sound.audio import BadAudio
 
 
 def write(path, wave, rate=16000, **kwargs):

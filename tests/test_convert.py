@@ -9,10 +9,11 @@ import torch
 
 import cases
 import convert
-import heads
-from cli import UserError
+from wren import formats
+from wren.training import heads
+from wren.cli import UserError
 from model import Encoder, head_outputs, load_encoder, save_encoder
-from recipes import PRESETS
+from wren.recipes import PRESETS
 
 FOLDER = Path(__file__).parent / "parity"
 TOKENS = {"dasheng": "dasheng_base_tokens", "audiomae": "audiomae_base_tokens", "eat": "eat_base_tokens",
@@ -169,7 +170,7 @@ def test_eats_three_layouts_hold_the_same_encoder(tmp_path):
     tuned = opened(tmp_path, "eat", state, "fine-tuned")
     assert tuned.heads["head"]["linear.weight"].shape == (5, 64) and float(tuned.heads["head"]["norm.eps"]) == 1e-6
     assert head_outputs(tuned.heads["head"], tuned.embed(0.1 * torch.randn(1, 16000))).shape == (1, 5)
-    convert.write_safetensors(huggingface_eat(state), tmp_path / "model.safetensors")
+    formats.write_safetensors(huggingface_eat(state), tmp_path / "model.safetensors")
     for other in (tuned, load_encoder(tmp_path / "model.safetensors")):
         assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), encoder.state_dict().values()))
 
@@ -201,7 +202,7 @@ def test_a_published_fine_tuned_file_scores_clips_and_frames(tmp_path, format, c
     opened(tmp_path, format, case(TOKENS[format], blocks=None if format == "animal2vec" else 2)[0], "fine-tuned")
     model = heads.load(tmp_path / "published.pt")
     wave = 0.1 * torch.randn(2, model.encoder.config.clip_samples // 4)
-    published = model.encoder.heads or convert.read(tmp_path / "published.pt").heads
+    published = model.encoder.heads or formats.read(tmp_path / "published.pt").heads
     logits = head_outputs(next(iter(published.values())), model.encoder.embed(wave))
     assert model.scores(wave).shape == (2, classes)
     assert far(model.scores(wave), logits.sigmoid()) < 1e-5
@@ -226,7 +227,7 @@ def test_animal2vecs_fine_tuned_head_gives_named_logits_for_each_frame(tmp_path)
     state, inputs, _ = case("animal2vec_tokens")
     encoder = opened(tmp_path, "animal2vec", state, "fine-tuned")
     assert head_outputs(encoder.heads["frames"], encoder.frames(inputs["wav"])).shape == (1, 200, 12)
-    assert convert.read(tmp_path / "published.pt").labels[-1] == "focal"
+    assert formats.read(tmp_path / "published.pt").labels[-1] == "focal"
 
 
 def test_atst_opens_lightning_and_dino_files_alike(tmp_path):
@@ -261,7 +262,7 @@ def test_dasheng_opens_from_hugging_faces_layout(tmp_path):
     state, _, _ = case("dasheng_base_tokens", blocks=2)
     torch.save({"model": state, "config": {}}, tmp_path / "in.pt")
     convert.main([str(tmp_path / "in.pt"), str(tmp_path / "model.safetensors"), "--to", "dasheng"])
-    assert not any("front_end" in k for k in convert.read_safetensors(tmp_path / "model.safetensors"))
+    assert not any("front_end" in k for k in formats.read_safetensors(tmp_path / "model.safetensors"))
     one, two = (load_encoder(tmp_path / name).state_dict() for name in ("in.pt", "model.safetensors"))
     assert all(torch.equal(one[k], two[k]) for k in one)
 
@@ -269,11 +270,11 @@ def test_dasheng_opens_from_hugging_faces_layout(tmp_path):
 def test_a_training_checkpoint_gives_ssast_its_objectives_heads(tmp_path):
     state, _, _ = case("ssast_tiny_patch")
     torch.save(state, tmp_path / "in.pth")
-    found = convert.read(tmp_path / "in.pth", "ssast")
+    found = formats.read(tmp_path / "in.pth", "ssast")
     (tmp_path / "config.json").write_text(json.dumps({"encoder": found.config.to_dict()}))
     objective = {f"encoder.{k}": v for k, v in found.state.items()} | found.heads["objective"]
     torch.save({"version": 1, "objective": objective, "optimizer": {}}, tmp_path / "checkpoint-00000001.pt")
-    back = convert.to_ssast(convert.read(tmp_path / "checkpoint-00000001.pt"), "it")
+    back = formats.to_ssast(formats.read(tmp_path / "checkpoint-00000001.pt"), "it")
     assert all(torch.equal(back[k], state[k]) for k in state if "v.head" not in k)
 
 
@@ -330,7 +331,7 @@ def test_each_damage_to_each_format_is_one_clear_line(tmp_path, format, damage):
 
 def test_a_truncated_safetensors_file_is_one_clear_line(tmp_path):
     path = tmp_path / "model.safetensors"
-    convert.write_safetensors({"encoder.time_pos_embed": torch.zeros(1, 8, 1, 4)}, path)
+    formats.write_safetensors({"encoder.time_pos_embed": torch.zeros(1, 8, 1, 4)}, path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match="beyond the end of the file"):
         load_encoder(path)
@@ -427,7 +428,7 @@ def test_the_command_takes_a_run_folder(tmp_path, capsys):
 
 
 def test_a_preset_can_be_the_start_of_pre_training_at_another_length():
-    import prepare
+    from wren.training import prepare
     import pretrain
     args = pretrain.parse_args(["--recipe", "dasheng", "--init", "dasheng-laptop", "--clip-seconds", "2"])
     encoder, heads = prepare.starting_point(args)

@@ -8,6 +8,7 @@ from test_audio import broken, noise
 from test_data import task_folder
 from test_manifest import fails, names, recordings, table
 
+from wren.sound.manifest import open_manifest, subset
 import data
 
 
@@ -23,7 +24,7 @@ def test_index_adds_what_is_new_and_lists_what_cannot_be_used(tmp_path, capsys):
     recordings(tmp_path / "b", [1.0])
     data.main(["index", str(tmp_path / "a"), str(tmp_path), "--out", str(out), "--segment", "1", "--source", "field"])
     assert "1 new rows" in capsys.readouterr().out
-    rows = data.open_manifest(out)
+    rows = open_manifest(out)
     assert len(rows) == len(set(names(rows))) == 4 and rows.domain.tolist() == [1, 1, 1, 0]
     assert [rows.sources[c] for c in rows.source] == ["", "", "", "field"]
     assert all(len(rows.read(i)) == 16000 for i in range(4))
@@ -35,8 +36,8 @@ def test_a_subset_is_written_beside_its_manifest(tmp_path, capsys):
     data.main(["index", str(tmp_path), "--out", str(tmp_path / "m.csv")])
     data.main(["subset", str(tmp_path / "m.csv"), "--subset", "4"])
     assert "4 of 6 rows" in capsys.readouterr().out
-    rows, small = data.open_manifest(tmp_path / "m.csv"), data.open_manifest(tmp_path / "m-4.csv")
-    assert small.fingerprint() == data.subset(rows, "4").fingerprint()
+    rows, small = open_manifest(tmp_path / "m.csv"), open_manifest(tmp_path / "m-4.csv")
+    assert small.fingerprint() == subset(rows, "4").fingerprint()
     (tmp_path / "other").mkdir()
     assert "beside it" in fails(data.main, ["subset", str(tmp_path / "m.csv"), "--subset", "4", "--out",
                                             str(tmp_path / "other" / "x.csv")])
@@ -63,7 +64,7 @@ def test_check_names_every_kind_of_problem_and_writes_a_clean_manifest(tmp_path,
                      "silent.wav": "silent",
                      "constant.wav": "constant", "clipped.wav": "clipped", good[0]: "duplicate"}
     assert "1 duplicate" in said and "12 rows, 3 of them sound" in said
-    clean = data.open_manifest(tmp_path / "clean.csv")
+    clean = open_manifest(tmp_path / "clean.csv")
     assert {clean.path(i) for i in range(len(clean))} == {"again.wav", "clipped.wav", good[1]}
 
 

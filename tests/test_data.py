@@ -9,9 +9,12 @@ import torch
 from test_audio import BROKEN, broken, noise
 from test_manifest import fails, recordings, table
 
-import activity
+from wren.sound import activity
+from wren.sound import loading
+from wren.sound.manifest import open_manifest, subset
+from wren.tasks.tasks import load_task
 import data
-import manifest
+from wren.sound import manifest
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
@@ -24,12 +27,12 @@ def mixed(tmp_path_factory):
         recordings(folder, [0.4, 1.7, 3.1], rate, name)
     (folder / "e.wav").write_text("this is no sound\n" * 50)
     listed = sorted(p.name for p in folder.iterdir())
-    return data.subset(data.open_manifest(table(folder / "m.csv", ["path"], [[n] for n in listed])))
+    return subset(open_manifest(table(folder / "m.csv", ["path"], [[n] for n in listed])))
 
 
 def stream(rows, world=1, workers=0, first=0, steps=9, **kwargs):
     """Global batches: those of all ranks, joined."""
-    loaders = [data.loader(rows, sample_rate=16000, clip_seconds=1.0, batch_size=6, seed=3, first=first, steps=steps,
+    loaders = [loading.loader(rows, sample_rate=16000, clip_seconds=1.0, batch_size=6, seed=3, first=first, steps=steps,
                            rank=rank, world=world, workers=workers, partner=True, **kwargs) for rank in range(world)]
     return [{key: sum((b[key] for b in parts), []) if key == "bad" else torch.cat([b[key] for b in parts])
              for key in parts[0]} for parts in zip(*loaders)]
@@ -57,8 +60,8 @@ def test_an_epoch_holds_every_row_once_and_the_next_another_order(mixed):
 
 def test_a_batch_may_hold_several_epochs_of_a_tiny_corpus(tmp_path):
     recordings(tmp_path, [0.1] * 3)
-    rows = data.open_manifest(tmp_path)
-    batches = list(data.loader(rows, sample_rate=16000, clip_seconds=0.1, batch_size=8, seed=0, steps=3))
+    rows = open_manifest(tmp_path)
+    batches = list(loading.loader(rows, sample_rate=16000, clip_seconds=0.1, batch_size=8, seed=0, steps=3))
     seen = torch.cat([batch["index"] for batch in batches])
     assert all(sorted(epoch.tolist()) == [0, 1, 2] for epoch in seen.view(8, 3))
     assert len(set(torch.cat([batch["seed"] for batch in batches]).tolist())) == 24
@@ -77,9 +80,9 @@ def test_a_batch_holds_waves_filled_up_with_zeros_their_lengths_and_seeds(mixed)
 
 def test_crops_move_between_epochs_and_a_crop_from_the_start_does_not(tmp_path):
     recordings(tmp_path, [4.0, 4.0])
-    rows = data.subset(data.open_manifest(tmp_path))
+    rows = subset(open_manifest(tmp_path))
     kwargs = dict(sample_rate=16000, clip_seconds=1.0, batch_size=2, seed=0, steps=3)
-    moving, still = ([batch["wave"][batch["index"].argsort()] for batch in data.loader(rows, crop=crop, **kwargs)]
+    moving, still = ([batch["wave"][batch["index"].argsort()] for batch in loading.loader(rows, crop=crop, **kwargs)]
                      for crop in ("random", "start"))
     assert not torch.equal(moving[0], moving[1])
     assert torch.equal(still[0], still[2])
@@ -91,9 +94,9 @@ def test_a_broken_recording_is_replaced_by_the_next_good_one_and_reported(tmp_pa
     good = recordings(tmp_path, [1.0, 1.0])
     bad = broken(tmp_path, kind).name
     listed = [[name, 16000] for name in (good[0], bad, good[1])]
-    rows = data.open_manifest(table(tmp_path / "m.csv", ["path", "frames"], listed))
+    rows = open_manifest(table(tmp_path / "m.csv", ["path", "frames"], listed))
     for workers in (0, 1):
-        batch = next(iter(data.loader(rows, sample_rate=16000, clip_seconds=1.0, batch_size=3, seed=0, steps=1,
+        batch = next(iter(loading.loader(rows, sample_rate=16000, clip_seconds=1.0, batch_size=3, seed=0, steps=1,
                                       workers=workers)))
         assert sorted(batch["index"].tolist()) == [0, 2, 2]
         assert [b["path"] for b in batch["bad"]] == [bad] and BROKEN[kind] in batch["bad"][0]["reason"]
@@ -104,22 +107,22 @@ def test_a_broken_recording_is_replaced_by_the_next_good_one_and_reported(tmp_pa
 def test_a_manifest_that_is_wrong_about_a_recording_is_caught(tmp_path, column, value, complaint):
     names = recordings(tmp_path, [1.0, 1.0])
     right = {"frames": 16000, "sample_rate": 16000}
-    rows = data.open_manifest(table(tmp_path / "m.csv", ["path", *right], [
+    rows = open_manifest(table(tmp_path / "m.csv", ["path", *right], [
         [names[0], *(right | {column: value}).values()], [names[1], *right.values()]]))
-    batch = next(iter(data.loader(rows, sample_rate=16000, clip_seconds=1.25, batch_size=2, seed=0, steps=1)))
+    batch = next(iter(loading.loader(rows, sample_rate=16000, clip_seconds=1.25, batch_size=2, seed=0, steps=1)))
     assert complaint in batch["bad"][0]["reason"] and batch["index"].tolist() == [1, 1]
 
 
 def test_a_corpus_without_one_readable_clip_ends_in_one_line(tmp_path):
     rows = manifest.build(["gone.wav", "lost.wav"], bases=(str(tmp_path),))
     for workers in (0, 1):
-        message = fails(next, iter(data.loader(rows, sample_rate=16000, clip_seconds=1, batch_size=2, seed=0,
+        message = fails(next, iter(loading.loader(rows, sample_rate=16000, clip_seconds=1, batch_size=2, seed=0,
                                                workers=workers)))
         assert "no such file" in message and str(tmp_path) in message
 
 
 def test_too_many_bad_clips_stop_the_run_but_a_few_of_a_small_run_do_not(tmp_path):
-    log = data.BadLog(tmp_path / "bad.jsonl", max_bad=0.01)
+    log = loading.BadLog(tmp_path / "bad.jsonl", max_bad=0.01)
     log.add([{"path": "a.wav", "reason": "empty file"}], 1, 8)
     log.add([], 0, 992)
     for _ in range(8):
@@ -142,7 +145,7 @@ def timed(tmp_path):
         np.save(tmp_path / f"{k}.npy", np.column_stack([time, time, 100 + time]))
         first = 16000 if seconds > 1 else 0
         lines.append([f"{k}.wav", first, round(seconds * 16000) - first, f"{k}.npy" if k < 3 else ""])
-    return data.open_manifest(table(tmp_path / "m.csv", ["path", "start", "frames", "stream:accelerometer"], lines))
+    return open_manifest(table(tmp_path / "m.csv", ["path", "start", "frames", "stream:accelerometer"], lines))
 
 
 STREAMS = (("accelerometer", 2, 25), ("depth", 1, 4))
@@ -151,7 +154,7 @@ STREAMS = (("accelerometer", 2, 25), ("depth", 1, 4))
 @pytest.mark.parametrize("crop", ["random", "start", "active"])
 def test_streams_begin_with_the_crop_to_the_sample(timed, crop):
     starts = []
-    for batch in data.loader(timed, sample_rate=16000, clip_seconds=1.5, batch_size=4, seed=0, steps=6, crop=crop,
+    for batch in loading.loader(timed, sample_rate=16000, clip_seconds=1.5, batch_size=4, seed=0, steps=6, crop=crop,
                              streams=STREAMS):
         found = batch["streams"]
         assert found["accelerometer"].shape == (4, 2, 38) and found["accelerometer"].dtype == torch.float32
@@ -171,7 +174,7 @@ def test_streams_begin_with_the_crop_to_the_sample(timed, crop):
 
 def test_streams_are_the_same_for_any_number_of_workers_and_change_nothing_else(timed):
     kwargs = dict(sample_rate=16000, clip_seconds=1.5, batch_size=3, seed=1, steps=4)
-    plain, alone, helped = (list(data.loader(timed, **kwargs, **more)) for more in (
+    plain, alone, helped = (list(loading.loader(timed, **kwargs, **more)) for more in (
         {}, {"streams": STREAMS}, {"streams": STREAMS, "workers": 2}))
     for without, one, two in zip(plain, alone, helped):
         assert "streams" not in without and torch.equal(without["wave"], one["wave"])
@@ -185,10 +188,10 @@ def test_a_row_with_a_broken_stream_is_replaced_and_listed_with_the_stream(timed
     (tmp_path / "0.npy").write_text("broken")
     for streams, rows, reason in ((STREAMS, [1, 1, 2, 3], "stream accelerometer: .*0.npy: not readable"),
                                   ((("accelerometer", 3, 25),), [3] * 4, "has 2 channels, 3 are wanted")):
-        batch = next(iter(data.loader(timed, streams=streams, **kwargs)))
+        batch = next(iter(loading.loader(timed, streams=streams, **kwargs)))
         assert sorted(batch["index"].tolist()) == rows and batch["bad"][-1]["path"].endswith(".wav")
         assert any(re.search(reason, bad["reason"]) for bad in batch["bad"])
-    assert not next(iter(data.loader(timed, **kwargs)))["bad"]
+    assert not next(iter(loading.loader(timed, **kwargs)))["bad"]
 
 
 # ------------------------------------------------------------------------------------------------------------ tasks
@@ -205,31 +208,31 @@ def task_folder(root, labels=("b,ig", "small"), test_labels=None):
 
 def test_a_task_in_beans_layout_is_found_by_name_or_folder(tmp_path, monkeypatch):
     root = task_folder(tmp_path / "beans")  # paths start at the parent of the CSVs, as BEANS has them
-    for task in (data.load_task("bats", root=root), data.load_task(root / "bats", root=root)):
+    for task in (load_task("bats", root=root), load_task(root / "bats", root=root)):
         assert (task.name, task.kind, task.labels) == ("bats", "classification", ["b,ig", "small"])
         assert set(task.splits) == {"train", "valid", "test"}
         assert task.splits["test"].targets.tolist() == [0, 1, 0, 1] and len(task.splits["test"].read(3)) == 4800
     monkeypatch.chdir(root)  # without --data: from the CSV's folder, then from the current one
-    assert len(data.load_task("bats").splits["train"]) == 4
+    assert len(load_task("bats").splits["train"]) == 4
 
 
 def test_a_label_that_training_lacks_is_added_with_a_warning(tmp_path, capsys):
-    task = data.load_task("bats", root=task_folder(tmp_path, test_labels=("b,ig", "new")))
+    task = load_task("bats", root=task_folder(tmp_path, test_labels=("b,ig", "new")))
     assert task.labels == ["b,ig", "small", "new"] and task.splits["test"].targets.tolist() == [0, 2, 0, 2]
     assert "training split lacks: new" in capsys.readouterr().err
 
 
 def test_what_can_be_wrong_with_a_task_is_said_in_one_line(tmp_path):
     root = task_folder(tmp_path)
-    assert "neither a folder" in fails(data.load_task, "dogs", root=root)
+    assert "neither a folder" in fails(load_task, "dogs", root=root)
     (root / "audio" / "r3.flac").unlink()
-    assert "names audio/r3.flac" in fails(data.load_task, "bats", root=root)
+    assert "names audio/r3.flac" in fails(load_task, "bats", root=root)
     table(root / "bats" / "train.csv", ["", "path", "label"], [])
-    assert "no rows" in fails(data.load_task, "bats", root=root)
+    assert "no rows" in fails(load_task, "bats", root=root)
     table(root / "bats" / "train.csv", ["path"], [["audio/r0.flac"]])
-    assert "no column label" in fails(data.load_task, "bats", root=root)
+    assert "no column label" in fails(load_task, "bats", root=root)
     (root / "bats" / "train.csv").unlink()
-    assert "train.csv is missing" in fails(data.load_task, "bats", root=root)
+    assert "train.csv is missing" in fails(load_task, "bats", root=root)
 
 
 # ----------------------------------------------------------------------------------------- active crop, augmentation
@@ -255,9 +258,9 @@ def test_an_active_crop_holds_a_call_more_often(tmp_path):
         wave = noise(20 * rate, k)
         wave[5 * rate:5 * rate + len(time)] += 0.5 * np.sin(2 * np.pi * 3000 * time).astype(np.float32)
         soundfile.write(tmp_path / f"{k}.flac", wave, rate)
-    rows = data.open_manifest(tmp_path, segment=60)
+    rows = open_manifest(tmp_path, segment=60)
     for crop in ("random", "active"):
-        batches = data.loader(rows, sample_rate=rate, clip_seconds=4, batch_size=12, seed=0, steps=4, crop=crop,
+        batches = loading.loader(rows, sample_rate=rate, clip_seconds=4, batch_size=12, seed=0, steps=4, crop=crop,
                               candidates=8)
         hits[crop] = sum(int((batch["wave"].abs().amax(1) > 0.6).sum()) for batch in batches)
     assert hits["active"] > 2 * hits["random"] > 0
@@ -272,34 +275,34 @@ def waves(n=64, samples=4000):
 
 def test_augmentation_is_off_by_default_and_keeps_padding_zero():
     wave, lengths, seeds, partner = waves()
-    assert data.augment(wave, lengths, seeds) is wave
+    assert loading.augment(wave, lengths, seeds) is wave
     all_of_it = dict(gain=6, shift=True, mix_snr=(0, 10), polarity=True)
-    changed = data.augment(wave, lengths, seeds, partner, **all_of_it)
+    changed = loading.augment(wave, lengths, seeds, partner, **all_of_it)
     assert (changed[torch.arange(4000) >= lengths[:, None]] == 0).all() and not torch.equal(changed, wave)
-    alone = data.augment(wave[5:6], lengths[5:6], seeds[5:6], partner[5:6], **all_of_it)
+    alone = loading.augment(wave[5:6], lengths[5:6], seeds[5:6], partner[5:6], **all_of_it)
     torch.testing.assert_close(alone[0], changed[5], rtol=1e-5, atol=1e-7)
 
 
 def test_gain_shift_polarity_and_mixing_do_what_they_say():
     wave, lengths, seeds, partner = waves()
-    level = data.augment(wave, lengths, seeds, gain=6).norm(dim=1) / wave.norm(dim=1)
+    level = loading.augment(wave, lengths, seeds, gain=6).norm(dim=1) / wave.norm(dim=1)
     assert 10 ** (-6 / 20) - 1e-4 <= level.min() < 0.6 < 1.7 < level.max() <= 10 ** (6 / 20) + 1e-4
-    sign = data.augment(wave, lengths, seeds, polarity=True)[:, 0] / wave[:, 0]
+    sign = loading.augment(wave, lengths, seeds, polarity=True)[:, 0] / wave[:, 0]
     assert set(sign.tolist()) == {-1.0, 1.0} and 16 < (sign < 0).sum() < 48
-    shifted = data.augment(wave, lengths, seeds, shift=True)
+    shifted = loading.augment(wave, lengths, seeds, shift=True)
     for before, after, n in zip(wave, shifted, lengths):
         at = int((before[:n] == after[0]).nonzero()[0, 0])
         assert torch.equal(before[:n].roll(-at), after[:n])
-    mixed = data.augment(wave, lengths, seeds, partner, mix_snr=(0, 10))
+    mixed = loading.augment(wave, lengths, seeds, partner, mix_snr=(0, 10))
     snr = 10 * torch.log10(wave.square().sum(1) / (mixed - wave).square().sum(1))
     assert -0.1 < snr.min() < 2 and 8 < snr.max() < 10.1
-    assert "partner" in fails(data.augment, wave, lengths, seeds, mix_snr=(0, 10))
+    assert "partner" in fails(loading.augment, wave, lengths, seeds, mix_snr=(0, 10))
 
 
 def test_a_short_partner_is_not_amplified_to_fill_the_clip():
     wave, lengths, seeds, partner = waves(4)
     partner[:, 1000:] = 0
-    mixed = data.augment(wave, lengths, seeds, partner, torch.full((4,), 1000), mix_snr=(10, 10)) - wave
+    mixed = loading.augment(wave, lengths, seeds, partner, torch.full((4,), 1000), mix_snr=(10, 10)) - wave
     local = 10 * torch.log10(wave.square().sum(1) / lengths / (mixed[:, :1000].square().mean(1)))
     torch.testing.assert_close(local, torch.full((4,), 10.0), rtol=0, atol=0.05)
 

@@ -10,12 +10,12 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-import audio as reading
-import cli
+from wren.sound import audio as reading
+from wren import cli
 import data
-import demo
-import demo_rates
-from tasks import load_task
+from wren.sound import demo
+from wren.sound import demo_rates
+from wren.tasks.tasks import load_task
 
 
 @pytest.fixture(scope="module")

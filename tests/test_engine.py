@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine
+from wren.training import engine
 import pretrain
-from cli import UserError
+from wren.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 # Without this variable a torchrun agent of 2.11 never announces its address to a node that joins after a restart.
@@ -98,8 +98,8 @@ def test_micro_batches_do_not_change_the_result(command, straight, straight_run,
 def test_clips_of_different_length_count_by_their_hidden_tokens(tiny):
     """One batch of ragged clips, whole and in halves: equal gradients, which means of means would not give."""
     from model import Encoder
-    from objectives import SSAST
-    from recipes import PRESETS
+    from wren.objectives import SSAST
+    from wren.recipes import PRESETS
     torch.manual_seed(0)
     config = PRESETS["ssast-laptop-patch"]
     batch = {"wave": 0.1 * torch.randn(4, config.clip_samples), "lengths": torch.tensor([64000, 64000, 9000, 20000]),
@@ -204,7 +204,7 @@ def test_two_nodes_train_together_and_go_on_after_one_is_killed_and_restarted(co
 
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
     """SIGKILL at random moments of endless saving: the newest file that opens is at most one save old."""
-    script = ("import sys, torch; sys.path.insert(0, sys.argv[1]); import engine\n"
+    script = ("import sys, torch; sys.path.insert(0, sys.argv[1]); from wren.training import engine\n"
               "s = engine.Saver(sys.argv[2]); n = 0\n"
               "while True:\n n += 1; s.save({'step': n, 'x': torch.full((5_000_000,), float(n))}, n)\n"
               " print(n, flush=True)")
@@ -337,7 +337,7 @@ def test_the_plateau_schedule_halves_after_patience_runs_out():
 
 def test_decay_spares_biases_norms_positions_and_special_tokens():
     from model import Encoder
-    from recipes import PRESETS
+    from wren.recipes import PRESETS
     encoder = Encoder(PRESETS["ssast-laptop-patch"])
     decayed, kept = (g["params"] for g in engine.make_optimizer(encoder).param_groups)
     names = {id(p): n for n, p in encoder.named_parameters()}
@@ -365,8 +365,8 @@ def test_fused_adamw_equals_the_plain_loop():
 def test_the_step_takes_the_gradient_of_the_mean_clipped(tiny, clip):
     """Against plain AdamW on the gradient of the objective's own mean; eps is large, so that lengths matter."""
     from model import Encoder
-    from objectives import SSAST
-    from recipes import PRESETS
+    from wren.objectives import SSAST
+    from wren.recipes import PRESETS
     config = PRESETS["ssast-laptop-patch"]
     batch = {"wave": 0.1 * torch.randn(4, config.clip_samples), "seed": torch.arange(4),
              "lengths": torch.full((4,), config.clip_samples)}
@@ -411,8 +411,8 @@ def test_the_gpu_trains_in_every_precision(command, tmp_path, amp):
 @pytest.mark.parametrize("name, blocks", (("dasheng", 4 + 2), ("eat", 4 + 4)))  # and decoder; and teacher
 def test_compiled_blocks_are_those_that_run(name, blocks, monkeypatch):
     from model import Encoder
-    from objectives import objective_of
-    from recipes import PRESETS, RECIPES
+    from wren.objectives import objective_of
+    from wren.recipes import PRESETS, RECIPES
     ran = []
     monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *inputs: ran.append(call) or call(*inputs))
     recipe = RECIPES[name]["laptop"]
@@ -431,7 +431,7 @@ def test_compiled_blocks_are_those_that_run(name, blocks, monkeypatch):
 def test_a_step_reuses_the_memory_of_the_one_before():
     """In a process of its own, since the setting lasts: 100 MB freed and asked for again cause no page faults,
     once the heap has found its shape, in the second or third round."""
-    code = ("import resource, torch, engine; engine.start_processes('cpu')\n"
+    code = ("import resource, torch; from wren.training import engine; engine.start_processes('cpu')\n"
             "def faults(): torch.ones(25_000_000); return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
             "before = max(faults() for _ in range(4)); print('faults', faults() - before)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -7,14 +7,14 @@ import torch
 
 import beans_miniature
 import evaluate
-import heads
-import probes
-import report
-import scoring
-from cli import UserError
+from wren.training import heads
+from wren.probing import probes
+from wren.probing import report
+from wren.probing import scoring
+from wren.cli import UserError
 from model import Encoder, save_encoder
-from recipes import PRESETS
-from tasks import load_task
+from wren.recipes import PRESETS
+from wren.tasks.tasks import load_task
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_detection_has_map_cmap_auroc_and_events(runs, judged, tiny):
 
 def test_a_perfect_score_finds_the_windows_of_events(tiny):
     """Scores that are the truth itself reach what 2 s windows allow: every segment with a call in it is found."""
-    from probes import Scored
+    from wren.probing.probes import Scored
     task = load_task("detection", root=tiny)
     truth = [task.splits[s].targets.astype(float) for s in ("valid", "test")]
     good = report.detection_scores(task, Scored(*truth, {}))

@@ -11,18 +11,18 @@ import pytest
 import soundfile
 import torch
 
-import audio
+from wren.sound import audio
 import extract
-import heads
-import hear
-import store
-import windows
-from annotations import Event, read_annotations, write_annotations
-from cli import UserError
-from manifest import open_manifest, write_manifest
+from wren.training import heads
+from wren.recordings import hear
+from wren.recordings import store
+from wren.recordings import windows
+from wren.tasks.annotations import Event, read_annotations, write_annotations
+from wren.cli import UserError
+from wren.sound.manifest import open_manifest, write_manifest
 from model import Encoder, load_encoder, save_encoder
-from recipes import PRESETS
-from windows import Cut, Recordings, Stretch, batches
+from wren.recipes import PRESETS
+from wren.recordings.windows import Cut, Recordings, Stretch, batches
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = ("ssast-laptop-patch", "dasheng-laptop", "eat-laptop", "atst-laptop", "animal2vec-laptop")

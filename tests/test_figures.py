@@ -13,14 +13,14 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-import figures
+from wren.figures import style as figures
 import plot_tsne
 import pretrain
-import scaling_law
-import spectrograms
-from cli import UserError
+from wren.figures import scaling_law
+from wren.figures import spectrograms
+from wren.cli import UserError
 from model import load_encoder
-from objectives import MAE, MASKS
+from wren.objectives import MAE, MASKS
 
 ROOT = Path(__file__).parent.parent
 

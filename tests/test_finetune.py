@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-import augment
-import engine
+from wren.tasks import augment
+from wren.training import engine
 import finetune
-import heads
-import protocols
-import scoring
-import supervised
-import tasks
-from annotations import Event
-from cli import UserError
+from wren.training import heads
+from wren.recipes import finetuning as protocols
+from wren.probing import scoring
+from wren.training import supervised
+from wren.tasks import tasks
+from wren.tasks.annotations import Event
+from wren.cli import UserError
 from model import Encoder, load_encoder
-from recipes import PRESETS
+from wren.recipes import PRESETS
 
 ROOT = Path(__file__).parent.parent
 LAPTOP = PRESETS["ssast-laptop-patch"]

@@ -8,13 +8,13 @@ import torch
 
 import extract
 import finetune
-import heads
-import scoring
-from annotations import Event
-from cli import UserError
-from metrics import decode_events
+from wren.training import heads
+from wren.probing import scoring
+from wren.tasks.annotations import Event
+from wren.cli import UserError
+from wren.probing.metrics import decode_events
 from model import Encoder
-from recipes import PRESETS
+from wren.recipes import PRESETS
 
 FAMILIES = ("ssast-laptop-patch", "ssast-laptop-frame", "dasheng-laptop", "eat-laptop", "atst-laptop",
             "animal2vec-laptop")
@@ -199,5 +199,5 @@ def test_fine_tuning_with_queries_ends_with_a_detector_that_extract_asks_at_anot
 
 
 def extract_run(model, args):
-    from windows import Recordings, Run
+    from wren.recordings.windows import Recordings, Run
     return Run(model, Recordings(args.audio), torch.device("cpu"), torch.inference_mode, workers=0)

@@ -8,13 +8,15 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from conftest import ROOT
 from test_audio import noise
 
-import corpus
-import data
-import manifest
-import scan
-from cli import UserError
+from wren.sound import corpus
+from wren.sound import loading
+from wren.sound.manifest import open_manifest, subset, holdout
+from wren.sound import manifest
+from wren.sound import scan
+from wren.cli import UserError
 
 
 def recordings(folder, lengths, rate=16000, name="r{}.flac"):
@@ -48,7 +50,7 @@ def test_a_folder_is_searched_deeply_in_either_case_and_long_recordings_are_cut(
     recordings(tmp_path, [1.0], name="y{}.flac")
     (tmp_path / "notes.txt").write_text("no sound")
     (tmp_path / "._x.wav").write_bytes(b"a Mac's shadow file")
-    rows = data.open_manifest(tmp_path, segment=1.0)
+    rows = open_manifest(tmp_path, segment=1.0)
     found = {(rows.path(i), int(rows.start[i]), int(rows.frames[i])) for i in range(len(rows))}
     assert found == {("a/b/x0.WAV", 0, 16000), ("a/b/x0.WAV", 16000, 16000), ("a/b/x0.WAV", 32000, 8000),
                      ("a/b/x1.WAV", 0, 9600), ("y0.flac", 0, 16000)}
@@ -73,15 +75,15 @@ def test_every_manifest_format_names_the_same_rows(tmp_path):
     }
     for name, text in made.items():
         (tmp_path / name).write_text(text)
-        rows = data.open_manifest(tmp_path / name)
+        rows = open_manifest(tmp_path / name)
         assert [len(rows.read(i)) for i in range(2)] == frames, name
-    assert data.open_manifest(tmp_path / "ssast.json").labels == ["/m/audio/r0.flac", "/m/audio/r1.flac"]
+    assert open_manifest(tmp_path / "ssast.json").labels == ["/m/audio/r0.flac", "/m/audio/r1.flac"]
 
 
 def test_relative_paths_are_looked_up_beside_the_manifest_and_then_in_the_data_folder(tmp_path):
     recordings(tmp_path / "disk", [1.0])
     path = table(tmp_path / "lists" / "m.csv", ["path"], [["r0.flac"]])
-    rows = data.open_manifest(path, root=tmp_path / "disk")
+    rows = open_manifest(path, root=tmp_path / "disk")
     assert rows.locate(0) == str(tmp_path / "disk" / "r0.flac") and len(rows.read(0)) == 16000
     recordings(tmp_path / "lists", [0.5])
     assert len(rows.read(0)) == 8000
@@ -96,30 +98,30 @@ def test_relative_paths_are_looked_up_beside_the_manifest_and_then_in_the_data_f
 ])
 def test_a_bad_manifest_is_refused_with_the_place_in_it(tmp_path, text, complaint):
     (tmp_path / "m.csv").write_text(text)
-    message = fails(data.open_manifest, tmp_path / "m.csv")
+    message = fails(open_manifest, tmp_path / "m.csv")
     assert complaint in message and "m.csv" in message
 
 
 def test_manifests_that_are_no_text_and_folders_without_sound_are_refused(tmp_path):
     (tmp_path / "m.csv").write_bytes("path\na.wav\n".encode("utf-16"))
-    assert "UTF-8" in fails(data.open_manifest, tmp_path / "m.csv")
+    assert "UTF-8" in fails(open_manifest, tmp_path / "m.csv")
     (tmp_path / "m.json").write_text('{"rows": []}')
-    assert "SSAST" in fails(data.open_manifest, tmp_path / "m.json")
+    assert "SSAST" in fails(open_manifest, tmp_path / "m.json")
     (tmp_path / "empty").mkdir()
-    assert "no audio files (.wav .flac" in fails(data.open_manifest, tmp_path / "empty")
-    assert "no such folder or manifest" in fails(data.open_manifest, tmp_path / "nowhere")
+    assert "no audio files (.wav .flac" in fails(open_manifest, tmp_path / "empty")
+    assert "no such folder or manifest" in fails(open_manifest, tmp_path / "nowhere")
 
 
 def test_names_that_are_not_utf8_are_indexed_and_read(tmp_path):
     raw = os.fsencode(tmp_path) + b"/caf\xe9.wav"
     soundfile.write(raw, noise(16000), 16000)
     corpus.index([tmp_path], tmp_path / "m.csv", 10.0, 0.05, None, None)
-    rows = data.open_manifest(tmp_path / "m.csv")
+    rows = open_manifest(tmp_path / "m.csv")
     assert rows.raw_path(0) == b"caf\xe9.wav" and len(rows.read(0)) == 16000
     assert b"caf\xe9.wav" in (tmp_path / "m.csv").read_bytes()
     os.truncate(raw, 50)
     both = manifest.join(rows, twin(tmp_path))
-    batch = next(iter(data.loader(both, sample_rate=16000, clip_seconds=1, batch_size=2, seed=0)))
+    batch = next(iter(loading.loader(both, sample_rate=16000, clip_seconds=1, batch_size=2, seed=0)))
     assert "caf\\xe9.wav" in json.dumps(batch["bad"]).replace("\\\\", "\\")
 
 
@@ -146,36 +148,36 @@ def test_subsets_are_nested_and_do_not_depend_on_the_order_of_the_rows(monkeypat
     monkeypatch.setattr(manifest, "BIO_DRAWS", {"0.12M": 120, "0.46M": 460, "0.80M": 800, "1.23M": 1230})
     rows = large(2400)
     shuffled = rows.select(np.random.default_rng(1).permutation(len(rows)))
-    draws = {spec: data.subset(rows, spec) for spec in manifest.BIO_DRAWS}
+    draws = {spec: subset(rows, spec) for spec in manifest.BIO_DRAWS}
     for spec, count in manifest.BIO_DRAWS.items():
         assert len(draws[spec]) == count and (draws[spec].domain != manifest.GEN).all()
-        assert names(data.subset(shuffled, spec)) == names(draws[spec])
+        assert names(subset(shuffled, spec)) == names(draws[spec])
         assert names(draws["1.23M"])[:count] == names(draws[spec])
-        assert data.subset(shuffled, spec).fingerprint() == draws[spec].fingerprint()
+        assert subset(shuffled, spec).fingerprint() == draws[spec].fingerprint()
     assert len({rows.fingerprint() for rows in draws.values()}) == 4
-    assert data.subset(shuffled).fingerprint() == data.subset(rows).fingerprint() != rows.fingerprint()
+    assert subset(shuffled).fingerprint() == subset(rows).fingerprint() != rows.fingerprint()
 
 
 def test_the_general_domain_is_taken_whole_with_a_warning_and_refused_below_nine_tenths(monkeypatch, capsys):
     rows = large(2000)
     general = int((rows.domain == manifest.GEN).sum())
     monkeypatch.setattr(manifest, "GENERAL", {"2.23M": general + 20})
-    assert len(data.subset(rows, "2.23M")) == general and f"holds {general} clips" in capsys.readouterr().err
+    assert len(subset(rows, "2.23M")) == general and f"holds {general} clips" in capsys.readouterr().err
     monkeypatch.setattr(manifest, "GENERAL", {"2.23M": 2 * general})
-    assert f"holds {general} of domain gen" in fails(data.subset, rows, "2.23M")
+    assert f"holds {general} of domain gen" in fails(subset, rows, "2.23M")
     monkeypatch.setattr(manifest, "GENERAL", {"2.23M": 100})
-    assert len(data.subset(rows, "2.23M")) == 100
+    assert len(subset(rows, "2.23M")) == 100
 
 
 def test_counts_domains_and_mistakes_in_a_subset():
     rows = large(2000)
-    assert len(data.subset(rows, "400")) == 400 and len(data.subset(rows, "1.5k", "any")) == 1500
-    assert (data.subset(rows, "300", "gen").domain == manifest.GEN).all()
-    assert (data.subset(rows, "all", "bio").domain != manifest.GEN).all()
-    assert "holds 2000" in fails(data.subset, rows, "3k")
+    assert len(subset(rows, "400")) == 400 and len(subset(rows, "1.5k", "any")) == 1500
+    assert (subset(rows, "300", "gen").domain == manifest.GEN).all()
+    assert (subset(rows, "all", "bio").domain != manifest.GEN).all()
+    assert "holds 2000" in fails(subset, rows, "3k")
     for spec in ("0", "1.5", "many", "-3"):
-        assert "give one of" in fails(data.subset, rows, spec)
-    assert "leave --domain out" in fails(data.subset, rows, "0.12M", "gen")
+        assert "give one of" in fails(subset, rows, spec)
+    assert "leave --domain out" in fails(subset, rows, "0.12M", "gen")
 
 
 def test_the_hash_of_a_row_is_the_chain_that_it_is_said_to_be():
@@ -190,20 +192,20 @@ def test_the_hash_of_a_row_is_the_chain_that_it_is_said_to_be():
 
 def test_whole_recordings_are_held_out():
     rows = large(3000)
-    train, valid = data.holdout(rows, 150)
+    train, valid = holdout(rows, 150)
     assert abs(len(valid) - 150) <= 2 and len(train) + len(valid) == 3000
     recording = {p for p, _ in names(train)}
     assert not recording & {p for p, _ in names(valid)}
-    again = data.holdout(rows.select(np.random.default_rng(0).permutation(3000)), 150)[1]
+    again = holdout(rows.select(np.random.default_rng(0).permutation(3000)), 150)[1]
     assert set(names(again)) == set(names(valid))
-    assert len(data.holdout(rows, 0)[1]) == 0
+    assert len(holdout(rows, 0)[1]) == 0
 
 
 def test_few_long_recordings_give_up_some_rows_of_one_and_a_single_recording_gives_none(capsys):
     rows = manifest.build(["one.wav"] * 50 + ["two.wav"] * 30 + ["three.wav"] * 40, start=list(range(120)))
-    train, valid = data.holdout(rows, 5)
+    train, valid = holdout(rows, 5)
     assert (len(train), len(valid)) == (90, 5) and {p for p, _ in names(valid)} == {"two.wav"}
-    train, valid = data.holdout(rows.select(slice(0, 50)), 5)
+    train, valid = holdout(rows.select(slice(0, 50)), 5)
     assert (len(train), len(valid)) == (50, 0) and "one recording" in capsys.readouterr().err
 
 
@@ -213,22 +215,23 @@ SCRIPT = """
 import multiprocessing, os, sys
 sys.path.insert(0, sys.argv[2])
 import numpy as np
-import data
+from wren.sound import loading
+from wren.sound.manifest import open_manifest, subset, holdout
 
 def pss(pid):
     return next(int(line.split()[1]) for line in open(f"/proc/{pid}/smaps_rollup") if line.startswith("Pss:")) / 1e3
 
-rows = data.open_manifest(sys.argv[1])
-chosen, small = data.subset(rows, "1.23M"), data.subset(rows, "0.12M")
+rows = open_manifest(sys.argv[1])
+chosen, small = subset(rows, "1.23M"), subset(rows, "0.12M")
 nested = (chosen.keys()[:len(small)] == small.keys()).all()
 for workers in (2, 4):
-    batches = iter(data.loader(chosen, sample_rate=16000, clip_seconds=1, batch_size=8, seed=0, workers=workers))
+    batches = iter(loading.loader(chosen, sample_rate=16000, clip_seconds=1, batch_size=8, seed=0, workers=workers))
     next(batches), next(batches)
     children = [child.pid for child in multiprocessing.active_children()]
     print(*(round(pss(pid)) for pid in [os.getpid(), *children]), flush=True)
     del batches
 shuffled = rows.select(np.random.default_rng(0).permutation(len(rows)))
-same = data.subset(shuffled, "1.23M").fingerprint() == chosen.fingerprint()
+same = subset(shuffled, "1.23M").fingerprint() == chosen.fingerprint()
 print(len(rows), len(chosen), int(nested), int(same))
 """
 
@@ -251,7 +254,7 @@ def test_a_manifest_of_2_230_000_rows_is_shared_by_the_workers_and_its_draws_are
     recordings(tmp_path / "a-long-campaign" / "station-17" / "2024-05-17", [18.5] * 8)
     n = 2_230_000
     write_large(tmp_path / "m.csv", n, np.arange(n))
-    run = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "m.csv"), os.path.dirname(data.__file__)],
+    run = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "m.csv"), str(ROOT)],
                          capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     two, four, counts = (list(map(int, line.split())) for line in run.stdout.splitlines())

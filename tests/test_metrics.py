@@ -7,10 +7,10 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from annotations import Event
-from metrics import (accuracy, auroc, average_precision, bootstrap, bootstrap_metric, cmap, decode_events,
+from wren.tasks.annotations import Event
+from wren.probing.metrics import (accuracy, auroc, average_precision, bootstrap, bootstrap_metric, cmap, decode_events,
                      match_events, mean_average_precision, metric_draws, segment_f1)
-from probes import MelStatistics, knn
+from wren.probing.probes import MelStatistics, knn
 
 
 def clusters(n, classes=5, dim=16, seed=0):

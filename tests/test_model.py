@@ -6,10 +6,10 @@ import torch
 import torchaudio
 
 import model
-from cli import UserError
-from frontends import LOG_FLOOR, KaldiFbank, conv_time, foreground, mel_filters
+from wren.cli import UserError
+from wren.nets.frontends import LOG_FLOOR, KaldiFbank, conv_time, foreground, mel_filters
 from model import Encoder, load_encoder, save_encoder
-from recipes import PRESETS, EncoderConfig
+from wren.recipes import PRESETS, EncoderConfig
 
 SMALL = EncoderConfig(name="small", n_mels=64, frames=100, dim=32, depth=2, heads=2)
 

@@ -2,10 +2,10 @@
 import pytest
 import torch
 
-import convert
+from wren import formats
 from model import Encoder, load_encoder, load_exactly
-from objectives import SSAST, draw_mask
-from recipes import EncoderConfig
+from wren.objectives import SSAST, draw_mask
+from wren.recipes import EncoderConfig
 
 SMALL = EncoderConfig(name="small", n_mels=64, frames=96, dim=32, depth=2, heads=2, mean=0.0, scale=1.0)
 
@@ -19,7 +19,7 @@ def published(parity):
     """The objective with the published heads, the case's input, mask and outputs."""
     path, inputs, outputs = parity("ssast_tiny_patch")
     objective = SSAST(load_encoder(path, format="ssast")).eval()
-    heads = convert.read(path, "ssast").heads["objective"]
+    heads = formats.read(path, "ssast").heads["objective"]
     for name in ("classify", "reconstruct"):
         part = {k.split(".", 1)[1]: v for k, v in heads.items() if k.startswith(name)}
         load_exactly(getattr(objective, name), part, path)

@@ -11,13 +11,13 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-import probes
-import scoring
-from cli import UserError
-from embeddings import Embeddings, MelStatistics, describe, embed_split, vectors
+from wren.probing import probes
+from wren.probing import scoring
+from wren.cli import UserError
+from wren.probing.embeddings import Embeddings, MelStatistics, describe, embed_split, vectors
 from model import Encoder
-from recipes import PRESETS
-from tasks import load_task
+from wren.recipes import PRESETS
+from wren.tasks.tasks import load_task
 
 ROOT = Path(__file__).parent.parent
 LAPTOP = {"ssast": "ssast-laptop-patch", "atst": "atst-laptop", "animal2vec": "animal2vec-laptop"}

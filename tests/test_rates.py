@@ -8,19 +8,20 @@ import pytest
 import soundfile
 import torch
 
-import audio
-import data
-import engine
+from wren.sound import audio
+from wren.sound import loading
+from wren.sound.manifest import open_manifest
+from wren.training import engine
 import extract
 import finetune
-import prepare
+from wren.training import prepare
 import pretrain
-from cli import UserError
-from frontends import OctaveFbank
-from manifest import build
+from wren.cli import UserError
+from wren.nets.frontends import OctaveFbank
+from wren.sound.manifest import build
 from model import Encoder, at_rate, load_encoder, physical_positions, save_encoder
-from objectives import ATST, EAT, MAE, SSAST, Animal2Vec
-from recipes import PRESETS, any_rate, octave_band, octave_hertz
+from wren.objectives import ATST, EAT, MAE, SSAST, Animal2Vec
+from wren.recipes import PRESETS, any_rate, octave_band, octave_hertz
 
 RATES = (8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000, 250000)
 
@@ -131,7 +132,7 @@ def test_a_clip_alone_equals_the_clip_in_a_batch_at_every_rate():
     encoder = small()
     for rate in (8000, 22050, 48000):
         one, longer = chirp(rate, seconds=1.0), chirp(rate, seconds=2.5)
-        batch, lengths = data.pad_batch([one, longer])
+        batch, lengths = loading.pad_batch([one, longer])
         view = encoder.at(rate)
         both = view.embed(batch, lengths)
         assert torch.allclose(both[0], view.embed(torch.from_numpy(one)[None])[0], atol=1e-5)
@@ -216,8 +217,8 @@ def corpus(tmp_path_factory):
 
 
 def batches(folder, **more):
-    rows = data.open_manifest(folder / "all.csv")
-    return list(data.loader(rows, sample_rate=24000, clip_seconds=1.0, batch_size=8, seed=0, steps=6, **more))
+    rows = open_manifest(folder / "all.csv")
+    return list(loading.loader(rows, sample_rate=24000, clip_seconds=1.0, batch_size=8, seed=0, steps=6, **more))
 
 
 def test_batches_of_any_rate_hold_the_clips_of_the_fixed_order_cut_by_rate(corpus):
@@ -292,8 +293,8 @@ def test_micro_batches_change_nothing_at_any_rate(corpus):
 
 
 def test_evaluation_of_mixed_rates_gives_what_each_clip_alone_gives(trained, corpus):
-    from probes import vectors
-    from tasks import load_task
+    from wren.probing.probes import vectors
+    from wren.tasks.tasks import load_task
     encoder, split = load_encoder(trained), load_task(corpus / "task").splits["train"]
     together, = vectors([encoder], split, batch_size=12)
     for i in (0, 1, 2):
@@ -314,7 +315,7 @@ def test_extraction_keeps_the_native_rate_and_fine_tuned_models_score_it(trained
 
 
 def test_hear_is_given_the_highest_of_its_rates_that_the_encoder_hears():
-    import hear
+    from wren.recordings import hear
     models = [hear.Model(small(top=top)) for top in (250000, 16000)]
     assert [model.sample_rate for model in models] == [48000, 16000]
     assert hear.get_scene_embeddings(wave(48000), models[0]).shape == (1, models[0].scene_embedding_size)
@@ -454,20 +455,20 @@ def test_streams_go_through_pre_training_evaluation_and_fine_tuning(collars, tmp
 
 
 def test_a_stream_is_left_out_of_a_share_of_the_clips_by_their_seed(collars):
-    rows = data.open_manifest(collars / "collars.csv")
+    rows = open_manifest(collars / "collars.csv")
     rows = rows.select(np.flatnonzero(np.arange(24) % 3 != 1))
     wanted = dict(sample_rate=24000, clip_seconds=1.28, batch_size=16, seed=0, steps=4, streams=[("motion", 3, 50.0)])
-    missing = [b["streams"]["motion"].isnan().all((1, 2)) for b in data.loader(rows, **wanted, stream_drop=0.4)]
+    missing = [b["streams"]["motion"].isnan().all((1, 2)) for b in loading.loader(rows, **wanted, stream_drop=0.4)]
     assert 0.2 < torch.cat(missing).float().mean() < 0.6
-    again = data.loader(rows, **wanted, stream_drop=0.4, workers=1)
+    again = loading.loader(rows, **wanted, stream_drop=0.4, workers=1)
     again = [b["streams"]["motion"].isnan().all((1, 2)) for b in again]
     assert all(torch.equal(a, b) for a, b in zip(missing, again))
-    assert not any(b["streams"]["motion"].isnan().all() for b in data.loader(rows, **wanted))
+    assert not any(b["streams"]["motion"].isnan().all() for b in loading.loader(rows, **wanted))
 
 
 def test_streams_of_mixed_clips_are_mixed_as_their_sound_and_labels_are(collars):
-    from augment import LabelledLoader
-    from tasks import load_task
+    from wren.tasks.augment import LabelledLoader
+    from wren.tasks.tasks import load_task
     split = load_task(collars / "collars").splits["train"]
     wanted = dict(any_rate=True, streams=[("motion", 3, 50.0)], steps=2)
     plain, mixed = ([part for batch in LabelledLoader(split, 48000, 2, 12, 0, mixup=share, **wanted)

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-import convert
-import prepare
+from wren import formats
+from wren.training import prepare
 import pretrain
-import views
-from cli import UserError
+from wren.objectives import views
+from wren.cli import UserError
 from model import Encoder, load_encoder, save_encoder
-from objectives import ATST, EAT, MAE, Animal2Vec, draw_mask, objective_of
-from recipes import PRESETS, RECIPES, SETTINGS
+from wren.objectives import ATST, EAT, MAE, Animal2Vec, draw_mask, objective_of
+from wren.recipes import PRESETS, RECIPES, SETTINGS
 
 NAMES = ["ssast", "dasheng", "audiomae", "eat", "atst", "atst-frame", "animal2vec"]
 
@@ -47,7 +47,7 @@ def published(parity, name, under=None, prefix="", **extra):
     if prefix:
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     torch.save({under: state, **extra} if under else state, path)
-    return load_encoder(path), convert.read(path).heads.get("objective", {}), inputs, outputs
+    return load_encoder(path), formats.read(path).heads.get("objective", {}), inputs, outputs
 
 
 def with_heads(objective, heads):
@@ -109,7 +109,7 @@ def test_atsts_loss_gradients_and_teacher_equal_the_published_implementation(par
     teacher = {f"model.teacher.{k}": v for k, v in state.items() if not k.startswith("predictor")}
     torch.save({"state_dict": student | teacher, "pytorch-lightning_version": "2.2"}, path)
     encoder = load_encoder(path)
-    objective = with_heads(ATST(encoder), convert.read(path).heads["objective"])
+    objective = with_heads(ATST(encoder), formats.read(path).heads["objective"])
     spec = torch.cat([inputs["mel_1"], inputs["mel_2"]])[:, 0]
     assert objective.eval().agree(spec)[0].item() == pytest.approx(float(outputs["loss_eval_bn"]), rel=1e-5)
     loss, metrics = objective.train().agree(spec)

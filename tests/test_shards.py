@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import ROOT
 from test_audio import noise
 from test_data import stream
 from test_manifest import fails, names, recordings
 
+from wren.sound import loading
+from wren.sound.manifest import open_manifest, subset
 import data
-import manifest
-import shards
+from wren.sound import manifest
+from wren.sound import shards
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def test_shards_hold_the_samples_and_the_rows_of_the_manifest(corpus, format, jo
     data.main(["pack", str(corpus / "m.csv"), str(corpus / "out"), "--format", format, "--clips", "4",
                "--jobs", str(jobs)])
     assert "11 clips in 3 shards" in capsys.readouterr().out
-    rows, packed = data.open_manifest(corpus / "m.csv"), data.open_manifest(corpus / "out")
+    rows, packed = open_manifest(corpus / "m.csv"), open_manifest(corpus / "out")
     assert names(packed) == names(rows) and packed.fingerprint() == rows.fingerprint()
     assert packed.domain.tolist() == rows.domain.tolist() and packed.sample_rate.tolist() == [16000] * 6 + [22050] * 5
     for i in range(11):
@@ -54,19 +57,19 @@ def test_shards_hold_the_samples_and_the_rows_of_the_manifest(corpus, format, jo
 
 
 def test_a_subset_and_the_order_of_training_are_the_same_from_shards(corpus):
-    rows = data.open_manifest(corpus / "m.csv")
+    rows = open_manifest(corpus / "m.csv")
     shards.pack(rows, corpus / "out", format="wav", clips_per_shard=4)
-    packed = data.open_manifest(corpus / "out")
+    packed = open_manifest(corpus / "out")
     for spec, domain in (("5", None), ("all", "bio"), ("2", "gen")):
-        assert data.subset(packed, spec, domain).fingerprint() == data.subset(rows, spec, domain).fingerprint()
-    for a, b in zip(stream(data.subset(rows), steps=4), stream(data.subset(packed), workers=2, steps=4)):
+        assert subset(packed, spec, domain).fingerprint() == subset(rows, spec, domain).fingerprint()
+    for a, b in zip(stream(subset(rows), steps=4), stream(subset(packed), workers=2, steps=4)):
         assert all(torch.equal(a[key], b[key]) for key in ("index", "wave", "lengths", "partner", "seed"))
 
 
 def test_packing_resamples_and_makes_what_is_too_loud_fit(tmp_path):
     soundfile.write(tmp_path / "loud.wav", 3 * noise(44100, 1) / 0.3, 44100, subtype="FLOAT")
-    done = shards.pack(data.open_manifest(tmp_path), tmp_path / "out", rate=16000)
-    packed = data.open_manifest(tmp_path / "out")
+    done = shards.pack(open_manifest(tmp_path), tmp_path / "out", rate=16000)
+    packed = open_manifest(tmp_path / "out")
     assert done["scaled"] == 1 and packed.sample_rate[0] == 16000 and packed.frames[0] == 16000
     assert 0.9999 < np.abs(packed.read(0)).max() < 1
 
@@ -76,13 +79,14 @@ def test_a_clip_that_cannot_be_read_is_listed_and_left_out(corpus, capsys):
     data.main(["pack", str(corpus / "m.csv"), str(corpus / "out"), "--clips", "4"])
     assert "10 clips in 3 shards" in (said := capsys.readouterr().out) and "1 clips can't be read" in said
     assert "y2.wav" in (corpus / "out" / "skipped.csv").read_text()
-    assert len(data.open_manifest(corpus / "out")) == 10
+    assert len(open_manifest(corpus / "out")) == 10
 
 
 PACK = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-import data, shards
+import data
+from wren.sound import shards
 encode = shards.encode
 def slow(*args):
     time.sleep(0.05)
@@ -94,7 +98,7 @@ data.main(["pack", sys.argv[2], sys.argv[3], "--clips", "2", "--jobs", "1"])
 
 def test_a_killed_pack_is_completed_by_the_same_command_and_nothing_is_lost(corpus, capsys):
     out = corpus / "out"
-    run = subprocess.Popen([sys.executable, "-c", PACK, os.path.dirname(data.__file__), str(corpus / "m.csv"),
+    run = subprocess.Popen([sys.executable, "-c", PACK, str(ROOT), str(corpus / "m.csv"),
                             str(out)])
     while not (out / "shard-000001.tar").exists():
         assert run.poll() is None
@@ -102,13 +106,13 @@ def test_a_killed_pack_is_completed_by_the_same_command_and_nothing_is_lost(corp
     time.sleep(0.06)  # within the next shard
     run.send_signal(signal.SIGKILL)
     run.wait()
-    assert "run the same python data.py pack again" in fails(data.open_manifest, out)
+    assert "run the same python data.py pack again" in fails(open_manifest, out)
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
     data.main(["pack", str(corpus / "m.csv"), str(out), "--clips", "2"])
     assert "11 clips in 6 shards" in capsys.readouterr().out
     assert len(before) >= 2 and all((out / n).stat().st_mtime_ns == t for n, t in list(before.items())[:1])
     assert not list(out.glob("*.tmp"))
-    rows, packed = data.open_manifest(corpus / "m.csv"), data.open_manifest(out)
+    rows, packed = open_manifest(corpus / "m.csv"), open_manifest(out)
     assert names(packed) == names(rows)
     assert all(np.array_equal(packed.read(i), rows.read(i)) for i in range(11))
 
@@ -120,25 +124,25 @@ def test_another_pack_in_the_same_folder_is_refused(corpus):
     (corpus / "own").mkdir()
     tarfile.open(corpus / "own" / "x.tar", "w").close()
     assert "didn't write" in fails(data.main, ["pack", str(corpus / "m.csv"), str(corpus / "own")])
-    assert "hold no audio" in fails(data.open_manifest, corpus / "own")
+    assert "hold no audio" in fails(open_manifest, corpus / "own")
 
 
 def test_a_lost_or_damaged_index_is_made_again_from_the_tar(corpus):
-    rows = data.open_manifest(corpus / "m.csv")
+    rows = open_manifest(corpus / "m.csv")
     shards.pack(rows, corpus / "out", format="wav", clips_per_shard=8)
-    first = data.open_manifest(corpus / "out")
+    first = open_manifest(corpus / "out")
     lost, damaged = sorted((corpus / "out").glob("*.index.npz"))
     lost.unlink()
     damaged.write_bytes(damaged.read_bytes()[:500])
-    again = data.open_manifest(corpus / "out")
+    again = open_manifest(corpus / "out")
     assert names(again) == names(first) and again.entries.offset.tolist() == first.entries.offset.tolist()
     assert again.entries.checksum.tolist() == first.entries.checksum.tolist() and again.entries.pcm.all()
     assert again.domain.tolist() == first.domain.tolist() and again.labels == first.labels
 
 
 def test_damage_in_a_shard_is_found_by_check_and_replaced_in_training(corpus, capsys):
-    shards.pack(data.open_manifest(corpus / "m.csv"), corpus / "out", format="wav", clips_per_shard=11)
-    packed = data.open_manifest(corpus / "out")
+    shards.pack(open_manifest(corpus / "m.csv"), corpus / "out", format="wav", clips_per_shard=11)
+    packed = open_manifest(corpus / "out")
     tar = corpus / "out" / "shard-000000.tar"
     content = bytearray(tar.read_bytes())
     content[int(packed.entries.offset[3]) + 1000] ^= 1
@@ -146,9 +150,9 @@ def test_damage_in_a_shard_is_found_by_check_and_replaced_in_training(corpus, ca
     data.main(["check", str(corpus / "out")])
     assert "11 rows, 10 of them sound; 1 unreadable" in capsys.readouterr().out
     tar.write_bytes(content[:int(packed.entries.offset[8]) + 5000])  # copied incompletely, index whole
-    batch = next(iter(data.loader(packed, sample_rate=16000, clip_seconds=0.5, batch_size=11, seed=0)))
+    batch = next(iter(loading.loader(packed, sample_rate=16000, clip_seconds=0.5, batch_size=11, seed=0)))
     assert sum("ends before" in bad["reason"] for bad in batch["bad"]) >= 3
-    assert "not a whole, uncompressed tar" in fails(data.open_manifest, corpus / "out")
+    assert "not a whole, uncompressed tar" in fails(open_manifest, corpus / "out")
 
 
 def foreign(folder):
@@ -173,7 +177,7 @@ def foreign(folder):
 def test_webdataset_tars_made_by_others_are_indexed_and_read(tmp_path):
     folder = foreign(tmp_path / "wds")
     for _ in range(2):  # the second time from the index
-        rows = data.open_manifest(folder)
+        rows = open_manifest(folder)
         assert [rows.path(i) for i in range(4)] == ["part-0.tar/one.flac", "part-0.tar/dir/two.wav",
                                                     "part-0.tar/three.mp3", "part-0.tar/four.ogg"]
         assert len(rows) == 4 and rows.frames.tolist() == [8000] * 4
@@ -183,22 +187,22 @@ def test_webdataset_tars_made_by_others_are_indexed_and_read(tmp_path):
 
 def test_a_tar_that_has_changed_is_indexed_again(tmp_path):
     folder = foreign(tmp_path / "wds")
-    assert len(data.open_manifest(folder)) == 4
+    assert len(open_manifest(folder)) == 4
     with tarfile.open(folder / "part-0.tar", "a") as tar:
         sound = io.BytesIO()
         soundfile.write(sound, noise(1000), 16000, format="WAV")
         info = tarfile.TarInfo("five.wav")
         info.size = len(sound.getvalue())
         tar.addfile(info, io.BytesIO(sound.getvalue()))
-    rows = data.open_manifest(folder)
+    rows = open_manifest(folder)
     assert len(rows) == 5 and len(rows.read(4)) == 1000
 
 
 def test_more_shards_than_open_files_are_read(corpus, monkeypatch):
     monkeypatch.setattr(shards, "_MAX_OPEN", 2)
-    rows = data.open_manifest(corpus / "m.csv")
+    rows = open_manifest(corpus / "m.csv")
     shards.pack(rows, corpus / "out", clips_per_shard=1)
-    packed = data.open_manifest(corpus / "out")
+    packed = open_manifest(corpus / "out")
     for i in [*range(11), *range(11)]:
         assert np.array_equal(packed.read(i), rows.read(i))
     assert len(shards._open) <= 2

@@ -12,10 +12,10 @@ import soundfile
 import torch
 
 import bench
-import cli
+from wren import cli
 import evaluate
 import pretrain
-from cli import UserError
+from wren.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--batch-size", "4", "--steps", "2", "--warmup", "1", "--valid", "4", "--workers", "0"]

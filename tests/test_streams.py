@@ -4,12 +4,12 @@ import pytest
 from test_audio import noise
 from test_manifest import fails, recordings, table
 
-import corpus
-import data
-import manifest
-import streams
-from audio import BadAudio
-from tasks import load_task
+from wren.sound import corpus
+from wren.sound.manifest import open_manifest
+from wren.sound import manifest
+from wren.sound import streams
+from wren.sound.audio import BadAudio
+from wren.tasks.tasks import load_task
 
 
 def write(path, time, *channels):
@@ -136,12 +136,12 @@ def named(rows):
 
 
 def test_a_manifest_keeps_its_streams_through_select_join_and_writing(listed, tmp_path):
-    rows = data.open_manifest(listed)
+    rows = open_manifest(listed)
     wanted = [("r0.flac", "acc.csv", "speed.npy")] * 2 + [("r1.flac", "acc2.csv", None), ("r2.flac", None, None)]
     assert named(rows) == wanted and rows.stream(0, "depth") is None and rows.streams["speed"][0].dtype == np.int32
     assert named(rows.select([3, 0])) == [wanted[3], wanted[0]]
     manifest.write_manifest(rows, tmp_path / "again.csv")
-    assert named(data.open_manifest(tmp_path / "again.csv")) == wanted
+    assert named(open_manifest(tmp_path / "again.csv")) == wanted
     plain = manifest.build(["x.flac"], bases=rows.bases)
     assert named(manifest.join(plain, rows)) == [("x.flac", None, None), *wanted]
     assert named(manifest.join(rows, plain)) == [*wanted, ("x.flac", None, None)]
@@ -177,6 +177,6 @@ def test_check_finds_broken_streams_and_pack_says_that_it_leaves_streams_out(lis
     (tmp_path / "acc2.csv").write_text("time,x\n1,0\n0,0\n")
     text = corpus.check(listed, None, [], 1, 10.0, None, tmp_path / "clean.csv")
     assert "1 stream" in text and "time doesn't rise" in (tmp_path / "m.check.csv").read_text()
-    assert [row[1] for row in named(data.open_manifest(tmp_path / "clean.csv"))] == ["acc.csv", "acc.csv", None]
+    assert [row[1] for row in named(open_manifest(tmp_path / "clean.csv"))] == ["acc.csv", "acc.csv", None]
     corpus.pack(tmp_path / "clean.csv", tmp_path / "shards", None, None, "wav", 10, 1, 10.0)
     assert "accelerometer, speed" in capsys.readouterr().err

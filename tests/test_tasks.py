@@ -10,9 +10,9 @@ from test_audio import noise
 from test_manifest import fails, recordings, table
 
 import data
-from annotations import Event, read_annotations, write_annotations
-from beans import BEANS
-from tasks import count_windows, label_windows, load_task, task_names
+from wren.tasks.annotations import Event, read_annotations, write_annotations
+from wren.tasks.beans import BEANS
+from wren.tasks.tasks import count_windows, label_windows, load_task, task_names
 
 COUNTS = {"train": 12, "valid": 6, "test": 6}
 SPLITS = ("train", "valid", "test")

@@ -1,0 +1,366 @@
+"""Figures over time and frequency: what masks hide and heads paint, where an encoder looks, what was detected.
+
+Each function takes the arguments of plot_tsne.py and returns (name, draw(width), caption, rows of data, settings), as
+figures.save wants them.
+"""
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import to_rgba
+
+from wren.figures import style as figures
+from wren.tasks.annotations import read_annotations, stems, tables
+from wren.cli import UserError
+from wren.recipes import PRESETS
+
+VEIL = "#56B4E9"  # over what is hidden
+
+
+def plot(args):
+    if args.events:
+        return plot_events(args)
+    return plot_masks(args) if args.masks is not None else plot_attention(args)
+
+
+# ----------------------------------------------------------------------------------------- one clip, one encoder
+
+@dataclass
+class Clip:
+    """A clip of at most an encoder's training length, and what the encoder makes of it."""
+    encoder: object
+    run: Path | None  # the run folder the encoder is from
+    source: str  # what was named
+    name: str  # of the file
+    start: float  # s in the file
+    wave: object  # (1, S)
+    spec: object = None  # (1, F, T); (1, 1, S) of an encoder of raw waves
+    grid: tuple = ()  # (T', F') tokens
+
+    def __post_init__(self):
+        import torch
+        with torch.inference_mode():
+            self.spec = self.encoder.frontend(self.wave)
+            self.grid = tuple(self.encoder.patch_tokens(self.spec).shape[1:3])
+
+    @property
+    def config(self):
+        return self.encoder.config
+
+    @property
+    def hears_waves(self):
+        return self.config.frontend == "wave"
+
+    def identity(self):
+        """What the run was trained with, from its config.json."""
+        return json.loads((self.run / "config.json").read_text())["identity"] if self.run else {}
+
+    def draw(self, ax):
+        """The spectrogram as the encoder gets it; an encoder of raw waves gets none, so one for people."""
+        if self.hears_waves:
+            figures.power_image(ax, self.wave[0].numpy(), self.config.sample_rate, self.start)
+        else:
+            figures.mel_image(ax, self.spec[0].numpy(), self.config, self.start, **self.range())
+
+    def range(self):
+        """Of the grey scale."""
+        return {"vmin": float(self.spec.min()), "vmax": float(self.spec.max())}
+
+    def draw_tokens(self, ax, values, **looks):
+        """values (T', F', …) of each token, in its place."""
+        values = np.asarray(values)
+        if self.hears_waves:
+            extent = (self.start, self.start + len(values) * self.config.hop, 0, self.config.sample_rate / 2000)
+            ax.set_ylabel("frequency (kHz)")
+            return ax.imshow(np.swapaxes(values, 0, 1), origin="lower", aspect="auto", extent=extent, **looks)
+        planes = values.reshape(*values.shape[:2], -1)  # 1, or red, green, blue, opacity
+        pixels = self.config.patch[0] * self.config.patch[1]
+        images = [self.paint(np.repeat(plane[..., None], pixels, 2)) for plane in np.moveaxis(planes, 2, 0)]
+        return figures.mel_image(ax, images[0] if len(images) == 1 else np.stack(images, 2), self.config, self.start,
+                                 **looks)
+
+    def paint(self, patches):
+        """Put patches back in their places: (T', F', P), P pixels ordered (band, frame) -> (F, T); where patches
+        overlap, their mean; where there are none, 0."""
+        import torch
+        from torch.nn.functional import fold
+        c, patches = self.config, torch.as_tensor(patches, dtype=torch.float32)
+        size = [(n - 1) * step + side for n, step, side in zip(self.grid[::-1], c.stride, c.patch)]
+
+        def folded(x):
+            return fold(x.permute(2, 1, 0).flatten(1)[None], size, c.patch, stride=c.stride)[0, 0]
+        image = folded(patches) / folded(torch.ones_like(patches)).clamp(min=1)
+        out = torch.zeros([max(pair) for pair in zip(size, self.spec.shape[1:])])
+        out[:size[0], :size[1]] = image
+        return out[:self.spec.shape[1], :self.spec.shape[2]].numpy()
+
+
+def open_clip(args, path):
+    """The clip of a recording from --start, or of the demo, before the encoder of --checkpoint or the newest run."""
+    import torch
+
+    from wren.sound import audio
+    from model import load_encoder, newest_encoder
+    if args.checkpoint and len(args.checkpoint) > 1:
+        raise UserError("--checkpoint: this figure shows one encoder, name one")
+    source = Path(args.checkpoint[0]) if args.checkpoint else newest_encoder("runs").parent
+    torch.manual_seed(args.seed)
+    encoder = load_encoder(source, args.format)
+    path = path or lively_clip(args, encoder.config.clip_seconds)
+    wave, rate = read_part(path, args.start, encoder.config.clip_seconds)
+    encoder = encoder.at(encoder.config.hears(rate))
+    config = encoder.config
+    wave = audio.resample(wave, rate, config.sample_rate)[:config.clip_samples]
+    folder = source if source.is_dir() else source.parent
+    run = folder if (folder / "config.json").exists() and (folder / "encoder.pt").exists() else None
+    return Clip(encoder, run, str(source), Path(path).name, args.start, torch.from_numpy(wave)[None])
+
+
+def read_part(path, start, seconds):
+    """(wave (S,), rate in Hz) of a recording from `start`, at most `seconds`."""
+    from wren.sound import audio
+    with audio.Sound(path) as sound:
+        first = round(start * sound.rate)
+        if not 0 <= first < sound.frames:
+            raise UserError(f"--start {start:g}: {path} is {sound.frames / sound.rate:.1f} s long")
+        return sound.read(first, min(round(seconds * sound.rate), sound.frames - first)), sound.rate
+
+
+def lively_clip(args, seconds):
+    """The liveliest of the first 20 clips of the task (the demo's species by default), a long one if possible."""
+    from wren.sound import audio
+    from wren.sound import demo
+    from wren.sound.activity import activity
+    from wren.tasks.tasks import load_task
+    if args.data == "data/demo":
+        demo.ensure(args.data)
+    rows = load_task(args.task, root=args.data).splits[args.split].rows
+
+    def lively(path):
+        with audio.Sound(path) as sound:
+            return sound.frames >= seconds * sound.rate, activity(sound.read(), sound.rate)
+    return max((rows.locate(i) for i in range(min(20, len(rows)))), key=lively)
+
+
+# -------------------------------------------------------------------------------------------------------- masks
+
+def reconstruct(clip, mask, args):
+    """What the head of the pre-training objective paints in hidden patches: mask (1, T', F') -> (T', F', P), or None
+    if there is no such head. The objective's state comes from the run's newest checkpoint or from a published file.
+
+    SSAST's head paints pixels. A masked autoencoder's paints patches of mean 0 and variance 1, so each gets the mean
+    and deviation that it has in truth; its shape is what is painted.
+    """
+    import torch
+    from wren.formats import read
+    from wren.training.engine import load_checkpoint
+    from wren.objectives import MAE, SSAST
+    encoder, identity = clip.encoder, clip.identity()
+    if clip.hears_waves or clip.source in PRESETS:
+        return None
+    state = (load_checkpoint(clip.run) or {}).get("objective", {}) if clip.run else \
+        read(clip.source, args.format).heads.get("objective", {})
+    if "reconstruct.0.weight" in state and identity.get("loss") != "nce":
+        objective = SSAST(encoder)
+    elif "predict.weight" in state and "mask_token" in state:
+        depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+        objective = MAE(encoder, decoder_dim=len(state["mask_token"]), decoder_depth=depth,
+                        decoder_heads=identity.get("decoder_heads") or 16,
+                        var_floor=identity.get("var_floor") or 1e-6)
+    else:
+        return None
+    if not any(k.startswith("encoder.") for k in state):  # a published file's heads come apart from its encoder
+        state = {**objective.state_dict(), **state}
+    objective.load_state_dict(state)
+    objective.eval()
+    with torch.inference_mode():
+        if isinstance(objective, SSAST):
+            tokens = encoder.tokens(clip.spec, mask)[0, clip.config.specials:]
+            return objective.reconstruct(tokens).unflatten(0, clip.grid)
+        patches = encoder.patches(clip.spec)[0]  # (T', F', P)
+        tokens = encoder.tokens(clip.spec, mask, visible_only=True)[:, clip.config.specials:]
+        guess = objective.decode(tokens, mask)[0].view_as(patches)
+        return guess * (patches.var(2, keepdim=True) + objective.var_floor).sqrt() + patches.mean(2, keepdim=True)
+
+
+def plot_masks(args):
+    """One clip: its spectrogram, what each mask hides, and what the generative head makes of the rest."""
+    import torch
+
+    from wren.objectives import MASKS
+    clip = open_clip(args, args.masks)
+    identity, config = clip.identity(), clip.config
+    share, trained_with = identity.get("hidden") or 400 / 512, identity.get("masking") or "patch"
+    columns = None if clip.grid[0] == config.grid[0] else torch.tensor([clip.grid[0]])
+    masks = {}
+    for kind, mask in MASKS.items():
+        try:
+            hidden = mask(torch.tensor([args.seed]), config.grid, share, columns)
+        except ValueError:  # this mask can't hide so many, or knows no short clips
+            continue
+        masks[kind] = hidden[:, :clip.grid[0]]  # (1, T', F')
+    painted, text, about = None, "", {}
+    if trained_with in masks and (guess := reconstruct(clip, masks[trained_with], args)) is not None:
+        hidden, patches = masks[trained_with][0], clip.encoder.patches(clip.spec)[0]
+        about = {"reconstruction_error": float((guess - patches)[hidden].square().mean()),
+                 "error_of_visible_mean": float((patches[~hidden].mean() - patches)[hidden].square().mean())}
+        painted = clip.paint(torch.where(hidden[..., None], guess, patches))
+        given = " (given the true mean and deviation of each patch)" * bool(identity.get("decoder_heads"))
+        text = (f" Last: what the pre-training head of {Path(clip.source).name} paints under the {trained_with} "
+                f"mask{given}; mean squared error {about['reconstruction_error']:.3f}, with the visible patches' mean "
+                f"instead {about['error_of_visible_mean']:.3f}.")
+    caption = (f"{clip.name}: spectrogram (darker: more energy) and what each mask hides (blue) of its "
+               f"{clip.grid[0]} × {clip.grid[1]} tokens (time × frequency).{text}")
+
+    def draw(width):
+        count = 1 + len(masks) + (painted is not None)
+        down, across = figures.grid_of(count, width)
+        figure, body = figures.page(width, 1.15 * down, caption)
+        axes = figures.axes_of(body, count, across, sharex=True, sharey=True)
+        for ax, kind in zip(axes, ["the clip", *masks]):
+            clip.draw(ax)
+            ax.set_title(kind)
+            if kind in masks:
+                veil = np.broadcast_to(to_rgba(VEIL), (*clip.grid, 4)).copy()
+                veil[..., 3] = 0.85 * masks[kind][0].numpy()
+                clip.draw_tokens(ax, veil)
+                ax.set_title(f"{kind}: {int(masks[kind].sum())} of {masks[kind].numel()}")
+        if painted is not None:
+            figures.mel_image(axes[-1], painted, config, clip.start, **clip.range())
+            axes[-1].set_title("reconstruction")
+        figures.label_outer(axes, across, "time (s)")
+        return figure
+    table = [{"mask": kind, "column": t, "row": f, "hidden": int(mask[0, t, f])} for kind, mask in masks.items()
+             for t in range(clip.grid[0]) for f in range(clip.grid[1])]
+    about |= {"clip": clip.name, "start": args.start, "seed": args.seed, "hidden": share, "masks": list(masks)}
+    return "masks", draw, caption, table, about
+
+
+# ---------------------------------------------------------------------------------------------------- attention
+
+def attention(encoder, spec, depth=None):
+    """What each patch token receives in one block: spec (1, F, T) -> (T', F'), the mean over heads and patch tokens
+    of the attention weight, times the number of tokens, so that 1 is what even attention would give."""
+    import torch
+    block = encoder.blocks[(depth or len(encoder.blocks)) - 1]
+    seen = {}
+
+    def note(module, inputs):
+        x, keep = inputs[0], inputs[1] if len(inputs) > 1 else None
+        q, k, _ = module.qkv(x).unflatten(-1, (3, module.heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (1, H, N, N)
+        if keep is not None:  # what may be attended, or a bias
+            scores = scores.masked_fill(~keep, float("-inf")) if keep.dtype == torch.bool else scores + keep
+        seen["weights"] = scores.softmax(-1)[0]
+    hook = block.attn.register_forward_pre_hook(note)
+    try:
+        with torch.inference_mode():
+            encoder.tokens(spec)
+    finally:
+        hook.remove()
+    first, n = encoder.config.specials, seen["weights"].shape[-1]
+    return seen["weights"][:, first:, first:].mean((0, 1)).mul(n).unflatten(0, (-1, encoder.config.grid[1]))
+
+
+def plot_attention(args):
+    """One recording: its spectrogram, and below what the tokens of a block look at over time and frequency."""
+    clip = open_clip(args, args.attention)
+    config, depth = clip.config, args.depth or clip.config.depth
+    if depth > config.depth:
+        raise UserError(f"--depth {depth}: this encoder has {config.depth} blocks")
+    received = attention(clip.encoder, clip.spec, depth).numpy()
+    middles = clip.start + (np.arange(len(received)) * config.stride[1] + config.patch[1] / 2) * config.hop
+    caption = (f"{clip.name}: spectrogram, and the attention that each token of block {depth} of "
+               f"{Path(clip.source).name} receives, mean over heads and over the tokens that attend; 1 is even "
+               "attention.")
+
+    def draw(width):
+        figure, body = figures.page(width, 3.0, caption)
+        axes = body.subplots(3, 1, sharex=True, height_ratios=(1, 1, 0.6))
+        clip.draw(axes[0])
+        heat = clip.draw_tokens(axes[1], received, cmap="viridis")
+        body.colorbar(heat, ax=list(axes), location="right", aspect=40, pad=0.01, label="attention (1 = even)")
+        axes[2].plot(middles, received.mean(1), color=figures.COLOURS[0], marker=".", markersize=3)
+        axes[2].axhline(1, color=figures.GREY, linewidth=0.6)
+        axes[2].set(ylabel="mean over\nfrequency", xlabel="time (s)")
+        body.align_ylabels(axes)
+        return figure
+    table = [{"time_s": round(float(middles[t]), 4), "row": f, "attention": round(float(received[t, f]), 5)}
+             for t in range(clip.grid[0]) for f in range(clip.grid[1])]
+    return "attention", draw, caption, table, {"clip": clip.name, "start": args.start, "block": depth,
+                                               "encoder": clip.source}
+
+
+# ------------------------------------------------------------------------------------------------------- events
+
+def find_recording(args, read):
+    """The recording that is shown: --recording, or the first that a table names, beside it, below --data or here; of
+    several one that a table of annotations is called like, if there is one. read: [(table, its events)]."""
+    if args.recording:
+        return Path(args.recording)
+    called = {stem for table in tables(args.annotations) for stem in stems(table)} if args.annotations else ()
+    for table, events in read:
+        files = dict.fromkeys(e.file for e in events if e.file)
+        for file in sorted(files, key=lambda file: Path(file).stem not in called):  # else in the table's order
+            places = [table.parent / file, Path(args.data) / file, Path(file)]
+            found = next((p for p in places if p.exists()), None)
+            if found is None:
+                raise UserError(f"{table} names {file}, which is neither beside it nor below {args.data}: give the "
+                                "sound with --recording")
+            return found
+    raise UserError(f"{', '.join(str(table) for table, _ in read[:3])} name no recording: give the sound with "
+                    "--recording")
+
+
+def is_of(event, table, path, alone):
+    """Whether a table's event lies in a recording: the table names it, or names none and is the only one, or is
+    called like it."""
+    if event.file:
+        return re.split(r"[\\/]", event.file)[-1] == path.name
+    return alone or path.stem in stems(table)
+
+
+def plot_events(args):
+    """A recording with what was detected over what was annotated."""
+    given = [place for place in (args.events, args.annotations) if place]
+    read = {place: [(table, read_annotations(table)) for table in tables(place)] for place in given}
+    path = find_recording(args, [pair for pairs in read.values() for pair in pairs])
+    wave, rate = read_part(path, args.start, args.seconds)
+    end = args.start + len(wave) / rate
+    shown = {place: [e for table, events in pairs for e in events if is_of(e, table, path, table == Path(place))
+                     and e.start < end and e.end > args.start] for place, pairs in read.items()}
+    detected, annotated = shown[args.events], shown.get(args.annotations, [])
+    labels = sorted({e.label for some in shown.values() for e in some})
+    if not labels:
+        raise UserError(f"{', '.join(given)}: no events of {path.name} from {args.start:g} to {end:g} s")
+    scored = any(e.score is not None for e in detected)
+    surest = max((e.score for e in detected if e.score is not None and e.score > 0), default=1)
+    caption = (f"{path.name}: spectrogram (dB above each frequency's median) with {len(detected)} detections (dark "
+               f"bars{', the fainter the less sure' * scored})" +
+               (f" over {len(annotated)} annotations (light bars)." if args.annotations else "."))
+
+    def draw(width):
+        lanes = max(0.35, figures.LINE * 1.3 * len(labels))
+        figure, body = figures.page(width, 1.7 + 0.4 + lanes, caption)
+        top, low = body.subplots(2, 1, sharex=True, height_ratios=(1.7, lanes))
+        figures.power_image(top, wave, rate, args.start)
+        for k, label in enumerate(labels):
+            color = figures.look(k)["color"]
+            for some, height, alpha in ((annotated, 0.8, 0.35), (detected, 0.4, 1.0)):
+                for e in (e for e in some if e.label == label):
+                    sure = alpha if e.score is None or some is annotated else 0.4 + 0.6 * max(0, e.score) / surest
+                    low.broken_barh([(e.start, e.end - e.start)], (k - height / 2, height), color=color, alpha=sure,
+                                    linewidth=0)
+                    if e.low is not None and e.high is not None and some is detected:
+                        top.fill_between((e.start, e.end), e.low / 1000, e.high / 1000, facecolor="none",
+                                         edgecolor=color, linewidth=0.8, alpha=sure)
+        low.set_yticks(range(len(labels)), [figures.shortened(label, 16) for label in labels])
+        low.set_ylim(len(labels) - 0.4, -0.6)
+        low.set_xlim(args.start, end)
+        low.set_xlabel("time (s)")
+        return figure
+    table = [{"kind": kind, "label": e.label, "start_s": e.start, "end_s": e.end, "score": e.score, "low_hz": e.low,
+              "high_hz": e.high} for kind, some in (("detected", detected), ("annotated", annotated)) for e in some]
+    return "events", draw, caption, table, {"recording": str(path), "start": args.start, "seconds": len(wave) / rate}

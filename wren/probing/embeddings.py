@@ -1,0 +1,274 @@
+"""One pass of frozen encoders over a task's audio, kept on disk: every probe starts from what is here.
+
+    clips [n, L, D]    a vector a clip (or window) and layer
+    tokens [N, D]      the valid patch tokens of all clips, one clip after another, time-major; offsets [n + 1]
+
+Both are float16 and memory-mapped. A folder of the cache is named by a hash of everything that its numbers depend on:
+weights and front end, the rows and the size and time of their files, the set of layers.
+"""
+import hashlib
+import os
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from wren.sound.audio import BadAudio
+from wren.tasks.augment import Reader
+from wren.cli import UserError
+from wren.sound.loading import by_rate, stack
+from wren.nets.frontends import KaldiFbank
+from model import at_rate, fingerprint
+from wren.recipes import EncoderConfig
+
+VERSION = 2  # of the cache's files; part of their key
+
+
+# ------------------------------------------------------------------------------------------------------ the pass
+
+class _Clips(torch.utils.data.Dataset):
+    """Whole clips of a split as an encoder of this config hears them; one that can't be read is its error."""
+
+    def __init__(self, split, config):
+        self.split, self.read = split, Reader(split, config.sample_rate, config.rate == "any", config.stream_rates)
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, i):
+        try:
+            return self.read(self.split.rows, i)
+        except BadAudio as error:  # raised in a worker it would arrive as a traceback
+            return error
+
+
+def _collate(clips):
+    """-> [(places in the batch, their clips)], one for each sample rate."""
+    if bad := next((clip for clip in clips if isinstance(clip, BadAudio)), None):
+        return bad
+    clips = [clip | {"place": k} for k, clip in enumerate(clips)]
+    return [([clip["place"] for clip in some], stack(some) | {"rate": rate}) for rate, some in by_rate(clips)]
+
+
+def batches(split, config, device="cpu", batch_size=32, workers=0):
+    """Clips of a split in order, as `in_order` takes them: [(places, rate, streams, wave (B, S), lengths (B,) or None
+    when all are full)], on the device."""
+    for batch in DataLoader(_Clips(split, config), batch_size, num_workers=workers, collate_fn=_collate):
+        if isinstance(batch, BadAudio):
+            raise UserError(f"{batch}: every clip of a task is needed; mend the file, or take it out of the table")
+        out = []
+        for places, clips in batch:
+            streams = {name: x.to(device) for name, x in clips.get("streams", {}).items()}
+            full = bool((clips["lengths"] == clips["wave"].shape[1]).all())
+            out.append((places, clips["rate"], streams, clips["wave"].to(device),
+                        None if full else clips["lengths"].to(device)))
+        yield out
+
+
+def in_order(batch, function):
+    """function (rate, streams, wave, lengths) -> a row for each clip; the rows of the whole batch, in its order."""
+    rows = {}
+    for places, *clips in batch:
+        rows |= zip(places, function(*clips))
+    return [rows[place] for place in sorted(rows)]
+
+
+@torch.inference_mode()
+def vectors(models, split, device="cpu", batch_size=32, workers=0, call=torch.nn.Module.__call__):
+    """One pass over a split's clips for models that hear alike: call(model, wave (B, S), lengths (B,)) -> (B, D).
+
+    Returns a list of float32 arrays (n, D), one a model; the audio is read and resampled once for all.
+    """
+    out = [[] for _ in models]
+    config = getattr(models[0], "encoder", models[0]).config
+    for batch in batches(split, config, device, batch_size, workers):
+        for rows, model in zip(out, models):
+            rows += in_order(batch, lambda rate, streams, *clips: call(at_rate(model, rate, streams),
+                                                                       *clips).float().cpu().numpy())
+    return [np.stack(rows) for rows in out]
+
+
+class MelStatistics(torch.nn.Module):
+    """The baseline of every table: mean and deviation over time of each of 128 log-mel bands (25 / 10 ms)."""
+
+    def __init__(self, sample_rate):
+        super().__init__()
+        self.config = EncoderConfig(name="mel statistics", sample_rate=sample_rate)
+        self.fbank = KaldiFbank(self.config)
+
+    def forward(self, wave, lengths=None):
+        """wave (B, S), lengths (B,) -> (B, 256)."""
+        if lengths is None:
+            lengths = torch.full((len(wave),), wave.shape[1], device=wave.device)
+        valid = torch.arange(wave.shape[1], device=wave.device) < lengths[:, None]
+        wave = (wave - (wave * valid).sum(1, keepdim=True) / lengths[:, None]) * valid
+        wave = torch.nn.functional.pad(wave, (0, max(0, self.config.window_samples - wave.shape[1])))
+        spec = self.fbank(wave)  # (B, F, T)
+        keep = torch.arange(spec.shape[2], device=wave.device) < self.config.n_frames(lengths)[:, None]
+        count = keep.sum(1)[:, None]
+        mean = (spec * keep[:, None]).sum(2) / count
+        square = ((spec - mean[..., None]).square() * keep[:, None]).sum(2) / count
+        return torch.cat([mean, square.sqrt()], dim=1)
+
+
+def describe(encoder, wave, lengths=None, depth=None, layers=False):
+    """(clip vectors (B, L, D'), tokens: a list of B tensors (N_i, D), or None for an encoder without tokens).
+
+    Without `layers` L is 1: `encoder.embed` of the first `depth` blocks. With it there is a vector for each of these
+    blocks: its output through the encoder's final norm, pooled in the same way. Tokens are those of the last block.
+    """
+    if not hasattr(encoder, "embed"):
+        return encoder(wave, lengths)[:, None], None
+    streams = []
+    with ExitStack() as stack:
+        if layers:
+            for module, register in _outputs_of_blocks(encoder, depth):
+                handle = register(module, lambda *call: streams.append(call[-1][0] if len(call) == 2 else call[-1]))
+                stack.callback(handle.remove)
+        tokens, columns, clip, place, weights = encoder.pieces(wave, lengths, depth)
+    missing = tokens[..., :1].isnan()  # tokens of streams that are not there
+    pieces = [*(encoder.norm(x).masked_fill(missing, float("nan")) for x in streams), tokens] if layers else [tokens]
+    clips = torch.stack([encoder.pool(x, columns, clip, place, weights, len(wave)) for x in pieces], dim=1)
+    k, (_, f) = encoder.config.specials, encoder.config.grid
+    rows = [[] for _ in range(len(wave))]
+    for x, n, i in zip(tokens[:, k:], (columns * f).tolist(), clip.tolist()):  # windows of a clip are in order
+        rows[i].append(x[:n][~x[:n, 0].isnan()] if encoder.config.streams else x[:n])
+    return clips, [torch.cat(r) for r in rows]
+
+
+def _outputs_of_blocks(encoder, depth):
+    """Where the outputs of all blocks but the last can be overheard: [(module, how to register a hook)]. Pre-norm:
+    what enters the next block's first norm; post-norm: what leaves the block's second."""
+    blocks = list(encoder.blocks[:depth])
+    if encoder.config.norm == "pre":
+        return [(b.norm1, torch.nn.Module.register_forward_pre_hook) for b in blocks[1:]]
+    return [(b.norm2, torch.nn.Module.register_forward_hook) for b in blocks[:-1]]
+
+
+# ----------------------------------------------------------------------------------------------------- the cache
+
+@dataclass
+class Embeddings:
+    """What one encoder made of one split; arrays are memory-mapped."""
+    clips: np.ndarray  # float16 (n, L, D)
+    tokens: np.ndarray | None = None  # float16 (N, D)
+    offsets: np.ndarray | None = None  # int64 (n + 1): clip i has tokens offsets[i] … offsets[i + 1]
+    key: str = ""  # names all that the numbers depend on
+
+    def __len__(self):
+        return len(self.clips)
+
+    def vectors(self, last=None):
+        """Vectors of the last layers side by side (n, last · D); None: of all that there are."""
+        return self.clips[:, -(last or self.clips.shape[1]):].reshape(len(self.clips), -1)
+
+
+class _Growing:
+    """An .npy file of float16 rows whose number is known when the last one is written."""
+
+    def __init__(self, path):
+        self.file, self.rows, self.shape = open(path, "wb+"), 0, None
+
+    def append(self, rows):
+        rows = np.ascontiguousarray(rows, dtype=np.float16)
+        if not np.isfinite(rows).all():
+            raise UserError("the encoder gives embeddings that are not finite (or beyond float16, 65504): is the "
+                            "checkpoint whole, and was it loaded with the right --format?")
+        if self.shape is None:
+            self.shape = rows.shape[1:]
+            self._header()
+        self.file.write(rows.data)
+        self.rows += len(rows)
+
+    def _header(self):
+        # NumPy leaves room in the header for the first axis to grow to any length
+        np.lib.format.write_array_header_1_0(self.file, {"descr": "<f2", "fortran_order": False,
+                                                         "shape": (self.rows, *self.shape)})
+
+    def close(self):
+        self.file.seek(0)
+        self._header()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
+def rows_hash(split):
+    """A hash of what a split's rows are: paths, stretches, and the size and time of change of each file."""
+    rows = getattr(split, "rows", split)
+    digest = hashlib.sha256(f"{rows.fingerprint()} {getattr(split, 'clip_seconds', None)}".encode())
+    digest.update(rows.frames.tobytes())
+    if rows.entries is None:
+        for path in dict.fromkeys(rows.locate(i) for i in range(len(rows))):
+            about = os.stat(path)
+            digest.update(f"{about.st_size} {about.st_mtime_ns} ".encode())
+    return digest.hexdigest()
+
+
+def embed_split(encoders, split, folder, *, depth=None, layers=False, tokens=False, device="cpu", batch_size=32,
+                workers=0):
+    """Embeddings of a split by several encoders, {name: Embeddings}; only what the cache lacks is computed.
+
+    encoders {name: encoder with .config}; folder: the cache. Audio is read once for all encoders of one sample rate.
+    """
+    rows, places, missing = rows_hash(split), {}, {}
+    for name, encoder in encoders.items():
+        key = hashlib.sha256(f"{VERSION} {fingerprint(encoder)} {rows} {depth} {layers}".encode()).hexdigest()[:24]
+        places[name] = Path(folder) / key
+        wanted = "tokens.npy" if tokens and hasattr(encoder, "embed") else "clips.npy"
+        if not (places[name] / wanted).exists() and places[name] not in (p for p, _ in missing.values()):
+            missing[name] = places[name], encoder.to(device)
+    def hears(encoder):
+        return encoder.config.rate, encoder.config.sample_rate, encoder.config.streams
+
+    for ears in dict.fromkeys(hears(e) for _, e in missing.values()):
+        some = {n: m for n, m in missing.items() if hears(m[1]) == ears}
+        config = next(iter(some.values()))[1].config
+        _write(some, batches(split, config, device, batch_size, workers), depth, layers, tokens)
+    return {name: _open(place) for name, place in places.items()}
+
+
+@torch.inference_mode()
+def _write(missing, read, depth, layers, tokens):
+    """One pass; {name: (place, encoder)} -> a folder each, under a temporary name until it is whole."""
+    with ExitStack() as stack:
+        writers = []
+        for place, encoder in missing.values():
+            temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            temporary.mkdir(parents=True, exist_ok=True)
+            wanted = tokens and hasattr(encoder, "embed")
+            writers.append((place, temporary, encoder, _Growing(temporary / "clips.npy"),
+                            _Growing(temporary / "tokens.npy") if wanted else None, [0]))
+        for batch in read:
+            for _, _, encoder, clips, rows, offsets in writers:
+                def described(rate, streams, wave, lengths):
+                    vector, parts = describe(at_rate(encoder, rate, streams), wave, lengths, depth, layers)
+                    return zip(vector, parts or [None] * len(vector))
+                vector, parts = zip(*in_order(batch, described))
+                clips.append(torch.stack(vector).float().cpu().numpy())
+                if rows is not None:
+                    rows.append(torch.cat(parts).float().cpu().numpy())
+                    offsets.extend(offsets[-1] + np.cumsum([len(p) for p in parts]))
+        for place, temporary, _, clips, rows, offsets in writers:
+            clips.close()
+            if rows is not None:
+                rows.close()
+                np.save(temporary / "offsets.npy", np.array(offsets, dtype=np.int64))
+            shutil.rmtree(place, ignore_errors=True)  # one without tokens
+            try:
+                os.rename(temporary, place)
+            except OSError:  # another process was faster
+                if not (place / "clips.npy").exists():
+                    raise
+
+
+def _open(place):
+    """The folder's arrays, memory-mapped."""
+    found = {name: np.load(place / f"{name}.npy", mmap_mode="r") if (place / f"{name}.npy").exists() else None
+             for name in ("clips", "tokens", "offsets")}
+    return Embeddings(**found, key=place.name)

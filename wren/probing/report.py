@@ -1,0 +1,242 @@
+"""What is said about scores: values with intervals, paired differences, events, tables for a terminal or Markdown."""
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from wren.probing import scoring
+from wren.probing.metrics import bootstrap, mean_average_precision, metric_draws, segment_f1
+from wren.probing.probes import duplicates, geometry
+
+PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive", "prototype": "prototype",
+          "finetune": "fine-tuned"}  # in the order of tables; few-shot rows follow
+
+
+# -------------------------------------------------------------------------------------------------------- judging
+
+def sample(task, scores, args):
+    """(value, what its interval is made of) of scores (n, C), one a seed, whose values are averaged: for accuracy the
+    share of seeds that are right about each clip (n,), for mAP its bootstrap draws (200,)."""
+    split = task.splits["test"]
+    if task.metric == "accuracy":
+        right = np.mean([one.argmax(1) == split.targets for one in scores], axis=0)
+        return float(right.mean()), right
+    draws = [metric_draws(mean_average_precision, one, split.targets, split.groups, 200, args.seed) for one in scores]
+    return float(np.mean([mean_average_precision(one, split.targets) for one in scores])), np.mean(draws, axis=0)
+
+
+def interval(task, sampled, args):
+    """[lo, hi] of what `sample` gave, or of the difference of two such arrays: draws of recordings are the same."""
+    groups = task.splits["test"].groups
+    if task.metric == "accuracy":
+        return bootstrap(sampled, groups, seed=args.seed)
+    if len(np.unique(groups)) < 2 or np.isnan(sampled).all():
+        return [float("nan")] * 2
+    return [float(v) for v in np.nanpercentile(sampled, (2.5, 97.5))]
+
+
+def row(task, kind, name, scores, args):
+    """One result."""
+    split = task.splits["test"]
+    judged = scoring.clip_results(task, scores[0], split, args.seed)
+    judged.pop("confusion", None)
+    if len(scores) > 1:  # several seeds or draws: their mean
+        judged["value"], sampled = sample(task, scores, args)
+        judged["ci95"] = interval(task, sampled, args)
+        judged.pop("per_class")
+    return {"task": task.name, "group": task.group, "probe": kind, "encoder": name, "metric": task.metric, **judged,
+            "seed": args.seed, "values": [scoring.metric_of(task.metric, one, split.targets) for one in scores]}
+
+
+def compare(task, kept, encoders, args):
+    """Paired differences of each checkpoint and what follows it in the table, for the probes that are shown; of
+    untrained encoders only its own architecture's."""
+    def fair(a, b):
+        return not b.startswith("untrained") or encoders[a].config.name == encoders[b].config.name
+    rows = []
+    for kind in main_rows([{"probe": kind} for kind in dict.fromkeys(kind for kind, _ in kept)]):
+        mine = {name: scores for (probe, name), scores in kept.items() if probe == kind["probe"]}
+        sampled = {name: sample(task, scores, args) for name, scores in mine.items()}
+        names = list(sampled)
+        for i, a in enumerate(names):
+            if not a.startswith("untrained") and a != "mel statistics":
+                for b in (b for b in names[i + 1:] if fair(a, b)):
+                    (value, of_a), (other, of_b) = sampled[a], sampled[b]
+                    rows.append({"task": task.name, "probe": kind["probe"], "a": a, "b": b, "metric": task.metric,
+                                 "value": value - other, "ci95": interval(task, of_a - of_b, args)})
+    return rows
+
+
+def detection_scores(task, fit):
+    """How many annotated events are found in window scores; each class's threshold is chosen on validation. A window
+    speaks for its middle, as long as the hop: overlapping windows would make every event longer than it is."""
+
+    def parts(split, scores):
+        start, end = split.times()
+        middle, half = (start + end) / 2, task.hop_seconds / 2
+        rows = [np.flatnonzero(split.file_index == i) for i in range(len(split.files))]
+        return [(f[0], scores[r], middle[r] - half, middle[r] + half) for f, r in zip(split.files, rows) if len(r)]
+    held, split = task.splits["valid"], task.splits["test"]
+    thresholds = scoring.event_thresholds(parts(held, fit.valid), task.labels, held.events)
+    found = parts(split, fit.test)
+    segments = segment_f1(scoring.detect(found, task.labels, np.array(thresholds)), split.events)
+    return scoring.event_results(found, task.labels, thresholds, split.events) | {
+        "segment_f1": segments["f1"], "thresholds": dict(zip(task.labels, thresholds))}
+
+
+def describe(task, sets, args):
+    """How the test clips' vectors lie, without a probe; an alarm when two files have one embedding."""
+    rows, split = [], task.splits["test"]
+    for name, splits in sets.items():
+        x = splits["test"].vectors(1)
+        twins = [pair for pair in duplicates(x) if split.rows.locate(pair[0]) != split.rows.locate(pair[1])]
+        out = {"task": task.name, "encoder": name, "duplicates": len(twins)}
+        if twins:
+            a, b = (split.rows.path(i) for i in twins[0])
+            print(f"ALARM: {name} gives {len(twins)} of {len(x)} test clips of {task.name} the embedding of another "
+                  f"file, for example {a} and {b}: is the audio what it should be (rate, silence, copies)?")
+        if args.clusters:
+            labels = split.targets if task.kind == "classification" else None
+            out |= geometry(x, labels, len(task.labels), args.seed)
+        rows.append(out)
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------- tables
+
+def short(name, names=()):
+    """A run folder's last part, as long as that tells it from the others."""
+    last = Path(name).name
+    return last if sum(Path(n).name == last for n in names) < 2 else str(name)
+
+
+def table(header, rows, markdown=False):
+    """Lines of columns; a number's column is aligned on the right. Fits the terminal by cutting the last column."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    if markdown:
+        lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    room = max(80, shutil.get_terminal_size((118, 24)).columns)
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()[:room]
+                     for row in [header, *rows])
+
+
+def main_rows(rows):
+    """Without the parts that a row is the best of, and without raw kNN beside the standardised."""
+    both = any(r["probe"] == "knn" for r in rows)
+    return [r for r in rows if not r["probe"].startswith("linear-") and not (both and r["probe"] == "knn-raw")]
+
+
+def copies(task, other, sets, others):
+    """How alike an encoder embeds the same test clips as both tasks hold them, at two sample rates for example: the
+    mean cosine, and that of other clips, of vectors from which their mean in the second task is subtracted."""
+    names = [[Path(t.splits["test"].rows.path(i)).stem for i in range(len(t.splits["test"]))] for t in (task, other)]
+    if names[0] != names[1]:
+        return ""
+    lines = []
+    for name, splits in sets.items():
+        one, two = (s["test"].vectors().astype(np.float32) for s in (splits, others[name]))
+        one, two = one - two.mean(0), two - two.mean(0)
+        one, two = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (one, two))
+        same, apart = (float((one * x).sum(1).mean()) for x in (two, np.roll(two, 1, 0)))
+        lines.append(f"{short(name, list(sets))} {same:.3f} ({apart:.3f})")
+    return f"cosine of a clip and its copy in {other.name} (of other clips): " + ", ".join(lines)
+
+
+def task_table(task, rows, differences, geometry, markdown=False):
+    """One task: a line a probe and encoder, paired differences, and how the embeddings lie."""
+    names = list(dict.fromkeys(r["encoder"] for r in rows + geometry))
+    raw = {r["encoder"]: r["value"] for r in rows if r["probe"] == "knn-raw"}
+    shown = main_rows(rows)
+    order = [*PROBES, *(r["probe"] for r in shown)]
+    lines, last = [], None
+    for r in sorted(shown, key=lambda r: (order.index(r["probe"]), names.index(r["encoder"]))):
+        note = ", ".join(f"{k} {_plain(v)}" for k, v in r["choice"].items())
+        if r["probe"] == "knn":
+            note += f"; not standardised {raw[r['encoder']]:.3f}"
+        if len(r["values"]) > 1:
+            note += f"; {min(r['values']):.3f} to {max(r['values']):.3f}"
+        lines.append([PROBES.get(r["probe"], r["probe"]) if r["probe"] != last or markdown else "",
+                      short(r["encoder"], names), f"{r['value']:.3f}", _interval(r["ci95"]), note])
+        last = r["probe"]
+    out = []
+    if shown:
+        r = shown[0]
+        metric = {"map": "mAP"}.get(r["metric"], r["metric"])
+        groups = len(set(task.splits["test"].groups.tolist()))
+        unit = "windows" if task.kind == "detection" else "clips"
+        out = [f"\n{task.name}: {metric}, {len(task.labels)} classes, {r['n_test']} test {unit} of {groups} "
+               f"recordings, chance {r['chance']:.3f}",
+               table(["probe", "encoder", "value", "95 % interval", "chosen on validation"], lines, markdown), ""]
+    if shown and shown[0]["metric"] == "map":
+        out += [_ranking_table(task, shown, names, markdown), ""]
+    out += [f"{'- ' * markdown}{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} "
+            f"= {d['value']:.3f} {_interval(d['ci95'])}"
+            for d in sorted(differences, key=lambda d: order.index(d["probe"])) if d["task"] == task.name]
+    some = [g for g in geometry if g["task"] == task.name and "spread" in g]
+    if some:
+        columns = [c for c in ("nmi", "ari", "purity", "spread", "effective_rank", "duplicates") if c in some[0]]
+        titles = {"nmi": "NMI", "ari": "ARI", "effective_rank": "effective rank"}
+        out += ["", table(["encoder", *(titles.get(c, c) for c in columns)],
+                          [[short(g["encoder"], names), *(_plain(g[c]) for c in columns)] for g in some], markdown)]
+    return "\n".join(out)
+
+
+def _ranking_table(task, rows, names, markdown):
+    """What mAP alone does not say: the tie-aware mean without empty classes, AUROC, and annotated events found."""
+    columns = {"cmap": "cmAP", "auroc": "AUROC", "event_f1": "event F1 (IoU 0.3)", "onset_f1": "onset F1 (0.2 s)",
+               "segment_f1": "segment F1 (1 s)"}
+    columns = {key: title for key, title in columns.items() if any(key in r for r in rows)}
+    return table(["probe", "encoder", *columns.values()],
+                 [[PROBES.get(r["probe"], r["probe"]), short(r["encoder"], names),
+                   *(f"{r[key]:.3f}" if r.get(key) is not None else "–" for key in columns)] for r in rows], markdown)
+
+
+def summary(results, markdown=False):
+    """Means over tasks, a line a probe and encoder: plain, or for BEANS's sets by group, beside published rows."""
+    shown = main_rows(results)
+    names = list(dict.fromkeys(r["encoder"] for r in shown))
+    count = len(dict.fromkeys(r["task"] for r in shown))
+    beans = all(r["group"] for r in shown)
+    groups = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())} if beans else {"all": count}
+    lines = []
+    kinds = dict.fromkeys(r["probe"] for r in shown)
+    for kind in sorted(kinds, key=[*PROBES, *kinds].index):
+        for name in names:
+            mine = [r for r in shown if r["probe"] == kind and r["encoder"] == name]
+            if len(mine) < count:  # a mean over fewer tasks would stand beside others as if it were the same
+                continue
+            means = scoring.group_means(mine) if beans else {"all": (sum(r["value"] for r in mine) / count, count)}
+            cells = (_cell(means.get(g), n) for g, n in groups.items())
+            lines.append([PROBES.get(kind, kind), short(name, names), *cells])
+    out = f"\nmeans over {count} tasks\n" + table(["probe", "encoder", *groups], lines, markdown)
+    return out + (ladder(markdown) if beans else "")
+
+
+def ladder(markdown=False):
+    """Published BEANS averages, a table for each protocol: numbers of two protocols are not comparable."""
+    rows = json.loads((Path(__file__).parent / "published.json").read_text())["rows"]
+    out = "\n\npublished, each protocol apart; compare inside one only"
+    for protocol in dict.fromkeys(r["protocol"] for r in rows):
+        header = [f"protocol {protocol}", "classification", "detection", "auxiliary", "all", "source"]
+        lines = [[r["name"], *("–" if r[g] is None else f"{r[g]:.3f}" for g in header[1:-1]),
+                  r["source"]] for r in rows if r["protocol"] == protocol]
+        out += "\n\n" + table(header, lines, markdown)
+    return out
+
+
+def _cell(mean, of):
+    """A group's mean, and over how many of its tasks if not all are there."""
+    return "–" if mean is None else f"{mean[0]:.3f}" + (f" ({mean[1]} of {of})" if mean[1] < of else "")
+
+
+def _interval(pair):
+    return "–" if None in pair else f"[{pair[0]:.3f}, {pair[1]:.3f}]"  # None: there is one recording only
+
+
+def _plain(value):
+    if isinstance(value, list):
+        return " ".join(f"{v:.2f}" for v in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

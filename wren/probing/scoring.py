@@ -1,0 +1,207 @@
+"""Scores of a fine-tuned model on a split: windows, frames, events, thresholds, tables."""
+from math import ceil
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix
+
+from wren.sound import loading
+from wren.probing import metrics
+from wren.tasks.augment import InOrder
+from model import at_rate
+
+BATCH = 32  # clips a forward pass
+GAP = 0.2  # seconds: frames of a class at most this far apart are one event
+THRESHOLDS = 1 / (1 + np.exp(-np.linspace(-4, 4, 33)))  # 0.018 … 0.982, even in logits
+
+
+class FrameTargets:
+    """Which classes are on in each frame of a window: row -> bool (T', C).
+
+    A frame is on if a call fills half of it, or if the call's middle lies in it (calls shorter than half a frame).
+    """
+
+    def __init__(self, split, labels, frame_seconds):
+        self.starts, self.ends = split.times()
+        self.frame_seconds, self.classes = frame_seconds, len(labels)
+        code = {label: k for k, label in enumerate(labels)}
+        place = {path: k for k, (path, _, _) in enumerate(split.files)}
+        self.file_index, self.calls = split.file_index, [[] for _ in split.files]
+        for event in split.events:
+            self.calls[place[event.file]].append((event.start, event.end, code[event.label]))
+
+    def __call__(self, row):
+        frames = ceil((self.ends[row] - self.starts[row]) / self.frame_seconds - 1e-6)
+        begin = self.starts[row] + np.arange(frames) * self.frame_seconds
+        out = np.zeros((frames, self.classes), dtype=bool)
+        for start, end, k in self.calls[self.file_index[row]]:
+            overlap = np.minimum(end, begin + self.frame_seconds) - np.maximum(start, begin)
+            middle = (start + end) / 2
+            holds_middle = (begin <= middle) & (middle < begin + self.frame_seconds)
+            out[:, k] |= (overlap >= self.frame_seconds / 2) | holds_middle
+        return out
+
+
+@torch.inference_mode()
+def predict(model, split, procs, autocast, workers=0, frames=False):
+    """Scores (n, C) float64 of every row of a split and, if asked for, frame scores (n, T', C) float32; each process
+    does its share, all have the result."""
+    model.eval()
+    config = model.encoder.config
+    loader = InOrder(split, config.sample_rate, BATCH, any_rate=config.rate == "any", streams=config.stream_rates,
+                     rank=procs.rank, world=procs.world, workers=workers)
+    rows, clip, frame = [], [], []
+    for batch in loading.parts(loader):
+        wave, lengths = batch["wave"].to(procs.device), batch["lengths"]
+        lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(procs.device)
+        streams = {name: x.to(procs.device) for name, x in batch.get("streams", {}).items()}
+        with autocast():
+            logits, frame_logits, columns = at_rate(model, batch.get("rate"), streams)(wave, lengths)
+        rows.append(batch["index"])
+        clip.append(model.probabilities(logits).double())
+        if frames:
+            keep = torch.arange(frame_logits.shape[1], device=wave.device) < columns[:, None]
+            frame.append(model.probabilities(frame_logits) * keep[..., None])
+    rows = torch.cat(rows).to(procs.device) if rows else torch.zeros(0, dtype=torch.int64, device=procs.device)
+    classes = len(model.labels)
+    scores = torch.zeros(len(split), classes, dtype=torch.float64, device=procs.device)
+    if rows.numel():
+        scores[rows] = torch.cat(clip)
+    procs.sum(scores)
+    if not frames:
+        return scores.cpu().numpy(), None
+    longest = int(procs.largest(max((f.shape[1] for f in frame), default=0)))
+    out = torch.zeros(len(split), longest, classes, device=procs.device)
+    at = 0
+    for part in frame:
+        out[rows[at:at + len(part)], :part.shape[1]] = part
+        at += len(part)
+    return scores.cpu().numpy(), procs.sum(out).cpu().numpy()
+
+
+def metric_of(name, scores, targets):
+    """The task's main metric: accuracy, or BEANS's mAP; 0 for a model that has diverged."""
+    if not np.isfinite(scores).all():
+        return 0.0
+    if name == "accuracy":
+        return metrics.accuracy(scores.argmax(1), targets)
+    return metrics.mean_average_precision(scores, targets)
+
+
+# --------------------------------------------------------------------------------------------------------- events
+
+def stitch(scores, starts, seconds, frame_seconds):
+    """Frame scores of overlapping windows of one recording, averaged on one grid of time.
+
+    scores (W, T', C), starts (W,) of the windows and their lengths `seconds` (W,), frame_seconds
+    -> scores (T, C), start (T,) and end (T,) of each frame, seconds.
+    """
+    offset = np.arange(scores.shape[1]) * frame_seconds
+    keep = offset < seconds[:, None] - 1e-6  # (W, T')
+    first = starts.min()
+    cell = np.floor((starts[:, None] + offset + frame_seconds / 2 - first) / frame_seconds).astype(int)[keep]
+    count = np.bincount(cell)
+    total = np.zeros((len(count), scores.shape[2]))
+    np.add.at(total, cell, scores[keep])
+    used = np.flatnonzero(count)
+    begin = first + used * frame_seconds
+    return total[used] / count[used, None], begin, begin + frame_seconds
+
+
+def recordings(split, frame_scores, frame_seconds):
+    """[(file, scores (T, C), starts (T,), ends (T,))] of a detection split."""
+    starts, ends = split.times()
+    out = []
+    for k, (path, _, _) in enumerate(split.files):
+        rows = np.flatnonzero(split.file_index == k)
+        if len(rows):
+            out.append((path, *stitch(frame_scores[rows], starts[rows], (ends - starts)[rows], frame_seconds)))
+    return out
+
+
+def shortest_event(events):
+    """What is too short to be a call: half of the length that 95 % of the annotations exceed, seconds."""
+    return float(0.5 * np.percentile([event.end - event.start for event in events], 5)) if events else 0.0
+
+
+def detect(parts, labels, threshold, minimum=0.0):
+    """Events of all recordings, as `recordings` gives them, that last `minimum` seconds."""
+    return [event for path, scores, starts, ends in parts for event in metrics.decode_events(
+        scores, starts, ends, labels, threshold, minimum=minimum, gap=GAP, file=path)]
+
+
+def event_thresholds(parts, labels, events, minimum=0.0, iou=0.3):
+    """The threshold of each class with the best event F1 -> list of C; 0.5 for a class without events."""
+    best = {label: (0.0, 0.5) for label in labels}
+    for threshold in THRESHOLDS:
+        found = detect(parts, labels, threshold, minimum)
+        for label, row in metrics.match_events(found, events, iou)["per_class"].items():
+            best[label] = max(best[label], (row["f1"], float(threshold)), key=lambda pair: pair[0])
+    return [best[label][1] for label in labels]
+
+
+def clip_thresholds(scores, truth):
+    """The threshold of each class with the best F1 over clips -> list of C; 0.5 for a class without positives."""
+    def f1(on):
+        return 2 * (on & truth).sum(0) / np.maximum(on.sum(0) + truth.sum(0), 1)
+    f1 = np.stack([f1(scores >= threshold) for threshold in THRESHOLDS])  # (33, C)
+    return [float(THRESHOLDS[k]) if f > 0 else 0.5 for k, f in zip(f1.argmax(0), f1.max(0))]
+
+
+# -------------------------------------------------------------------------------------------------------- results
+
+def clip_results(task, scores, split, seed, draws=1000):
+    """What a result row says about scores (n, C): value, interval, chance, and the score of each class."""
+    targets = split.targets
+    if task.metric == "accuracy":
+        predicted = scores.argmax(1)
+        right = (predicted == targets).astype(float)
+        counts = np.bincount(targets, minlength=len(task.labels))
+        table = confusion_matrix(targets, predicted, labels=range(len(task.labels)))
+        return {"value": float(right.mean()), "ci95": metrics.bootstrap(right, split.groups, draws, seed),
+                "chance": 1 / len(task.labels), "n_test": len(split),
+                "per_class": {label: {"value": float(table[k, k] / n) if n else None, "n": int(n)}
+                              for k, (label, n) in enumerate(zip(task.labels, counts))}, "confusion": table.tolist()}
+    each = metrics.average_precision(scores, targets)
+    interval = metrics.bootstrap_metric(metrics.mean_average_precision,
+                                        scores, targets, split.groups, min(draws, 200), seed)
+    return {"value": float(each.mean()), "ci95": interval, "chance": float(targets.mean()), "n_test": len(split),
+            "cmap": metrics.cmap(scores, targets),
+            "cmap_ci95": metrics.bootstrap_metric(metrics.cmap, scores, targets, split.groups, min(draws, 200), seed),
+            "auroc": metrics.auroc(scores, targets),
+            "per_class": {label: {"value": float(each[k]), "n": int(targets[:, k].sum())}
+                          for k, label in enumerate(task.labels)}}
+
+
+def event_results(parts, labels, thresholds, events, minimum=0.0, iou=0.3):
+    """Event precision, recall and F1 at the thresholds, matched by IoU, by onsets within 0.2 s, and by onsets within
+    20 ms and offsets within the larger of 20 ms and 20 % of the call (sed_eval's rule with a narrow collar); median
+    absolute errors of onset and offset, ms, of what IoU matched."""
+    found = detect(parts, labels, np.array(thresholds), minimum)
+    by_overlap = metrics.match_events(found, events, iou)
+    by_onset = metrics.match_events(found, events, onset_collar=0.2)
+    narrow = metrics.match_events(found, events, onset_collar=0.02, offset_collar=0.02, offset_share=0.2)
+    return {"event_f1": by_overlap["f1"], "events": by_overlap | {"iou": iou}, "onset_f1": by_onset["f1"],
+            "collar_f1": narrow["f1"], "onset_error_ms": by_overlap["onset_error_ms"],
+            "offset_error_ms": by_overlap["offset_error_ms"]}
+
+
+# ---------------------------------------------------------------------------------------------------------- BEANS
+
+WEIGHTS = {"classification": 5, "detection": 5, "auxiliary": 2}  # sets of BEANS in each group
+
+
+def group_means(rows):
+    """Result rows -> {group: (mean over its tasks, number of tasks)}, and "all": the mean over the twelve sets, that
+    is the groups weighted 5 / 5 / 2 (as far as they are there). Seeds and folds of a task are averaged first."""
+    values = {}
+    for row in rows:
+        if row.get("group") in WEIGHTS:
+            values.setdefault(row["group"], {}).setdefault(row["task"], []).append(row["value"])
+    means = {group: (float(np.mean([np.mean(v) for v in tasks.values()])), len(tasks))
+             for group, tasks in ((g, values[g]) for g in WEIGHTS if g in values)}
+    if means:
+        weight = sum(WEIGHTS[g] for g in means)
+        means["all"] = (sum(WEIGHTS[g] * value for g, (value, _) in means.items()) / weight,
+                        sum(n for _, n in means.values()))
+    return means

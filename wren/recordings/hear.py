@@ -1,0 +1,105 @@
+"""wren's encoders in the suites HEAR and X-ARES, which run them as they are.
+
+    heareval embeddings: python -m heareval.embeddings.runner hear --model runs/NAME/encoder.pt --tasks-dir TASKS
+    X-ARES:              WREN_CHECKPOINT=runs/NAME python -m xares.run hear.py TASKS/*.py
+
+HEAR's common API (hearbenchmark.com/hear-api.html): load_model(path) -> a module with sample_rate (one of RATES),
+scene_embedding_size and timestamp_embedding_size; get_scene_embeddings(audio (B, S), model) -> (B, D) and
+get_timestamp_embeddings(audio, model) -> (B, T', D) and (B, T') milliseconds of their centres, at regular intervals,
+all float32. X-ARES: a module whose name ends in Encoder, with sampling_rate, output_dim and hop_size_in_ms, and
+forward(audio (B, S) or (S)) -> (B, T', D). HEAR suggests intervals of at most 50 ms; those here are the encoder's
+token columns: 20 ms where a patch is two frames of all bands, 160 ms for patches of 16 × 16.
+"""
+import os
+from math import ceil
+
+import torch
+import torchaudio
+
+import model as wren
+from wren.recordings.windows import token_columns
+
+RATES = (16000, 22050, 32000, 44100, 48000)  # Hz at which HEAR's tasks come
+
+
+class Model(torch.nn.Module):
+    """An encoder with the attributes that HEAR asks for."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        own = min(encoder.config.sample_rate, RATES[-1]) if encoder.config.rate == "any" else encoder.config.sample_rate
+        self.encoder = encoder.at(own)
+        self.sample_rate = next((rate for rate in RATES if rate >= own), RATES[-1])  # resampled here if it isn't own
+        self.scene_embedding_size, self.timestamp_embedding_size = encoder.config.width, encoder.config.dim
+
+    def wave(self, audio):
+        """audio (B, S) at sample_rate -> at the encoder's rate."""
+        return torchaudio.functional.resample(audio, self.sample_rate, self.encoder.config.sample_rate)
+
+
+def load_model(model_file_path=""):
+    """A checkpoint (file, run folder, preset's name, published file; default: the newest run) as a `Model`."""
+    return Model(wren.load_encoder(model_file_path or wren.newest_encoder("runs")))
+
+
+@torch.no_grad()
+def get_scene_embeddings(audio, model):
+    """audio (B, S) in [-1, 1] at model.sample_rate -> (B, scene_embedding_size) float32."""
+    return model.encoder.embed(model.wave(audio)).float()
+
+
+@torch.no_grad()
+def get_timestamp_embeddings(audio, model):
+    """audio (B, S) in [-1, 1] at model.sample_rate -> (B, T', timestamp_embedding_size), (B, T') ms, float32."""
+    x, times = columns(model.encoder, model.wave(audio))
+    return x.float(), (1000 * times).float().expand(len(x), -1)
+
+
+def columns(encoder, wave):
+    """Token columns at regular intervals, wave (B, S) -> (B, T', D), their centres (T',) in seconds, within the wave.
+
+    Longer waves are cut into windows of the training length. These begin a whole number of columns apart: patches
+    that overlap, or don't fill the window, would otherwise leave the regular grid where windows meet.
+    """
+    c, samples = encoder.config, wave.shape[1]
+    step, size = round(c.stride[1] * c.hop * c.sample_rate), c.chunk_samples
+    taken = max(1, min(token_columns(encoder, size), size // step))  # columns of each window but the last
+    hop, size = taken * step, min(size, samples)
+    n = 1 + ceil((samples - size) / hop)
+    windows = torch.nn.functional.pad(wave, (0, (n - 1) * hop + size - samples)).unfold(1, size, hop)  # (B, n, size)
+    lengths = (samples - hop * torch.arange(n, device=wave.device)).clamp(max=size)
+    x = encoder.frames(windows.flatten(0, 1), lengths.repeat(len(wave))).unflatten(0, (-1, n))  # (B, n, T', D)
+    x = torch.cat([x[:, :-1, :taken].flatten(1, 2), x[:, -1, :token_columns(encoder, int(lengths[-1]))]], 1)
+    centres = first_centre(c) + torch.arange(x.shape[1], device=x.device, dtype=torch.float64) * step / c.sample_rate
+    end = samples / c.sample_rate
+    inside = max(1, int((centres <= end).sum()))
+    return x[:, :inside], centres[:inside].clamp(max=end)
+
+
+def first_centre(config):
+    """Seconds from the start to the middle of what the first token column sees."""
+    c = config
+    if c.frontend == "mel-db":  # frames are centred on their time
+        return (c.patch[1] - 1) * c.hop / 2
+    if c.frontend == "kaldi":
+        return ((c.patch[1] - 1) * c.hop + c.window) / 2
+    centre, jump = 0.0, 1
+    for _, kernel, stride in c.convs[1:]:
+        before = (kernel - 1) // 2 if stride == 1 else (stride + 1) // 2
+        centre, jump = centre + jump * ((kernel - 1) / 2 - before), jump * stride
+    return centre / c.sample_rate
+
+
+class WrenEncoder(torch.nn.Module):
+    """For X-ARES. checkpoint: as for `load_model` (default: the environment's WREN_CHECKPOINT, or the newest run)."""
+
+    def __init__(self, checkpoint=None):
+        super().__init__()
+        self.encoder = load_model(checkpoint or os.environ.get("WREN_CHECKPOINT", "")).encoder
+        c = self.encoder.config
+        self.sampling_rate, self.output_dim, self.hop_size_in_ms = c.sample_rate, c.dim, 1000 * c.stride[1] * c.hop
+
+    @torch.no_grad()
+    def forward(self, audio):
+        """audio (B, S) or (S) in [-1, 1] at sampling_rate -> (B, T', output_dim) float32."""
+        return columns(self.encoder, torch.atleast_2d(audio))[0].float()

@@ -1,0 +1,201 @@
+"""The work behind `python data.py index|subset|pack|check`: what a corpus holds and whether it is sound."""
+import hashlib
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from wren.sound import audio
+from wren.sound import streams
+from wren.cli import UserError, write_table
+from wren.sound.manifest import build, join, open_manifest, subset, warn, write_manifest
+from wren.sound.scan import in_threads, scan
+
+
+def index(folders, out, segment, min_seconds, domain, source):
+    """Add everything below some folders to the manifest `out` -> a sentence about it."""
+    out = Path(out)
+    home = out.parent
+    old = open_manifest(out) if out.exists() else None
+    known = {os.path.realpath(os.path.join(home, p)) for p in set(map(old.path, range(len(old))))} if old else set()
+    rows, bad = scan(folders, segment, min_seconds, skip=known)
+    if not rows and not old:
+        raise UserError(f"none of the {len(bad)} audio files can be used, for example {bad[0][0]}: {bad[0][1]}" if bad
+                        else f"no audio files ({' '.join(audio.AUDIO_SUFFIXES[:4])} …) under "
+                             f"{' '.join(map(str, folders))}")
+    skipped = out.with_suffix(".skipped.csv")
+    if bad:
+        home.mkdir(parents=True, exist_ok=True)
+        write_table(skipped, ("path", "reason"), bad)
+    if rows:
+        paths, start, frames, rate = zip(*rows)
+        n = len(rows)
+        paths = [os.path.relpath(path, home) for path in paths]
+        new = build(paths, start, frames, rate, [domain or ""] * n, [source or ""] * n)
+        write_manifest(join(old, new) if old else new, out)
+    hours = sum(n / r for _, _, n, r in rows) / 3600
+    return (f"{out}: {len(rows)} new rows of {f'up to {segment:g} s' if segment else 'any length'} from "
+            f"{len({r[0] for r in rows})} recordings "
+            f"({hours:.2f} h), {len(old) if old else 0} were there already"
+            + (f"; {len(bad)} files can't be used and are listed with the reason in {skipped}" if bad else "") + ".")
+
+
+# ---------------------------------------------------------------------------------------------------------- subset
+
+def write_subset(source, spec, domain, out):
+    """Write the rows of a subset as a manifest -> a sentence about it."""
+    rows = open_manifest(source)
+    if rows.entries is not None or Path(source).is_dir():
+        raise UserError(f"{source} is a folder: python pretrain.py --data {source} --subset {spec} draws from it "
+                        "directly, python data.py subset wants a manifest file")
+    chosen = subset(rows, spec, domain)
+    out = Path(out or Path(source).with_name(f"{Path(source).stem}-{spec}{f'-{domain}' if domain else ''}.csv"))
+    if out.resolve() == Path(source).resolve():
+        raise UserError(f"--out {out} is the manifest itself: choose another name")
+    if out.parent.resolve() != Path(source).parent.resolve() and not all(
+            os.path.isabs(chosen.path(i)) for i in range(len(chosen))):
+        raise UserError(f"--out {out}: the paths in {source} are relative to its folder: write the subset beside it, "
+                        f"for example to {Path(source).with_name(out.name)}")
+    write_manifest(chosen, out)
+    seconds = chosen.frames[chosen.sample_rate > 0] / chosen.sample_rate[chosen.sample_rate > 0]
+    return (f"{out}: {len(chosen)} of {len(rows)} rows ({seconds[seconds > 0].sum() / 3600:.2f} h where known), "
+            f"fingerprint {chosen.fingerprint()}.")
+
+
+# ------------------------------------------------------------------------------------------------------------ pack
+
+def pack(source, out, root, rate, format, clips_per_shard, jobs, segment):
+    """Write shards -> a sentence about them."""
+    from tqdm import tqdm
+
+    from wren.sound import shards
+    rows = open_manifest(source, root, segment)
+    if rows.streams:
+        warn(f"{source} has streams ({', '.join(rows.streams)}): shards hold sound alone, train on the manifest to use "
+             "them")
+    done = shards.pack(rows, out, rate, format, clips_per_shard, jobs,
+                       lambda work, total: tqdm(work, "shards", total, leave=False, disable=None))
+    if not done["clips"]:
+        raise UserError(f"none of the {len(rows)} clips of {source} could be read, for example "
+                        f"{done['skipped'][0]['path']}: {done['skipped'][0]['reason']}")
+    text = (f"{out}: {done['clips']} clips in {done['shards']} shards, {done['bytes'] / 1e6:.1f} MB of {format} at "
+            f"{f'{rate} Hz' if rate else 'the recorded rates'}; {done['new']} shards were written now")
+    if done["scaled"]:
+        text += f"; {done['scaled']} clips went beyond full scale and were made quieter to fit into 16 bits"
+    if done["skipped"]:
+        write_table(Path(out) / "skipped.csv", ("path", "start", "reason"),
+                    [tuple(row.values()) for row in done["skipped"]])
+        text += f"; {len(done['skipped'])} clips can't be read and are listed in {Path(out) / 'skipped.csv'}"
+    return f"{text}. Train on them with python pretrain.py --data {out}."
+
+
+# ----------------------------------------------------------------------------------------------------------- check
+
+# below 16-bit rounding noise; at full scale for several samples on end, in this share of all samples
+SILENT, CLIPPED_SHARE = 1 / 32768, 1e-3
+
+
+def content(wave):
+    """What decoded sound is recognised by: a hash of its samples rounded to 16 bits."""
+    samples = np.rint(wave * 32768).clip(-32768, 32767).astype(np.int16)
+    return hashlib.blake2b(samples.tobytes(), digest_size=8).digest()
+
+
+def examine(rows, i):
+    """Read row i whole -> (problems [(kind, detail)], content hash, hash of the recording's first second)."""
+    try:
+        for stream in rows.streams:
+            if path := rows.stream(i, stream):
+                streams.load(path)
+    except audio.BadAudio as error:
+        return [("stream", str(error))], None, None
+    try:
+        if rows.entries is not None:
+            rows.entries.verify(i)
+        with rows.open(i) as clip:
+            wave, rate = clip.read(), clip.rate
+    except audio.BadAudio as error:
+        kind = "non-finite" if "infinite" in error.reason else "short" if "wanted" in error.reason else "unreadable"
+        return [(kind, error.reason)], None, None
+    low, high, problems = float(wave.min()), float(wave.max()), []
+    peak = max(-low, high)
+    if peak <= SILENT:
+        return [("silent", f"peak {peak:.1e}")], None, None
+    if low == high:
+        return [("constant", f"all samples are {low:g}")], None, None
+    at_limit = np.abs(wave) >= 0.999 * peak
+    runs = at_limit[:-2] & at_limit[1:-1] & at_limit[2:]
+    if runs.mean() > CLIPPED_SHARE and peak > 0.1:
+        problems.append(("clipped", f"{runs.mean():.2%} of the samples lie in runs at the limit {peak:.3f}"))
+    head = wave[:rate] if rows.start[i] == 0 and len(wave) >= rate and np.ptp(wave[:rate]) > 2 * SILENT else None
+    return problems, content(wave), None if head is None else content(head)
+
+
+def examine_all(rows, jobs, what):
+    """`examine` for every row, in order, in threads (decoding and hashing leave the interpreter free)."""
+    return in_threads(lambda i: examine(rows, i), range(len(rows)), jobs, what)
+
+
+def check(source, root, tasks, jobs, segment, out, clean):
+    """Decode everything a manifest names -> a paragraph; problems go to the CSV `out`, sound rows to `clean`.
+
+    tasks: whose test splits must not overlap with it."""
+    rows = open_manifest(source, root, segment)
+    found, first, heads, unusable = [], {}, {}, np.zeros(len(rows), bool)
+    for i, (problems, whole, head) in enumerate(examine_all(rows, jobs, "decoding")):
+        if whole is not None and (twin := first.setdefault(whole, i)) != i:
+            problems = [*problems, ("duplicate", f"same samples as {name(rows, twin)}")]
+        heads.setdefault(head, i)
+        unusable[i] = any(kind != "clipped" for kind, _ in problems)
+        found += [(audio.shown(rows.path(i)), int(rows.start[i]), kind, detail) for kind, detail in problems]
+    counts = Counter(row[2] for row in found)
+    overlaps = [row for task in tasks for row in overlap(rows, first, heads, task, jobs)]
+    out = out or (Path(source) / "check.csv" if Path(source).is_dir() else Path(source).with_suffix(".check.csv"))
+    text = (f"{source}: {len(rows)} rows, {len(rows) - unusable.sum()} of them sound; "
+            + (", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or "no problems") + ".")
+    for task in tasks:
+        hits = [row for row in overlaps if row[3].endswith(f"test clip of {task.name}")]
+        text += f" {len(hits)} of the {len(test_clips(task))} test clips of {task.name} overlap with it."
+    if found or overlaps:
+        write_table(out, ("path", "start", "problem", "detail"), found + [row[:4] for row in overlaps])
+        text += f" Listed in {out}."
+    if clean:
+        drop = unusable.copy()
+        drop[[row[4] for row in overlaps]] = True
+        write_manifest(rows, clean, np.flatnonzero(~drop))
+        text += f" {clean} holds the {np.sum(~drop)} rows that are left."
+    return text
+
+
+def name(rows, i):
+    """A row for people."""
+    return audio.shown(rows.path(i)) + (f" from sample {rows.start[i]}" if rows.start[i] else "")
+
+
+def xeno_canto(path):
+    """The Xeno-canto number in a path, or None."""
+    match = re.search(r"(?i)(?<![a-z0-9])XC[ _-]?(\d{3,})", path)
+    return match and int(match[1])
+
+
+def test_clips(task):
+    """What a task is tested on, each sound once: clips, or the recordings of which windows are scored."""
+    split = task.splits["test"]
+    return build([path for path, _, _ in split.files], bases=split.rows.bases) if split.files else split.rows
+
+
+def overlap(rows, whole, heads, task, jobs):
+    """Test clips of a task that the manifest holds too: by decoded content (whole, or the recording's first second)
+    or Xeno-canto number. whole, heads: hash -> row. -> [(path, 0, "overlap", detail, row of the manifest)]."""
+    test, found = test_clips(task), []
+    numbers = {xeno_canto(rows.path(i)): i for i in range(len(rows) - 1, -1, -1)}
+    for i, (_, content_hash, head) in enumerate(examine_all(test, jobs, f"test split of {task.name}")):
+        for why, table, key in (("same content", whole, content_hash), ("same first second", heads, head),
+                                ("same Xeno-canto number", numbers, xeno_canto(test.path(i)))):
+            if key is not None and key in table:
+                found.append((audio.shown(test.path(i)), 0, "overlap",
+                              f"{why} as {name(rows, table[key])}: test clip of {task.name}", table[key]))
+                break
+    return found

@@ -1,0 +1,340 @@
+"""Who calls when: reading and writing annotations of recordings in the formats that people use.
+
+    Raven      a selection table (Cornell's Raven): tab-separated, a row a selection, times cumulative over its files
+    Audacity   a label track: start, end, label and perhaps a second line with the frequencies; no file name
+    CSV        a header with file, start, end, label and perhaps score, low, high, channel
+    JSON lines BEANS's detection lists: {"path", "length", "annotations": [{"st", "ed", "label"}]}
+
+Times are seconds in the recording, frequencies hertz. Times are written to the microsecond, so that what was written
+to the microsecond is read back exactly.
+"""
+import csv
+import io
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from wren import cli
+from wren.cli import UserError
+
+FORMATS = ("raven", "audacity", "csv")
+SUFFIXES = (".txt", ".csv", ".tsv")  # of tables in a folder
+# What a column may be called, first choice first; compared in lower case, without units, _ as space.
+_NAMES = {
+    "file": ("file", "path", "begin path", "begin file", "filename", "file name", "audiofilename", "recording"),
+    "start": ("start", "begin time", "start time", "begin", "onset", "st", "starttime"),
+    "end": ("end", "end time", "offset", "ed", "endtime"),
+    "label": ("label", "species", "annotation", "common name", "species code", "code", "class", "call type", "type",
+              "tag", "scientific name"),
+    "score": ("score", "confidence", "probability"),
+    "low": ("low", "low freq", "low frequency", "min freq"),
+    "high": ("high", "high freq", "high frequency", "max freq"),
+    "channel": ("channel",),
+    "file offset": ("file offset",),
+    "selection": ("selection",),
+    "view": ("view",),
+}
+_RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)",
+          "Begin Path", "File Offset (s)", "Label", "Score")
+_CSV = ("file", "start", "end", "label", "score", "low", "high", "channel")
+
+
+@dataclass
+class Event:
+    """A call: label and place. start and end in seconds of the file; None: not said."""
+    file: str
+    start: float
+    end: float
+    label: str
+    score: float | None = None
+    low: float | None = None  # Hz
+    high: float | None = None
+    channel: int | None = None
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+def read_annotations(path):
+    """Annotations in any of the formats, recognised by content -> list of Event, in the file's order.
+
+    Event.file is what the table says, as written, or "" where it says nothing (Audacity, a Raven table of one file).
+    """
+    return _read(path)[0]
+
+
+def read_recordings(path):
+    """The same by recording -> [(file, its length in seconds where the list says it, its events)], in order of first
+    mention. JSON lines and CSV rows without an annotation name recordings that have none."""
+    events, lengths = _read(path)
+    found = {file: [] for file in lengths}
+    for event in events:
+        found.setdefault(event.file, []).append(event)
+    return [(file, lengths.get(file), some) for file, some in found.items()]
+
+
+def tables(path):
+    """The table itself; of a folder, all tables below it, sorted."""
+    path = Path(path)
+    return sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+
+
+def stems(table):
+    """What the recording of a table may be called that names none, without its suffix, likeliest first:
+    REC.Table.1.selections.txt belongs to REC.wav."""
+    parts = Path(table).name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+
+
+def meant(file, table, files):
+    """Which of `files` (absolute paths) a table means by `file`: its path from the table's folder; or the only one
+    that ends like it; or, of a path from another machine, the only one of its name. "": the one whose name begins
+    the table's own. None: none, or several."""
+    here, parts = os.path.abspath(os.path.dirname(table)), re.split(r"[\\/]", file)
+    if not file:
+        found = next((some for stem in stems(table) if (some := [f for f in files if Path(f).stem == stem])), [])
+        found = [f for f in found if os.path.dirname(f) == here] or found
+    elif (path := os.path.abspath(os.path.join(here, file))) in files:
+        return path
+    else:
+        found = [f for f in files if f.split(os.sep)[-len(parts):] == parts]
+        if re.match(r"([A-Za-z]:)?[\\/]", file) and not os.path.exists(file):
+            found = found or [f for f in files if os.path.basename(f) == parts[-1]]
+    return found[0] if len(found) == 1 else None
+
+
+def _read(path):
+    """-> (events, {recording that the file names: its length in seconds or None})."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    if b"\0" in raw[:4096]:
+        raise UserError(f"{path} is no text in UTF-8: annotations are a Raven table, Audacity labels, a CSV or JSON "
+                        "lines")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", "replace")  # as programs on Windows write it
+    if not text.strip():
+        return [], {}  # a label track without labels
+    first = text.lstrip().splitlines()[0]
+    if first.startswith("{"):
+        return _read_jsonl(path, text)
+    if _is_number(first.split("\t")[0]):
+        return _read_audacity(path, text), {}
+    return _read_table(path, text, "\t" if "\t" in first else ",")
+
+
+def _read_jsonl(path, text):
+    """BEANS's detection list: a line a recording."""
+    events, lengths = [], {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            file, length = str(row["path"]), row.get("length")
+            lengths[file] = None if length is None else float(length)
+            some = [Event(file, float(a["st"]), float(a["ed"]), label_text(a["label"])) for a in row["annotations"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'{path}, line {number} is not {{"path": …, "length": …, "annotations": [{{"st": …, '
+                            f'"ed": …, "label": …}}]}} ({type(error).__name__}: {error})') from None
+        for event in some:
+            _check_times(event, path, number)
+        events += some
+    return events, lengths
+
+
+def label_text(value):
+    """A label as text; pandas writes the integer 1 as 1.0 where a column has gaps."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _read_audacity(path, text):
+    """start, end, label by tabs; a line that begins with a backslash has the low and high frequency of the last."""
+    events = []
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split("\t")
+        try:
+            if fields[0] == "\\":
+                low, high = (float(f) for f in fields[1:3])
+                events[-1].low, events[-1].high = (None if f < 0 else f for f in (low, high))  # -1: not said
+            elif line.strip():
+                events.append(Event("", float(fields[0]), float(fields[1]), "\t".join(fields[2:]).strip()))
+                _check_times(events[-1], path, number)
+        except (ValueError, IndexError):
+            raise UserError(f"{path}, line {number} is no Audacity label (start, end, label by tabs): "
+                            f"{line[:80]!r}") from None
+    return events
+
+
+def _read_table(path, text, delimiter):
+    """A Raven table or a CSV with a header."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quotechar='"')
+    header = next(reader)
+    column = columns(header)
+    if missing := [name for name in ("start", "end", "label") if name not in column]:
+        raise UserError(f"{path} has no column for {' and '.join(missing)} (there are {', '.join(header)}): "
+                        "annotations are a Raven table, Audacity labels (start, end, label by tabs), a CSV with "
+                        "file, start, end, label, or BEANS's JSON lines")
+    rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
+    if "selection" in column and "view" in column:
+        rows = _one_view(rows, column["selection"], column["view"])
+    events, lengths = [], {}
+    for number, row in rows:
+        row = row + [""] * (len(header) - len(row))  # editors drop empty fields at a line's end
+        fields = {name: row[k].strip() for name, k in column.items()}
+        if fields.get("file"):
+            lengths.setdefault(fields["file"])
+        if fields["start"] or fields["end"] or fields["label"]:  # else: a recording without annotations
+            events.append(_event(path, number, fields))
+    if "file offset" not in column and "selection" in column and len({event.file for event in events}) > 1:
+        raise UserError(f"{path} covers several files but has no column File Offset (s), without which a call's "
+                        "place in its file is unknown: in Raven choose that column and save the table again")
+    return events, lengths
+
+
+def columns(header):
+    """Which of a table's columns are what: names -> {"start": index, "end": …, "label": …, "file": …}."""
+    plain = [re.sub(r" *\(?\b(s|sec|seconds|hz)\)?$", "", name.lower().split(":")[0].replace("_", " ").strip())
+             for name in header]
+    found = {}
+    for ours, names in _NAMES.items():
+        if hit := next((name for name in names if name in plain), None):
+            found[ours] = plain.index(hit)
+    return found
+
+
+def _one_view(rows, selection, view):
+    """Raven writes a selection once for each view that shows it: one is kept, the spectrogram's, which has the
+    frequencies."""
+    kept = {}
+    for number, row in rows:
+        key = row[selection]
+        if key not in kept or (row[view].startswith("Spectrogram") and kept[key][1][view].startswith("Waveform")):
+            kept[key] = (number, row)
+    return list(kept.values())
+
+
+def _event(path, number, row):
+    """A row's texts by our column names -> Event."""
+    def value(name, kind=float):
+        text = row.get(name, "")
+        try:
+            return kind(float(text)) if text else None
+        except ValueError:
+            raise UserError(f"{path}, line {number}: {name} {text!r} is no number") from None
+
+    start, end = value("start"), value("end")
+    if start is None or end is None:
+        raise UserError(f"{path}, line {number}: {'start' if start is None else 'end'} is empty")
+    if (offset := value("file offset")) is not None:  # cumulative times: the place in the file is in its own column
+        start, end = offset, round(offset + end - start, 6)
+    event = Event(row.get("file", ""), start, end, row["label"], value("score"), value("low"), value("high"),
+                  value("channel", int))
+    _check_times(event, path, number)
+    return event
+
+
+def _check_times(event, path, number):
+    if not (math.isfinite(event.start) and math.isfinite(event.end) and 0 <= event.start <= event.end):
+        raise UserError(f"{path}, line {number}: {event.label!r} from {event.start:g} to {event.end:g} s is no "
+                        "stretch of a recording")
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+def write_annotations(path, events, format, files=None):
+    """Write events (list of Event) as "raven", "audacity" or "csv"; whole or not at all.
+
+    files: list of (path, seconds, sample rate) in the order in which Raven is to show them, for its cumulative times
+    and the highest frequency; None: read from the files that the events name. Raven and CSV rows are in order of
+    file and time.
+    """
+    if format not in FORMATS:
+        raise UserError(f"annotations as {format!r}: give one of {', '.join(FORMATS)}")
+    if files is None:
+        files = _files_of(events) if format == "raven" else [(file, 0, 0) for file in _distinct(events)]
+    order = {str(file): k for k, (file, _, _) in enumerate(files)}
+    if unknown := next((event.file for event in events if event.file not in order), None):
+        raise UserError(f"{path}: an event lies in {unknown}, which is not among the files that the table covers")
+    events = sorted(events, key=lambda event: (order[event.file], event.start))
+    cli.write_text(path, {"raven": _raven, "audacity": _audacity, "csv": _csv}[format](path, events, files))
+
+
+def _distinct(events):
+    return list(dict.fromkeys(event.file for event in events))
+
+
+def _files_of(events):
+    """(path, seconds, sample rate) of the files that events name, from their headers."""
+    from wren.sound import audio
+    found = []
+    for file in _distinct(events):
+        frames, rate, _ = audio.info(file)
+        found.append((file, frames / rate, rate))
+    return found
+
+
+def _raven(path, events, files):
+    """Raven opens several files as one stretch of time, so Begin Time counts on from file to file and File Offset
+    says where in its file a call begins. It refuses a High Freq above half the sampling rate."""
+    place, passed = {}, 0.0
+    for file, seconds, rate in files:
+        place[str(file)] = passed, rate / 2
+        passed = round(passed + seconds, 6)  # rounded here, so that a call's length survives the subtraction
+    rows = []
+    for number, event in enumerate(events, 1):
+        before, nyquist = place[event.file]
+        start, end = round(event.start, 6), round(event.end, 6)
+        low, high = event.low or 0.0, nyquist if event.high is None else event.high
+        rows.append((number, "Spectrogram 1", event.channel or 1, _time(before + start), _time(before + end),
+                     _number(min(low, nyquist)), _number(min(high, nyquist)), event.file, _time(start), event.label,
+                     _number(event.score)))
+    return _text(_RAVEN, rows, "\t")
+
+
+def _audacity(path, events, files):
+    """A label track has no column for the file: one track a recording."""
+    if len(_distinct(events)) > 1:
+        raise UserError(f"{path}: Audacity's labels belong to one recording, these events to "
+                        f"{len(_distinct(events))}: write one file for each, or a Raven table or CSV for all")
+    lines = []
+    for event in events:
+        lines.append(f"{event.start:.6f}\t{event.end:.6f}\t{' '.join(event.label.split())}\n")
+        if event.low is not None or event.high is not None:
+            low, high = ("-1" if value is None else _number(value) for value in (event.low, event.high))
+            lines.append(f"\\\t{low}\t{high}\n")
+    return "".join(lines)
+
+
+def _csv(path, events, files):
+    rows = [(event.file, _time(event.start), _time(event.end), event.label, _number(event.score), _number(event.low),
+             _number(event.high), "" if event.channel is None else event.channel) for event in events]
+    keep = [k for k in range(len(_CSV)) if k < 4 or any(row[k] != "" for row in rows)]
+    return _text([_CSV[k] for k in keep], [[row[k] for k in keep] for row in rows], ",")
+
+
+def _time(seconds):
+    return f"{seconds:.6f}"
+
+
+def _number(value):
+    return "" if value is None else repr(float(value))
+
+
+def _text(header, rows, delimiter):
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([header, *rows])
+    return out.getvalue()

@@ -1,0 +1,410 @@
+"""What pre-training and fine-tuning share: processes, precision, optimiser, schedule, step, checkpoints.
+
+A run is a pure function of its settings: the order of clips, crops and masks come from (seed, epoch, index), the
+learning rate from the step, random layers from a generator seeded by (seed, step). So the state of a run is the
+weights, the optimiser and one integer, and it continues exactly, on any number of processes, after any interruption.
+"""
+import ctypes
+import json
+import os
+import secrets
+import socket
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from math import cos, pi
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from wren.cli import UserError
+from model import at_rate, save_encoder, write_atomically
+from wren.nets.transformer import Block
+
+VERSION = 1  # of checkpoint files
+
+
+# ---------------------------------------------------------------------------------------------------- processes
+
+@dataclass
+class Processes:
+    """This process among all: `python` gives one, `torchrun` (or srun with RANK, WORLD_SIZE, …) many."""
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self):
+        return self.rank == 0
+
+    def sum(self, tensor):
+        """All-reduce in place, when there is anybody to reduce with."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, value):
+        """The largest of a number over all processes."""
+        tensor = torch.tensor(float(value), device=self.device)
+        if self.world > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.item()
+
+    def barrier(self):
+        if self.world > 1:
+            dist.barrier()
+
+    def stop(self):
+        """Leave together: a process that goes first would tear down connections that others still use."""
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def keep_memory():
+    """Let glibc keep freed memory for the next step instead of giving it back: on CPUs the kernel would clear every
+    large tensor's pages anew, in each step. Nothing happens with another libc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: nothing apart; M_TRIM_THRESHOLD: nothing is given back
+        mallopt(option, value)
+
+
+def start_processes(device="auto", timeout=300):
+    """Join the process group, gloo on CPU and NCCL on GPU. `timeout` (s) bounds every wait for another process."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(f"--device cuda: process {local} of this machine has no GPU of its own "
+                            f"({torch.cuda.device_count()} found); use --device cpu or fewer processes")
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    else:
+        keep_memory()
+    if world > 1:
+        store = _meet(rank, world, timedelta(seconds=timeout))
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank,
+                                world_size=world, timeout=timedelta(seconds=timeout))
+    return Processes(rank, world, torch.device(device))
+
+
+def _meet(rank, world, timeout):
+    """A fresh store for this attempt, on a port of rank 0's own.
+
+    The store of a torchrun agent outlives the workers, so after a restart it still holds the addresses of dead peers,
+    and nodes that joined later count their attempts differently. Here each process leaves a random token; rank 0
+    opens a new store and announces it together with the tokens it saw, until everyone has found its own token there.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    board = dist.TCPStore(address, port, None, rank == 0 and not hosted, timeout=timeout, wait_for_workers=False)
+    if rank == 0:
+        here = socket.gethostname() if address not in ("localhost", "127.0.0.1") else address
+        store = dist.TCPStore(here, 0, None, True, timeout=timeout, wait_for_workers=False)
+    token, deadline = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
+    board.set(f"wren/token/{rank}", token)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            seen = {r: board.get(f"wren/token/{r}").decode() for r in range(world) if board.check([f"wren/token/{r}"])}
+            board.set("wren/call", json.dumps([here, store.port, seen]))
+            if store.add("joined", 0) == world - 1:
+                return store
+        elif board.check(["wren/call"]):
+            host, number, seen = json.loads(board.get("wren/call"))
+            if seen.get(str(rank)) == token:
+                store = dist.TCPStore(host, number, None, False, timeout=timeout, wait_for_workers=False)
+                store.add("joined", 1)
+                return store
+        time.sleep(0.05)
+    raise UserError(f"process {rank} of {world} met no others within {timeout.total_seconds():.0f} s (--timeout)")
+
+
+def precision(name, device):
+    """(autocast context maker, gradient scaler, name): bf16 where the GPU has it, fp16 with scaling on older ones,
+    fp32 on CPU. Weights stay float32; the front end and the losses switch autocast off themselves."""
+    if name == "auto":
+        name = "fp32"
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16 needs a GPU; use bf16 or fp32 on CPU")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+    scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+    return (lambda: torch.autocast(device.type, dtype) if dtype else nullcontext()), scaler, name
+
+
+# --------------------------------------------------------------------------------------- optimiser and schedule
+
+def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, eps=1e-6):
+    """Fused AdamW with decay on weight matrices only, or SSAST's Adam with L2 on everything.
+
+    Some parameters have no effect on the loss (the bias of attention's keys, that of the last layer before a softmax
+    over predictions): their gradients are rounding noise of about 1e-9, which eps 1e-8 would turn into real steps,
+    other ones for every way of cutting the batch. Biases, norms, positions and
+    special tokens are not decayed. `initial_lr` is what the schedule multiplies, `initial_weight_decay` where a
+    schedule of the decay starts.
+    """
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    if kind == "adam":
+        groups = [{"params": [p for _, p in named], "weight_decay": weight_decay}]
+        optimizer = torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    else:
+        decay = [p for n, p in named if p.ndim >= 2 and n.endswith("weight")]
+        kept = {id(p) for p in decay}
+        groups = [{"params": decay, "weight_decay": weight_decay},
+                  {"params": [p for _, p in named if id(p) not in kept], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+    for group in optimizer.param_groups:
+        group["initial_lr"], group["initial_weight_decay"] = lr, group["weight_decay"]
+    return optimizer
+
+
+def learning_rate(step, steps, warmup, kind="cosine", floor=0.0):
+    """Multiplier of the learning rate at `step` (from 0): linear warm-up, then constant, or a cosine to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if kind == "cosine":
+        return floor + (1 - floor) * 0.5 * (1 + cos(pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+    return 1.0
+
+
+class Plateau:
+    """SSAST's schedule on top of the warm-up: halve the rate when `patience` evaluations bring no better accuracy."""
+
+    def __init__(self, factor=0.5, patience=2):
+        self.factor, self.patience = factor, patience
+        self.scale, self.best, self.waited = 1.0, -float("inf"), 0
+
+    def update(self, value):
+        if value > self.best:
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+            if self.waited > self.patience:
+                self.scale, self.waited = self.scale * self.factor, 0
+
+
+# --------------------------------------------------------------------------------------------------------- step
+
+def weighted(metrics):
+    """An objective's means -> (names, float64 sums), which can be added up over micro-batches and processes."""
+    names, count = sorted(metrics), metrics["count"].double()
+    return names, torch.stack([metrics[n].detach().double() * (1 if n == "count" else count) for n in names])
+
+
+def means(names, sums):
+    """Undo `weighted`: Python numbers -> {name: mean}."""
+    count = max(1.0, sums[names.index("count")])
+    return {n: v if n == "count" else v / count for n, v in zip(names, sums)}
+
+
+class AtRate(torch.nn.Module):
+    """An objective that is called with the sample rate of its waves, and what came with them, before all else."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, rate, streams, *arguments):
+        return at_rate(self.objective, rate, streams)(*arguments)
+
+
+class Trainer:
+    """One optimisation step over a global batch, on any number of processes and micro-batches.
+
+    The objective returns a mean and its count; gradients are summed over everything and divided once by the global
+    count, so the mathematics does not depend on how the batch is cut.
+    """
+
+    def __init__(self, objective, optimizer, procs, *, batch_size, micro_batch, steps, warmup, schedule="cosine",
+                 floor=0.0, clip=0.0, weight_decay_end=None, amp="auto", compile=False, seed=0, augment=None):
+        self.objective, self.optimizer, self.procs = objective, optimizer, procs
+        self.micro_batch, self.clip, self.seed, self.augment = micro_batch, clip, seed, augment
+        self.steps, self.warmup, self.schedule, self.floor = steps, warmup, schedule, floor
+        self.weight_decay_end = weight_decay_end  # reached on a cosine; None: weight decay is constant
+        self.autocast, self.scaler, self.amp = precision(amp, procs.device)
+        self.plateau = Plateau()
+        self.step, self.skips, self.skipped_in_a_row = 0, 0, 0
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.nominal = float(batch_size) / procs.world * objective.encoder.config.n_tokens
+        if compile:
+            for module in objective.modules():  # encoder, decoder, teacher
+                if isinstance(module, Block):
+                    module.compile(dynamic=False)
+        if procs.world > 1:
+            if procs.device.type == "cuda":
+                objective = torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+            ids = [procs.device] if procs.device.type == "cuda" else None
+            self.ddp = DistributedDataParallel(AtRate(objective), device_ids=ids, gradient_as_bucket_view=True,
+                                               broadcast_buffers=False)
+        else:
+            self.ddp = AtRate(objective)
+
+    def lr_scale(self):
+        return learning_rate(self.step, self.steps, self.warmup, self.schedule, self.floor) * self.plateau.scale
+
+    def train(self, batch, flags=()):
+        """One step. batch: dict of CPU tensors (wave, lengths, seed, …), this process's share of the global batch;
+        flags: numbers to be summed over the processes along the way (stop requests, unreadable files).
+
+        Returns {"loss", …, "lr", "grad_norm", "finite", "flags"} as Python numbers: means over the global batch.
+        """
+        self.ddp.train()
+        torch.manual_seed(hash((self.seed, self.step)) % 2 ** 63)  # for drop path and dropout, should a recipe use them
+        scale, passed = self.lr_scale(), (1 - cos(pi * min(1.0, self.step / self.steps))) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * scale
+            if self.weight_decay_end is not None and group["initial_weight_decay"]:
+                start = group["initial_weight_decay"]
+                group["weight_decay"] = start + (self.weight_decay_end - start) * passed
+        self.optimizer.zero_grad(set_to_none=True)
+        cuts = [(part, start) for part in batch.get("parts", [batch])
+                for start in range(0, len(part["wave"]), self.micro_batch)]
+        totals, names = 0.0, None
+        for k, (part, start) in enumerate(cuts, 1):
+            arguments = self._to_device(part, slice(start, start + self.micro_batch), self.augment)
+            last = k == len(cuts)
+            with nullcontext() if last or self.procs.world == 1 else self.ddp.no_sync():
+                with self.autocast():
+                    loss, metrics = self.ddp(*arguments)
+                self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
+            names, sums = weighted(metrics)
+            totals = totals + sums
+        sums = torch.cat([totals, torch.tensor([*flags], dtype=torch.float64, device=self.procs.device)])
+        self.procs.sum(sums)
+        return self._update(sums, names, scale)
+
+    def _to_device(self, batch, part, augment=None):
+        """Rate and streams of a micro-batch, then what the objective takes of it (wave, lengths or None, seeds, …),
+        augmented on the device. Lengths are left out when all clips are full: known here, on the CPU, so that the model
+        need not ask the GPU, and attention runs without a mask."""
+        takes = getattr(self.objective, "takes", ("wave", "lengths", "seed"))
+        move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
+                if k in (*takes, "partner", "partner_lengths")}
+        if augment:
+            move["wave"] = augment(move)
+        for lengths, waves in (("lengths", "wave"), ("partner_lengths", "partner")):
+            if lengths in batch and bool((batch[lengths][part] >= batch[waves].shape[1]).all()):
+                move[lengths] = None
+        streams = {name: x[part].to(self.procs.device) for name, x in batch.get("streams", {}).items()}
+        return batch.get("rate"), streams, *(move.get(k) for k in takes)
+
+    def _update(self, sums, names, lr_scale):
+        """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process:
+        DDP has spread a bad value to all)."""
+        count = sums[names.index("count")]
+        self.scaler.unscale_(self.optimizer)
+        divisor = (count / (self.nominal * self.procs.world)).float()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) / divisor
+        if self.clip:
+            divisor = divisor * ((norm + 1e-6) / self.clip).clamp(min=1.0)
+        values = torch.cat([sums, norm.double()[None]]).tolist()  # the one wait for the device in a step
+        finite = values[-1] < float("inf")  # false for NaN too
+        if finite:
+            self.optimizer.grad_scale = divisor  # its fused step divides on the way: a pass over all gradients less
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+            if hasattr(self.objective, "after_step"):
+                self.objective.after_step(self.step)
+        else:
+            self.skips += 1
+            self.skipped_in_a_row += 1
+        self.scaler.update()
+        self.step += 1
+        return means(names, values) | {"lr": self.optimizer.param_groups[0]["initial_lr"] * lr_scale,
+                                       "grad_norm": values[-1], "finite": finite, "flags": values[len(names):-1]}
+
+    @torch.no_grad()
+    def evaluate(self, batches):
+        """Mean metrics over held-out batches, each process giving its share; the same masks at every call."""
+        self.objective.eval()
+        totals, names = 0.0, None
+        for batch in batches:
+            with self.autocast():
+                rate, streams, *arguments = self._to_device(batch, slice(None))
+                names, sums = weighted(at_rate(self.objective, rate, streams)(*arguments)[1])
+            totals = totals + sums
+        return means(names, self.procs.sum(totals).tolist())
+
+    def state_dict(self):
+        return {"step": self.step, "objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "plateau": vars(self.plateau), "skips": self.skips}
+
+    def load_state_dict(self, state):
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        vars(self.plateau).update(state["plateau"])
+        self.step, self.skips = state["step"], state["skips"]
+
+
+# -------------------------------------------------------------------------------------------------- checkpoints
+
+def step_of(path):
+    return int(Path(path).stem.split("-")[1])
+
+
+def checkpoints(folder):
+    """checkpoint-STEP.pt files of a run folder, newest first."""
+    return sorted(Path(folder).glob("checkpoint-*.pt"), key=step_of, reverse=True)
+
+
+class Saver:
+    """Atomic checkpoints: the last `keep` and every `milestone`-th step stay. A full disk loses nothing; three misses
+    in a row end the run."""
+
+    def __init__(self, folder, keep=2, milestone=0):
+        self.folder, self.keep, self.milestone, self.misses = Path(folder), keep, milestone, 0
+
+    def save(self, state, step, encoder=None, last=False):
+        """Write a checkpoint, and the encoder as encoder.pt; a complaint when the disk refused, else None. What the
+        `last` step leaves must be written: there is no later chance."""
+        path = self.folder / f"checkpoint-{step:08d}.pt"
+        try:
+            write_atomically({"version": VERSION, **state}, path)
+            pointer = self.folder / ".last.tmp"
+            pointer.unlink(missing_ok=True)
+            pointer.symlink_to(path.name)
+            os.replace(pointer, self.folder / "last.pt")
+            if encoder is not None:
+                save_encoder(encoder, self.folder / "encoder.pt")
+        except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
+            self.misses += 1
+            reason = str(error).splitlines()[0][:120]
+            if self.misses >= 3 or last:
+                times = " at the last step" if last else " three times running"
+                raise UserError(f"{path}: could not be written{times} ({reason}); free the disk and run the same "
+                                "command again") from None
+            return f"{path}: not written ({reason}); training goes on, the earlier checkpoint is whole"
+        self.misses = 0
+        for old in checkpoints(self.folder)[self.keep:]:
+            if not self.milestone or step_of(old) % self.milestone:
+                old.unlink()
+        return None
+
+
+def load_checkpoint(folder):
+    """The newest checkpoint of a run folder that opens, or None; a damaged one falls back to the one before it."""
+    damaged = []
+    for path in checkpoints(folder):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            damaged.append(f"{path.name}: {str(error).splitlines()[0][:80]}")
+            continue
+        if state["version"] != VERSION:
+            raise UserError(f"{path}: written by another version of wren (file version {state['version']}, here "
+                            f"{VERSION}); start a new run with --out")
+        return state
+    if damaged:
+        raise UserError(f"{folder}: no checkpoint opens ({damaged[0]}); start a new run with --out")
+    return None

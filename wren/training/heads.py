@@ -1,0 +1,345 @@
+"""An encoder with a head: clip scores, frame scores, the supervised loss, and the file that holds both.
+
+    model = load("runs/NAME/finetune/TASK/finetuned.pt")
+    model.scores(wave, lengths)                    # wave (B, S) -> probabilities (B, C) of model.labels
+    model.frame_scores(wave, lengths)              # -> (B, T', C), one every model.frame_seconds
+"""
+from math import ceil, pi
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wren import formats
+from wren.tasks.augment import drop_patches, mask_spectrogram
+from wren.cli import UserError
+from masking import uniform
+from model import VERSION, Encoder, load_exactly, write_atomically
+from wren.nets.transformer import Mlp
+
+_QUERIES = 51  # stream of a clip's seed; augment.py has 41 to 46
+
+
+class Head(nn.Module):
+    """LayerNorm (eps 1e-5, SSAST's; some published heads have none, eps None) and a linear layer."""
+
+    def __init__(self, width, classes, eps=1e-5):
+        super().__init__()
+        self.norm = nn.Identity() if eps is None else nn.LayerNorm(width, eps)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x):
+        return self.linear(self.norm(x))
+
+
+class QueryHead(nn.Module):
+    """Scores at any times: each is a query that attends to the tokens around it (Perceiver IO's decoder, made local).
+
+    Of its own time a query knows only how far it lies from each token column, as sines and cosines of these seconds.
+    They are what it asks a column's key, and they scale what the column answers, so that a column can say when within
+    its span something begins. So scores depend neither on where a window was cut nor on how much is heard.
+
+    rows: tokens of a column; step: seconds from one column to the next; reach: seconds that a query sees either way, as
+    2 to 16 columns.
+    """
+
+    def __init__(self, dim, rows, classes, step, width=128, heads=4, reach=0.4, waves=24):
+        super().__init__()
+        self.rows, self.near = rows, min(16, max(2, ceil(reach / step)))  # columns either way
+        length = 4 * reach * (0.02 / (4 * reach)) ** torch.linspace(0, 1, waves)  # of waves, 4 · reach to 20 ms
+        self.register_buffer("omega", 2 * pi / length, persistent=False)
+        self.norm, self.key = nn.LayerNorm(dim), nn.Linear(rows * dim, heads * 2 * waves)
+        self.value, self.gate = nn.Linear(rows * dim, width), nn.Linear(2 * waves, width)
+        self.mlp_norm, self.mlp, self.out = nn.LayerNorm(width), Mlp(width, 2 * width), Head(width, classes)
+
+    def forward(self, tokens, token_times, times, keep=None):
+        """tokens (B, T', F', D), token_times (T',) ascending and times (B, Q) in s, keep (B, T') bool: columns that
+        may be attended, None: all -> logits (B, Q, C), whatever Q."""
+        columns = self.norm(tokens).flatten(2)
+        keep = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if keep is None else keep
+        parts = times.split(max(1, (1 << 16) // (len(tokens) * 2 * self.near)), 1)  # bounds the memory
+        key, value = self.key(columns), self.value(columns)
+        return torch.cat([self._attend(key, value, token_times, part, keep) for part in parts], 1)
+
+    def _attend(self, key, value, token_times, times, keep):
+        clip = torch.arange(len(key), device=key.device)[:, None, None]
+        column = torch.searchsorted(token_times, times.contiguous())[..., None]
+        column = column + torch.arange(-self.near, self.near, device=key.device)  # (B, Q, K)
+        inside = (column >= 0) & (column < len(token_times))
+        column = column.clamp(0, len(token_times) - 1)
+        phase = (times[..., None] - token_times[column])[..., None] * self.omega
+        apart = torch.cat([phase.sin(), phase.cos()], -1)  # (B, Q, K, 2 · waves)
+        match = key[clip, column].unflatten(-1, (-1, apart.shape[-1])) @ apart[..., None] * apart.shape[-1] ** -0.5
+        hidden = ~(inside & keep[clip, column])[..., None]
+        share = match[..., 0].float().masked_fill(hidden, torch.finfo(torch.float32).min).softmax(2)  # (B, Q, K, H)
+        answer = (value[clip, column] * self.gate(apart)).unflatten(-1, (share.shape[-1], -1))
+        x = (answer * share[..., None]).sum(2).flatten(2)  # (B, Q, W)
+        return self.out(x + self.mlp(self.mlp_norm(x)))
+
+
+class FineTuned(nn.Module):
+    """Encoder, a head on the clip vector and, of kind "frames", one on each frame (patch tokens averaged over mel); of
+    kind "query" a `QueryHead`, whose frames are `resolution` seconds long.
+
+    What is pooled is the encoder's business (config.pool); clips longer than its training length are cut into
+    windows, whose features are joined before the head. activation: softmax where classes exclude each other, else
+    sigmoid.
+    thresholds: one a class, or None; of a detector they are those of its frame scores, above which an event lasts at
+    least minimum_seconds. window_seconds, hop_seconds: what it was trained on.
+    """
+
+    def __init__(self, encoder, labels, activation, kind="linear", thresholds=None, window_seconds=None,
+                 hop_seconds=None, minimum_seconds=0.0, resolution=None):
+        super().__init__()
+        self.encoder, self.labels, self.activation, self.kind = encoder, list(labels), activation, kind
+        self.thresholds, self.window_seconds, self.hop_seconds = thresholds, window_seconds, hop_seconds
+        self.minimum_seconds, self.resolution, c = minimum_seconds, resolution, encoder.config
+        self.head = Head(c.width, len(self.labels))
+        self.frame_head = Head(c.dim, len(self.labels)) if kind == "frames" else None
+        if kind == "query":
+            self.frame_head = QueryHead(c.dim, c.grid[1], len(self.labels), c.stride[1] * c.hop)
+
+    def train(self, mode=True):
+        """What is frozen stays in eval mode: no running statistics, no drop path."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+        return self
+
+    @property
+    def frame_seconds(self):
+        """Time from one frame score to the next."""
+        return self.resolution or self.encoder.config.stride[1] * self.encoder.config.hop
+
+    def frame_counts(self, wave, lengths=None):
+        """wave (B, S), lengths (B,) -> (B,) int64: how many frames of `resolution` it takes to reach a clip's end."""
+        samples = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
+        frames = samples.double() / (self.encoder.config.sample_rate * self.resolution)
+        return (frames - 1e-6).ceil().long().clamp(min=1)
+
+    def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0, at=None):
+        """wave (B, S), lengths (B,) -> logits (B, C), frame logits (B, T', C), valid frames (B,).
+
+        seeds (B,) int64 with masks (arguments of `mask_spectrogram`) and patch_drop: the window that the encoder sees
+        is masked; when patches are dropped there are no frame logits (None). at (B, Q) int64: the frames that a query
+        head is asked about, T' = Q of them (default: all).
+        """
+        c = self.encoder.config
+        windows, extent, clip, place = self.encoder.cut(wave, lengths, c.chunk_samples)
+        clip, place = clip.to(wave.device), place.to(wave.device)
+        seeds = None if seeds is None else seeds[clip] ^ place
+        encoder = self.encoder.for_windows(clip, place)
+        spec, columns = self._spectrograms(encoder, windows, extent, seeds, masks)
+        total = columns.new_zeros(len(wave)).index_add_(0, clip, columns)
+        if seeds is not None and patch_drop:
+            vectors = self._of_the_rest(encoder, spec, extent, columns, seeds, patch_drop)
+            weight = columns.to(vectors.dtype)[:, None]
+            pooled = vectors.new_zeros(len(wave), vectors.shape[1]).index_add_(0, clip, vectors * weight)
+            return self.head(pooled / weight.new_zeros(len(wave), 1).index_add_(0, clip, weight)).float(), None, total
+        tokens = encoder.marked(self._tokens(spec, extent), spec)
+        weights = encoder.foreground(spec) if c.pool == "foreground" else None
+        pooled = encoder.pool(tokens, columns, clip, place, weights, len(wave))
+        logits, tokens = self.head(pooled).float(), tokens[:, c.specials:].unflatten(1, (-1, c.grid[1]))
+        valid = torch.arange(tokens.shape[1], device=wave.device) < columns[:, None]
+        tokens = tokens.masked_fill(~valid[..., None, None], 0)  # (M, T', F', D), NaN where a stream is missing
+
+        def joined(x):
+            """(M, T', …) of windows -> (B, P · T', …) of clips."""
+            out = x.new_zeros(len(wave), int(place.max()) + 1, *x.shape[1:])
+            out[clip, place] = x
+            return out.flatten(1, 2)
+        if self.kind != "query":
+            frames = joined(self.encoder.over_rows(tokens))[:, :int(total.max())]
+            return logits, self._frame_logits(frames, pooled).float(), total
+
+        keep = joined(valid)
+        total, token_times = self.frame_counts(wave, lengths), self._token_times(keep.shape[1], tokens.shape[1])
+        at = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1) if at is None else at
+        times = (at + 0.5) * self.resolution
+        tokens, token_times = joined(self._all_rows(tokens)), token_times.to(wave.device)
+        return logits, self.frame_head(tokens, token_times, times, keep).float(), total
+
+    def _all_rows(self, tokens):
+        """Tokens (M, T', F', D) with zeros for rows that this sample rate lacks and for streams that are missing."""
+        streams, lacking = len(self.encoder.config.streams), self.frame_head.rows - tokens.shape[2]
+        sound, rest = tokens.tensor_split([tokens.shape[2] - streams], 2)
+        return torch.cat([sound, sound.new_zeros(*sound.shape[:2], lacking, sound.shape[3]), rest.nan_to_num()], 2)
+
+    def _token_times(self, count, columns):
+        """Middles, in seconds, of `count` token columns of windows of `columns` one after the other -> (count,)."""
+        c, k = self.encoder.config, torch.arange(count)
+        return k // columns * (c.chunk_samples / c.sample_rate) + (k % columns * c.stride[1] + c.patch[1] / 2) * c.hop
+
+    def _spectrograms(self, encoder, wave, lengths, seeds, masks):
+        """Of windows, masked if they are for training: spec (M, F, T), valid columns (M,)."""
+        c, spec = encoder.config, encoder.frontend(wave, lengths)
+        valid = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
+        if seeds is not None and masks:
+            frames = valid if c.frontend == "wave" else c.n_frames(valid)
+            sound = mask_spectrogram(spec[:, :c.n_mels], frames.clamp(max=spec.shape[2]), seeds, **masks)
+            spec = torch.cat([sound, spec[:, c.n_mels:]], 1)
+        columns = encoder.valid_columns(lengths)
+        return spec, torch.full_like(valid, self._columns(spec)) if columns is None else columns
+
+    def _columns(self, spec):
+        c = self.encoder.config
+        return c.columns(c.n_frames(spec.shape[2])) if c.frontend == "wave" else c.columns(spec.shape[2])
+
+    def _of_the_rest(self, encoder, spec, lengths, columns, seeds, share):
+        """Vectors (M, W) of windows from which a share of the columns and rows of patches is dropped."""
+        c, t = encoder.config, self._columns(spec)
+        hidden = drop_patches(seeds, (t, c.grid[1]), share, columns)
+        tokens = encoder.tokens(spec, mask=hidden, lengths=lengths, visible_only=True)
+        special, tokens = tokens[:, :c.specials], tokens[:, c.specials:]  # in order; fewer than most are filled up
+        keep = torch.arange(t, device=spec.device) < columns[:, None]  # (M, T')
+        count = (~hidden & keep[..., None]).sum((1, 2))[:, None]
+        mean = (tokens * (torch.arange(tokens.shape[1], device=spec.device) < count)[..., None]).sum(1) / count
+        return torch.cat({"specials": [special.mean(1)], "both": [special.mean(1), mean]}.get(c.pool, [mean]), 1)
+
+    def _tokens(self, spec, lengths):
+        e = self.encoder
+        if e.config.features == "ffn":
+            return torch.stack(e.ffn_outputs(e.patch_tokens(spec, lengths), lengths)).mean(0)
+        return e.tokens(spec, lengths=lengths)
+
+    def _frame_logits(self, frames, pooled):
+        """frames (B, T', D) -> (B, T', C); without a head of its own a frame goes through the clip's."""
+        if self.frame_head is not None:
+            return self.frame_head(frames)
+        if self.encoder.config.pool == "both":
+            special = pooled[:, None, :self.encoder.config.dim].expand(-1, frames.shape[1], -1)
+            frames = torch.cat([special, frames], 2)
+        frames = F.pad(frames, (0, self.encoder.config.width - frames.shape[2]))  # no stream says anything of a frame
+        return self.head(frames)
+
+    def probabilities(self, logits):
+        return logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
+
+    def scores(self, wave, lengths=None):
+        """wave (B, S) in [-1, 1] at encoder.config.sample_rate, lengths (B,) -> probabilities (B, C)."""
+        return self.probabilities(self(wave, lengths)[0])
+
+    def frame_scores(self, wave, lengths=None):
+        """wave (B, S), lengths (B,) -> probabilities (B, T', C), 0 beyond a clip's end; frame t covers the seconds
+        t · frame_seconds to (t + 1) · frame_seconds."""
+        _, frames, columns = self(wave, lengths)
+        keep = torch.arange(frames.shape[1], device=wave.device) < columns[:, None]
+        return self.probabilities(frames) * keep[..., None]
+
+
+# ------------------------------------------------------------------------------------------------------------ loss
+
+def focal_loss(logits, target, alpha=0.25, gamma=2.0):
+    """Sigmoid focal loss (Lin et al. 2017) for soft targets, element by element: gamma weighs by how far off a score
+    is, alpha by the class's side. animal2vec's values."""
+    weight = (target - logits.sigmoid()).abs() ** gamma * (alpha * target + (1 - alpha) * (1 - target))
+    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+def clip_loss(logits, target, kind="ce", smoothing=0.0):
+    """logits (…, C), target (…, C) in [0, 1], for ce a distribution -> (…): cross entropy over classes, or the mean
+    over classes of binary cross entropy or of focal loss."""
+    if kind == "ce":
+        target = (1 - smoothing) * target + smoothing / target.shape[-1]
+        return -(target * logits.log_softmax(-1)).sum(-1)
+    target = (1 - smoothing) * target + smoothing / 2
+    each = focal_loss(logits, target) if kind == "focal" else F.binary_cross_entropy_with_logits(
+        logits, target, reduction="none")
+    return each.mean(-1)
+
+
+class Supervised(nn.Module):
+    """The objective of fine-tuning: loss of the clip and, of kind "frames", of each valid frame; of kind "query", of
+    `queries` frames that a clip's seed draws, one in each part of the clip. Means over clips."""
+    takes = ("wave", "lengths", "seed", "target", "frames")  # of a batch, in this order
+
+    def __init__(self, model, loss="ce", smoothing=0.0, masks=None, patch_drop=0.0, queries=64):
+        super().__init__()
+        self.model, self.loss, self.smoothing, self.masks, self.patch_drop = model, loss, smoothing, masks, patch_drop
+        self.queries = queries
+
+    @property
+    def encoder(self):
+        return self.model.encoder
+
+    def flops(self):
+        return 3 * self.encoder.config.forward_flops()
+
+    def forward(self, wave, lengths, seeds, target, frames=None):
+        """wave (B, S), lengths (B,) or None, seeds (B,), target (B, C), frames (B, T, C) -> (loss, metrics)."""
+        at = None
+        if self.model.kind == "query" and seeds is not None:
+            parts = torch.arange(self.queries, device=wave.device) + uniform(seeds, self.queries, _QUERIES).double()
+            at = (parts / self.queries * self.model.frame_counts(wave, lengths)[:, None]).long()
+        logits, frame_logits, columns = self.model(wave, lengths, seeds, self.masks, self.patch_drop, at)
+        with torch.autocast(wave.device.type, enabled=False):
+            loss = clip_loss(logits, target, self.loss, self.smoothing).mean()
+            metrics = {"clip_loss": loss}
+            if frames is not None:
+                n = frame_logits.shape[1]
+                if at is not None:
+                    at = at.clamp(max=frames.shape[1] - 1)[..., None].expand(-1, -1, frames.shape[2])
+                    frames, columns = frames.gather(1, at), at.new_tensor(n)
+                frames = F.pad(frames, (0, 0, 0, max(0, n - frames.shape[1])))[:, :n]
+                each = clip_loss(frame_logits, frames, self.loss)
+                keep = torch.arange(n, device=wave.device) < columns[..., None]
+                metrics["frame_loss"] = ((each * keep).sum(1) / columns).mean()
+                loss = loss + metrics["frame_loss"]
+        count = torch.tensor(float(len(wave)), device=wave.device)
+        return loss, metrics | {"loss": loss, "count": count}
+
+
+# ---------------------------------------------------------------------------------------------- loading and saving
+
+def save(model, path):
+    """Write a fine-tuned model as plain types; `model.load_encoder` opens the same file for its encoder alone."""
+    state = {k: v.detach().cpu() for k, v in model.head.state_dict().items()}
+    if model.frame_head is not None:
+        state |= {f"frames.{k}": v.detach().cpu() for k, v in model.frame_head.state_dict().items()}
+    head = {"kind": model.kind, "state": state, "labels": model.labels, "thresholds": model.thresholds,
+            "activation": model.activation, "window_seconds": model.window_seconds, "hop_seconds": model.hop_seconds,
+            "minimum_seconds": model.minimum_seconds, "resolution": model.resolution}
+    encoder = {k: v.detach().cpu() for k, v in model.encoder.state_dict().items()}
+    config = model.encoder.config.to_dict()
+    write_atomically({"version": VERSION, "config": config, "model": encoder, "head": head}, path)
+
+
+def load(path, format=None):
+    """The `FineTuned` model of a file that `save` wrote, or of a published fine-tuned one, in eval mode."""
+    content = formats.open_file(path)
+    head = content.get("head") if isinstance(content, dict) else None
+    if not isinstance(head, dict):
+        return _published(path, format)
+    found = formats.read(path)
+    encoder = Encoder(found.config)
+    load_exactly(encoder, found.state, path)
+    model = FineTuned(encoder, head["labels"], head["activation"], head["kind"], head["thresholds"],
+                      head["window_seconds"], head["hop_seconds"], head["minimum_seconds"],
+                      head.get("resolution"))  # files of before the query head have none
+    own = {k: v for k, v in head["state"].items() if not k.startswith("frames.")}
+    load_exactly(model.head, own, path)
+    if model.frame_head is not None:
+        load_exactly(model.frame_head, {k[7:]: v for k, v in head["state"].items() if k not in own}, path)
+    return model.eval()
+
+
+def _published(path, format):
+    """A published fine-tuned file (AST, SSAST, EAT, AudioMAE, animal2vec): its encoder and head, in eval mode. Scores
+    are sigmoids, as AudioSet's are; classes without names are numbered."""
+    found = formats.read(path, format)
+    parts = found.heads.get("head") or found.heads.get("frames")
+    if parts is None:
+        raise UserError(f"{path}: holds no head, so it can't score; give a finetuned.pt that finetune.py wrote, or a "
+                        "published fine-tuned file")
+    encoder = Encoder(found.config)
+    load_exactly(encoder, found.state, path)
+    labels = found.labels or [f"class {k}" for k in range(len(parts["linear.bias"]))]
+    model = FineTuned(encoder, labels, "sigmoid")
+    eps = float(parts["norm.eps"]) if "norm.eps" in parts else None
+    model.head = Head(parts["linear.weight"].shape[1], len(labels), eps)
+    load_exactly(model.head, {k: v for k, v in parts.items() if k != "norm.eps"}, path)
+    return model.eval()

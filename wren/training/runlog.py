@@ -1,0 +1,113 @@
+"""What a run writes down: log.jsonl, rates, memory, and from which code and on which device it came."""
+import json
+import os
+import resource
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from wren.cli import UserError
+
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "V100": 125}  # dense, bf16 or fp16
+
+
+class Log:
+    """log.jsonl of a run: one row per interval, appended; rows beyond a restored step are dropped."""
+
+    def __init__(self, path, from_step=0, tensorboard=False):
+        self.path = Path(path)
+        rows = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:  # a line cut by a kill
+                    continue
+                if row.get("step", 0) <= from_step:
+                    rows.append(line)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{r}\n" for r in rows))
+        os.replace(temporary, self.path)
+        self.file = open(self.path, "a", buffering=1)
+        self.board = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard needs the package: pip install tensorboard") from None
+            self.board = SummaryWriter(self.path.parent, purge_step=from_step)
+
+    def write(self, row):
+        """row: plain values; floats keep six digits."""
+        short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+        self.file.write(json.dumps(short) + "\n")
+        if self.board and "step" in row:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self.board.add_scalar(name, value, row["step"])
+
+    def close(self):
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+
+class Meter:
+    """What happened since the last row of the log."""
+
+    def __init__(self, procs, batch_size, objective):
+        self.procs, self.batch_size, self.flops = procs, batch_size, objective.flops()
+        self.clip_seconds = objective.encoder.config.clip_seconds
+        self.rows, self.waited, self.began = [], 0.0, time.perf_counter()
+
+    @contextmanager
+    def waiting(self):
+        """Time spent in here is time without work for the device."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    def add(self, row):
+        self.rows.append(row)
+
+    def entry(self, step, clips, skips):
+        """Means over the interval, rates, the slowest process's share of waiting for data, memory, MFU."""
+        took = time.perf_counter() - self.began
+        good = [r for r in self.rows if r["finite"]] or self.rows
+        rate = len(self.rows) * self.batch_size / took
+        entry = {"step": step, "clips": step * self.batch_size, "epoch": step * self.batch_size / clips}
+        entry |= {k: sum(r[k] for r in good) / len(good) for k in good[0] if k not in ("finite", "count")}
+        entry |= {"clips_per_second": rate, "audio_per_second": rate * self.clip_seconds,
+                  "data_wait": self.procs.largest(self.waited / took), "skips": skips}
+        if self.procs.device.type == "cuda":
+            entry["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            peak = peak_flops(self.procs.device)
+            entry["mfu"] = self.flops * rate / (peak * self.procs.world) if peak else None
+        else:
+            entry["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        self.rows, self.waited, self.began = [], 0.0, time.perf_counter()
+        return entry
+
+
+def device_name(device):
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def commit():
+    """The commit of this checkout, with a + if it was changed, or "unknown"."""
+    try:
+        run = lambda *a: subprocess.run(["git", "-C", str(Path(__file__).parent), *a], capture_output=True, text=True,
+                                        check=True, timeout=10).stdout.strip()
+        return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def peak_flops(device):
+    """Dense half-precision peak of a known GPU in FLOP/s, else None: a share of an unknown peak is no number."""
+    if device.type != "cuda":
+        return None
+    return next((peak * 1e12 for key, peak in PEAK_TFLOPS.items() if key in device_name(device)), None)
