@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wren.nets.frontends import conv_time
-from wren.recipes import CONV_POSITIONS
+from wren.recipes.encoder import CONV_POSITIONS
 
 
 class Attention(nn.Module):

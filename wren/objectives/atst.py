@@ -1,0 +1,137 @@
+"""ATST: agree with a mean teacher on two views of a clip (ATST-Clip) or on what is hidden in both (ATST-Frame)."""
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from masking import uniform
+from wren.objectives import views
+from wren.objectives.common import Count, CountOrShare, Masking, Pair, Positive, Share, draw_mask, n_of, spread
+from wren.objectives.teacher import MIXED, MeanTeacher
+
+
+class ATST(MeanTeacher):
+    """ATST-Clip (Li and Li 2022) and, with `frames`, ATST-Frame (Li et al. 2024): two views agree across networks.
+
+    Clip: both views are random `view_seconds` of the clip, mixed with another clip in the log-mel and stretched at
+    random; student heads p = predictor(projector(class token)), teacher heads z = projector(class token):
+
+        loss = ½ [(2 - 2 cos(p₁, z₂)) + (2 - 2 cos(p₂, z₁))],   mean over clips
+
+    Frame: view 1 is the clip, view 2 is mixed and warped in frequency; both hide the same frames from the student, and
+    heads and loss act on the hidden frames. Heads have BatchNorm over both views together, the teacher's too (with its
+    own statistics). The share mixed in is U(0, mix).
+    Deviations: partners come from the loader, not from a memory of 2000; one partner, cut twice, serves both views.
+
+    Settings:
+        frames: learn frames, not clips (set by the recipe)
+        masking: frames: span: runs of columns
+        hidden: frames: hidden tokens of a full clip, a count or a share
+        span: frames: columns of a span
+        view_seconds: length of a view, s
+        mix: largest share of another clip
+        stretch: share of time and of frequency that a view takes and stretches (published: 0.6 1.5; the
+            wider, the less it matters at which frequency an animal calls)
+        canvas: around a stretched view lies 0, as published, or the clip's minimum (on the published
+            scale 0 is far from silence)
+        head_dim: hidden width of projector and predictor
+        ema: teacher = m · teacher + (1 - m) · student: m at first, m at last
+        ema_steps: steps from the first m to the last (default: all)
+    """
+
+    def __init__(self, encoder, frames: bool = False, masking: Masking = "span", hidden: CountOrShare = 0.5,
+                 span: Count = 5, view_seconds: Positive = 6.0, mix: Share = 0.4, stretch: Pair = (0.6, 1.5),
+                 canvas: Literal["published", "floor"] = "published", head_dim: Count = 4096,
+                 ema: Pair = (0.99, 1.0), ema_steps: Count = 39_100):
+        super().__init__(encoder, ema, ema_steps, "cosine")
+        if not (encoder.config.mask_token if frames else encoder.config.specials):
+            raise ValueError(f"it has no {'mask' if frames else 'class'} token")
+        if stretch[0] > stretch[1]:
+            raise ValueError(f"stretch from {stretch[0]:g} to {stretch[1]:g} runs backwards")
+        if encoder.config.rate == "any":
+            raise ValueError("its views stretch the frequency axis, which --rate any fixes in hertz")
+        self.frames, self.view_seconds, self.mix = frames, view_seconds, mix
+        self.stretch, self.canvas = tuple(stretch), canvas
+        self.masking, self.hidden, self.options = masking, hidden, {"span": span} if masking == "span" else {}
+        self.takes = MIXED
+        self.projector = head(encoder.config.dim, head_dim, 256)
+        self.predictor = head(256, head_dim, 256)
+        self.add_teacher(encoder=encoder, projector=self.projector)
+
+    def forward(self, x, lengths=None, seeds=None, mask=None, partner=None, partner_lengths=None):
+        """wave (B, S), lengths (B,), seeds (B,); partner (B, S): another clip for each, mixed in."""
+        first, second, lengths = self.views(x, lengths, seeds, partner, partner_lengths)
+        return self.agree(torch.cat([first, second]), lengths, seeds, mask)
+
+    def views(self, wave, lengths, seeds, partner=None, partner_lengths=None):
+        """Two spectrograms (B, F, T) of each clip and the valid samples (B,) of both, None if all are."""
+        samples, out = round(self.view_seconds * self.encoder.config.sample_rate), []
+        for k in range(2):
+            if k == 0 or not self.frames:  # the second view of frames is of the same part
+                part, valid = views.crop(wave, lengths, samples, seeds, 50 + k)
+                spec = self.encoder.frontend(part, None if lengths is None else valid)
+            if k or not self.frames:
+                if partner is not None and self.mix:
+                    spec = self._mixed(spec, partner, partner_lengths, samples, seeds, k)
+                fill = 0.0 if self.canvas == "published" else spec.amin((1, 2), keepdim=True)
+                spec = views.resize_crop(spec, seeds, 54 + k, not self.frames, fill, *self.stretch)
+            out.append(spec)
+        return *out, None if lengths is None else valid
+
+    def _mixed(self, spec, partner, lengths, samples, seeds, k):
+        part, valid = views.crop(partner, lengths, samples, seeds, 52 + k)
+        other = self.encoder.frontend(part, None if lengths is None else valid)
+        frames = torch.arange(other.shape[2], device=other.device)
+        valid = frames < self.encoder.config.n_frames(valid)[:, None]
+        return views.log_mix(spec, other, self.mix * uniform(seeds, 1, 58 + k)[:, 0], valid)
+
+    def agree(self, spec, lengths=None, seeds=None, mask=None):
+        """spec (2 B, F, T), view 1 of all clips, then view 2; lengths (B,); mask (B, T', F') -> (loss, metrics)."""
+        lengths = None if lengths is None else lengths.repeat(2)
+        if self.frames:
+            mask = self._frame_mask(spec, lengths, seeds, mask)
+        student = self.encoder.tokens(spec, mask, lengths)
+        with torch.no_grad():
+            teacher = self.teacher["encoder"].tokens(spec, lengths=lengths)
+        where = mask.flatten(1) if self.frames else None
+        with torch.autocast(spec.device.type, enabled=False):
+            picked = [x.float()[where] if self.frames else x[:, 0].float() for x in (student, teacher)]
+            prediction = self.predictor(self.projector(picked[0]))  # (2 M, 256)
+            with torch.no_grad():
+                target = self.teacher["projector"](picked[1])
+            swapped = target.roll(len(target) // 2, 0)
+            loss = 2 - 2 * F.cosine_similarity(prediction, swapped).mean()
+            count = torch.tensor(len(target) // 2, device=spec.device)
+            tokens = student[:, self.encoder.config.specials:]
+            return loss, {"count": count, "loss": loss.detach(), "spread": spread(tokens),
+                          "std_student": deviation(prediction), "std_teacher": deviation(target)}
+
+    def _frame_mask(self, spec, lengths, seeds, mask):
+        columns = self.encoder.config.columns(spec.shape[2])
+        if mask is None:
+            mask = draw_mask(self.masking, self.hidden, self.encoder, seeds,
+                             None if lengths is None else lengths[:len(seeds)], **self.options)
+        return mask[:, :columns].repeat(2, 1, 1)
+
+    @property
+    def exported(self):
+        return self.teacher["encoder"]  # as published
+
+    def flops(self):
+        c = self.encoder.config
+        n = c.columns(round(self.view_seconds / c.hop)) * c.grid[1]
+        heads = sum(2 * p.numel() for part in (self.projector, self.predictor) for p in part.parameters() if p.ndim > 1)
+        each = n_of(self.hidden, n) if self.frames else 1
+        return 2 * (4 * (n / c.n_tokens * c.embed_flops() + c.block_flops(n + c.specials)) + 3.5 * each * heads)
+
+
+def head(dim, hidden, out):
+    """ATST's projector and predictor: linear, BatchNorm, ReLU, linear, no biases."""
+    return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+                         nn.Linear(hidden, out, bias=False))
+
+
+def deviation(x):
+    """Mean deviation over rows of L2-normalised vectors (M, D): 0 when collapsed, at most 1 / √D."""
+    return F.normalize(x.detach(), dim=1).std(0).mean()

@@ -1,0 +1,51 @@
+"""What the methods share: masks by name, tokens back in their places, errors over valid pixels, and a measure of collapse."""
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from masking import (block_mask, frame_mask, group_mask, hash64, patch_mask, patch_mask_upstream, span_mask,
+                     structured_mask)
+
+MASKS = {"patch": patch_mask, "frame": frame_mask, "upstream": patch_mask_upstream, "block": block_mask,
+         "group": group_mask, "span": span_mask, "structured": structured_mask}
+
+# the types of settings, from which pretrain.py makes flags
+Masking = Literal["patch", "frame", "upstream", "block", "group", "span", "structured"]
+CountOrShare, Count, Positive, Share, Pair = int | float, int, float, float, tuple[float, float]
+
+
+def draw_mask(kind, hidden, encoder, seeds, lengths=None, clones=1, **options):
+    """A mask for each clip, or `clones` of them in a row: bool (B · clones, T', F')."""
+    columns = encoder.valid_columns(lengths)
+    if clones > 1:
+        numbers = hash64(torch.arange(clones, device=seeds.device))
+        seeds = (seeds[:, None] ^ numbers).flatten()
+        columns = None if columns is None else columns.repeat_interleave(clones)
+    return MASKS[kind](seeds, encoder.config.grid, hidden, columns, **options)
+
+
+def scattered(x, shown, fill):
+    """Visible tokens x (B, V, D) back to their places: shown (B, N) bool -> (B, N, D), `fill` elsewhere."""
+    rank = (shown.cumsum(1) - 1).clamp(min=0)
+    return torch.where(shown[..., None], x.gather(1, rank[..., None].expand(-1, -1, x.shape[2])), fill.to(x.dtype))
+
+
+def spread(tokens):
+    """How far apart a batch's clips lie: tokens (B, N, D) -> the deviation over clips of their L2-normalised mean
+    tokens, times √D. 1: as scattered as can be; 0: collapsed to one point."""
+    mean = F.normalize(tokens.detach().float().mean(1), dim=1)  # (B, D)
+    return mean.std(0, correction=0).square().mean().sqrt() * mean.shape[1] ** 0.5
+
+
+def pixel_error(prediction, target, present=None):
+    """Mean square over the pixels that there are: (B, N, P) twice, present None or bool (F', P) -> (B, N)."""
+    if present is None:
+        return (prediction - target).square().mean(-1)
+    present = present.repeat(target.shape[1] // len(present), 1)  # (N, P)
+    return ((prediction - target).square() * present).sum(-1) / present.sum(-1)
+
+
+def n_of(hidden, total):
+    """How many tokens `hidden`, a count or a share, is."""
+    return hidden if isinstance(hidden, int) else round(hidden * total)
