@@ -15,7 +15,7 @@ from wren.tasks import augment
 from wren.training import engine
 import finetune
 from wren.training import heads
-from wren.recipes import finetuning as protocols
+from wren.recipes import finetuning
 from wren.probing import scoring
 from wren.training import supervised
 from wren.tasks import tasks
@@ -222,43 +222,41 @@ def test_losses_equal_their_definitions():
 
 @pytest.fixture
 def job(tiny, tmp_path):
-    """job(task, **settings) -> (Job, task) with a small encoder on the miniature demo."""
+    """job(task, **settings) -> Job with a small encoder on the miniature demo."""
     from model import save_encoder
     save_encoder(small(), tmp_path / "encoder.pt")
 
     def make(name="species", **changes):
         task = tasks.load_task(name, tiny)
-        args = finetune.parse_args(["--checkpoint", "x", "--batch-size", "16", "--epochs", "4", "--warmup", "0"])
-        settings = protocols.settings_for(args, LAPTOP, task)
-        vars(settings).update(changes)
-        stop = SimpleNamespace(received=None)
-        return supervised.Job(settings, str(tmp_path / "encoder.pt"), None, {}, task.labels, task.metric,
-                              task.window_seconds, task.hop_seconds, tmp_path / "trials", ONE, stop), task
+        chosen = dict(batch_size=16, warmup=0.0, **{} if "steps" in changes else {"epochs": 4}) | changes
+        machine = supervised.Machine(ONE, SimpleNamespace(received=None))
+        return supervised.Job(finetuning.settings_for(LAPTOP, task, chosen=chosen),
+                              supervised.Source(str(tmp_path / "encoder.pt")), task, tmp_path / "trials", machine)
     return make
 
 
 def test_a_few_clips_are_learned_by_heart(job):
-    one, task = job(mixup=0.0, roll=False, gain=0.0, time_mask=0.0, band_mask=0.0, smoothing=0.0, drop_path=0.0,
-                    steps=40, batch_size=8)
-    some = task.splits["train"]
-    few = replace(some, rows=some.rows.select(np.arange(8)), targets=some.targets[:8])
-    result = supervised.Trial(one, few, few, 0, 5e-3).run()
+    one = job(mixup=0.0, roll=False, gain=0.0, time_mask=0.0, band_mask=0.0, smoothing=0.0, drop_path=0.0, steps=40,
+              batch_size=8)
+    few = one.task.splits["train"].select(np.arange(8))
+    one = replace(one, task=replace(one.task, splits={"train": few, "valid": few}))
+    result = supervised.Trial(one, 0, 5e-3).run()
     assert result["value"] == 1.0
 
 
 @pytest.mark.parametrize("name", ["species", "detection"])
 def test_a_trial_killed_within_an_epoch_ends_as_if_it_had_not_been(job, name):
     def trial(folder, stop_at=None):
-        one, task = job(name, average=2)
-        one.folder = one.folder / folder
-        out = supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-3)
+        one = job(name, average=2)
+        one = replace(one, folder=one.folder / folder)
+        out = supervised.Trial(one, 0, 1e-3)
         if stop_at:
             out._start()
             train = out.trainer.train
 
             def stopping(batch, flags):
-                one.stop.received = "SIGTERM" if out.trainer.step + 1 == stop_at else None
-                return train(batch, flags=(one.stop.received is not None, flags[1]))
+                one.machine.stop.received = "SIGTERM" if out.trainer.step + 1 == stop_at else None
+                return train(batch, flags=(one.machine.stop.received is not None, flags[1]))
             out.trainer.train, out._start = stopping, lambda: None
         return out
     straight = trial("straight")
@@ -271,15 +269,15 @@ def test_a_trial_killed_within_an_epoch_ends_as_if_it_had_not_been(job, name):
 
 
 def test_a_finished_trial_is_not_trained_again(job, monkeypatch):
-    one, task = job(steps=1)
-    first = supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-3).run()
+    one = job(steps=1)
+    first = supervised.Trial(one, 0, 1e-3).run()
     monkeypatch.setattr(supervised, "build", None)
-    assert supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-3).run() == first
+    assert supervised.Trial(one, 0, 1e-3).run() == first
 
 
 def test_patience_ends_a_trial_that_gets_no_better(job):
-    one, task = job(patience=2, epochs=20)
-    result = supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-9).run()
+    one = job(patience=2, epochs=20)
+    result = supervised.Trial(one, 0, 1e-9).run()
     assert len(result["curve"]) == 3, "the first epoch, and two that are no better"
 
 
@@ -291,10 +289,10 @@ def test_the_mean_of_weights_is_the_mean():
 
 
 def test_rates_fall_from_the_head_to_the_embeddings(job):
-    one, _ = job(layer_decay=0.5, optimizer="adamw")
+    one = job(layer_decay=0.5, optimizer="adamw")
     objective = supervised.build(one, 0)
-    rates = {id(p): g["initial_lr"] for g in supervised.make_optimizer(objective, one.settings, 1.0).param_groups
-             for p in g["params"]}
+    optimizer = supervised.make_optimizer(objective, one.settings.optimisation, 1.0)
+    rates = {id(p): g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
     encoder = objective.encoder
     assert rates[id(objective.model.head.linear.weight)] == rates[id(encoder.norm.weight)] == 1.0
     assert [rates[id(b.mlp.fc1.weight)] for b in encoder.blocks] == [0.25, 0.5]
@@ -304,8 +302,8 @@ def test_rates_fall_from_the_head_to_the_embeddings(job):
 
 @pytest.mark.parametrize("trainable, changed", [("head", {"head"}), ("1", {"head", "blocks.1", "norm"})])
 def test_what_is_frozen_stays_as_it_was(job, trainable, changed):
-    one, task = job(trainable=trainable, steps=2)
-    trial = supervised.Trial(one, task.splits["train"], task.splits["valid"], 0, 1e-2)
+    one = job(trainable=trainable, steps=2)
+    trial = supervised.Trial(one, 0, 1e-2)
     before = {k: v.clone() for k, v in supervised.build(one, 0).state_dict().items()}
     trial.run()
     moved = {k for k, v in torch.load(trial.folder / "best.pt").items() if not torch.equal(v, before[k])}
@@ -314,11 +312,11 @@ def test_what_is_frozen_stays_as_it_was(job, trainable, changed):
 
 
 def test_a_frozen_batch_norm_keeps_its_statistics(job):
-    one, _ = job(trainable="head")
-    one.source, one.overrides = "dasheng-laptop", {"depth": 1}
+    one = job(trainable="head")
+    one = replace(one, source=supervised.Source("dasheng-laptop", changes={"depth": 1}))
     objective = supervised.build(one, 0).train()
     before = objective.encoder.input_norm.running_mean.clone()
-    objective(torch.randn(2, 16000), None, torch.tensor([0, 1]), torch.rand(2, len(one.labels)))
+    objective(torch.randn(2, 16000), None, torch.tensor([0, 1]), torch.rand(2, len(one.task.labels)))
     assert torch.equal(objective.encoder.input_norm.running_mean, before)
 
 
@@ -409,7 +407,7 @@ def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp
     assert heads.load(tmp_path / "out" / "bats" / "finetuned.pt").encoder.config.sample_rate == 250000
     text = capsys.readouterr().out
     assert f"{means['all'][0]:.3f}" in text and "GPM-BT 1.23M secondary" in text and "0.658" in text
-    assert "[–, –]" in text and "AUROC –" in text and " nan" not in text
+    assert "rfcx: no interval: it is drawn by recording" in text and "AUROC –" in text and " nan" not in text
 
 
 def test_low_trains_on_the_low_data_list(tmp_path, capsys):
@@ -443,7 +441,7 @@ def test_group_means_weigh_5_5_2_and_seeds_of_a_task_first():
 
 
 def test_published_averages_follow_from_their_groups():
-    for row in json.loads((ROOT / "published.json").read_text())["rows"]:
+    for row in json.loads((ROOT / "wren" / "probing" / "published.json").read_text())["rows"]:
         if None not in (row["classification"], row["detection"], row["auxiliary"]):
             weighted = 5 * row["classification"] + 5 * row["detection"] + 2 * row["auxiliary"]
             assert row["all"] == pytest.approx(weighted / 12, abs=0.0015), row
@@ -454,21 +452,28 @@ def test_the_gpm_bt_protocol_gives_its_numbers_of_tokens_and_its_masks(seconds, 
     config = replace(PRESETS["gpm-bt-patch"], pad="published")
     task = SimpleNamespace(name="t", kind="classification", window_seconds=None, clip_seconds=seconds,
                            sample_rate=44100)
-    s = protocols.settings_for(finetune.parse_args(["--protocol", "gpm-bt"]), config, task)
-    assert replace(config, **protocols.overrides(s, config, task)).n_tokens == tokens
+    settings = finetuning.settings_for(config, task, protocol="gpm-bt")
+    s, mask = settings.optimisation, settings.augmentation
+    assert replace(config, **finetuning.encoder_changes(settings.model, config, task)).n_tokens == tokens
     assert (s.lr, s.epochs, s.batch_size, s.optimizer) == ((1e-5, 5e-5, 1e-4, 5e-4), 25, 32, "adam")
-    assert s.band_mask == (48 if seconds < 5 else 24) / 128 and s.mixup == 0
+    assert mask.band_mask == (48 if seconds < 5 else 24) / 128 and mask.mixup == 0
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--task", "nowhere"], "neither a folder"), (["--loss", "ce", "--task", "detection"], "several labels"),
     (["--head", "frames"], "no onsets"), (["--head", "frames", "--task", "detection", "--roll"], "no onset"),
     (["--rate", "native"], "names no sample rate"), (["--trainable", "9"], "has 4 blocks"),
-    (["--trainable", "most"], "give all, head, or a number"),
+    (["--trainable", "most"], "is not all, head, or a number"),
     (["--patience", "2", "--average", "2"], "give one of them"),
     (["--checkpoint", "nothing.pt"], "no such checkpoint"), (["--lr", "0"], "is not a number above 0"),
     (["--checkpoint", "dasheng-laptop", "--pool", "cls"], "no special tokens"),
     (["--checkpoint", "eat-laptop", "--patch-stride", "8"], "can't be fitted"),
+    (["--steps", "3", "--epochs", "2"], "--steps and --epochs: give one"),
+    (["--alpha", "2", "--mixup", "0"], "nothing is mixed"),
+    (["--loss", "bce", "--smoothing", "0.1"], "only of --loss ce"),
+    (["--noise", "-1"], "is not a number of at least 0"),
+    (["--trainable", "head", "--layer-decay", "0.5"], "of blocks that are trained"),
+    (["--checkpoint", "animal2vec-laptop", "--band-mask", "0.2"], "a raw wave has no bands"),
     (["--patch-stride", "20"], "must be from 1 to the patch")])
 def test_a_users_mistake_is_one_line_and_nothing_is_written(tiny, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message) as error:
@@ -485,10 +490,48 @@ def test_other_settings_in_the_same_folder_are_refused_or_start_afresh(tiny, tmp
     assert json.loads((tmp_path / "species" / "config.json").read_text())["weight_decay"] == 0.5
 
 
+def test_corrected_labels_of_the_same_clips_are_another_task(tiny, tmp_path):
+    files = sorted((tiny / "species" / "audio").iterdir())[:6]
+    (tmp_path / "own").mkdir()
+    for labels in ("xyx", "xyy"):
+        for split in ("train", "valid", "test"):
+            rows = [f"{file},{label}" for file, label in zip(files, labels)]
+            (tmp_path / "own" / f"{split}.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+        arguments = [*FAST, "--task", str(tmp_path / "own"), "--steps", "1", "--out", str(tmp_path / "out")]
+        if labels == "xyx":
+            finetune.main(arguments)
+    with pytest.raises(UserError, match="was made with data"):
+        finetune.main(arguments)
+
+
+def test_low_data_lists_and_folds_are_not_mixed_up_silently(tiny, tmp_path):
+    files = sorted((tiny / "species" / "audio").iterdir())[:6]
+    (tmp_path / "own").mkdir()
+    text = "path,label,fold\n" + "\n".join(f"{file},{'xy'[i % 2]},{i // 2}" for i, file in enumerate(files)) + "\n"
+    for name in ("annotations.train.csv", "annotations.train-low.csv", "annotations.valid.csv", "annotations.test.csv"):
+        (tmp_path / "own" / name).write_text(text)
+    with pytest.raises(UserError, match="exclude each other"):
+        finetune.main([*FAST, "--task", str(tmp_path / "own"), "--fold", "all", "--low", "--out", str(tmp_path / "o")])
+
+
+@pytest.mark.parametrize("table", [*finetuning.RECIPES.values(), *finetuning.PROTOCOLS.values()])
+def test_recipes_and_protocols_name_only_settings_that_exist(table):
+    assert table.keys() <= finetuning.settings_for(LAPTOP, SimpleNamespace(
+        name="t", kind="classification", window_seconds=None, sample_rate=None)).flat().keys()
+
+
+def test_a_recipe_s_wishes_that_an_encoder_can_t_have_are_recorded_as_not_had():
+    task = SimpleNamespace(name="t", kind="detection", window_seconds=2, sample_rate=None)
+    flat = finetuning.settings_for(PRESETS["animal2vec-laptop"], task, recipe="eat").flat()
+    assert (flat["pool"], flat["band_mask"], flat["roll"], flat["smoothing"]) == ("mean", 0.0, False, 0.0)
+    flat = finetuning.settings_for(LAPTOP, task, chosen={"trainable": "head"}).flat()
+    assert (flat["layer_decay"], flat["drop_path"]) == (1.0, 0.0)
+
+
 def test_a_mistake_ends_the_program_with_code_2_and_help_needs_no_torch():
     command = [sys.executable, "finetune.py", "--trainable", "most"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("finetune.py: error: --trainable most")
+    assert done.returncode == 2 and done.stderr.startswith("finetune.py: error: argument --trainable: 'most' is not")
     assert done.stderr.count("\n") == 1 and done.stdout == ""
     code = "import sys; import finetune; finetune.parse_args([]); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -532,3 +575,36 @@ def test_thresholds_are_the_best_of_each_class_on_what_they_are_chosen_on():
     low, high = scoring.clip_thresholds(scores, truth)
     assert 0.3 < low <= 0.6 and 0.05 < high <= 0.15
     assert scoring.clip_thresholds(scores, truth & [True, False])[1] == 0.5
+
+
+def test_a_class_that_is_hardly_known_does_not_flood():
+    rng = np.random.default_rng(0)
+    truth = np.zeros((2000, 1), bool)
+    truth[::100] = True
+    scores = rng.uniform(0.02, 0.06, (2000, 1))  # knows nothing
+    threshold, = scoring.clip_thresholds(scores, truth)
+    assert (scores >= threshold).sum() <= 40, "twice what there is"
+    events = [Event("a", 2.0 * k, 2.0 * k + 1, "x") for k in range(20)]
+    start = np.arange(0, 1000, 0.5)
+    track = [("a", rng.uniform(0.5, 0.9, (2000, 1)), start, start + 0.5)]
+    threshold, = scoring.event_thresholds(track, ["x"], events)
+    assert threshold > 0.5 and len(scoring.detect(track, ["x"], threshold)) <= 40
+
+
+def test_of_thresholds_that_are_equally_good_the_middle_one_is_taken():
+    threshold, = scoring.clip_thresholds(np.array([[0.9], [0.1]]), np.array([[True], [False]]))
+    assert 0.4 <= threshold <= 0.6
+
+
+def test_a_model_barely_above_chance_is_doubted_at_the_end(capsys):
+    assert "0.107 where chance is 0.039: barely above chance" in scoring.doubt("mAP", 0.107, 0.039, events=True)
+    assert scoring.doubt("accuracy", 0.5, 0.1) == ""
+    row = {"task": "own", "group": None, "metric": "map", "seed": 0, "lr": 1e-3, "epoch": 3, "value": 0.1, "fold": None,
+           "ci95": [None, None], "recordings": 2, "chance": 0.04, "valid": 0.107, "valid_chance": 0.039, "n_test": 9,
+           "per_class": {}, "event_f1": 0.0, "onset_f1": 0.0, "collar_f1": 0.0, "onset_error_ms": None,
+           "offset_error_ms": None}
+    finetune.print_tables([row, row | {"task": "other", "valid": 0.5}], False)
+    text = capsys.readouterr().out
+    assert "own: validation mAP 0.107 where chance is 0.039: barely above chance; most events will be wrong" in text
+    assert "give --threshold to extract.py" in text and text.count("barely") == 1
+    assert "own: no interval: it is drawn by recording, and the test clips are of 2 recordings only" in text

@@ -70,6 +70,11 @@ def positive(text):
     return _checked(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
 
 
+def not_negative(text):
+    """An argparse type: a number of at least 0."""
+    return _checked(text, float, lambda v: 0 <= v < float("inf"), "a number of at least 0")
+
+
 def share(text):
     """An argparse type: a number from 0 to 1."""
     return _checked(text, float, lambda v: 0 <= v <= 1, "a number from 0 to 1")

@@ -20,7 +20,7 @@ from scipy import optimize, stats
 from wren.cli import UserError
 from wren.sound.manifest import BIO_DRAWS
 
-PUBLISHED = Path(__file__).parent / "published.json"
+PUBLISHED = Path(__file__).parents[1] / "probing" / "published.json"
 GROUPS = ("classification", "detection", "auxiliary")
 PROBES = ("finetune", "linear", "knn")  # which is shown when several are there and none is named
 BASELINES = ("untrained", "mel statistics")

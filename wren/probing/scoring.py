@@ -124,48 +124,86 @@ def shortest_event(events):
     return float(0.5 * np.percentile([event.end - event.start for event in events], 5)) if events else 0.0
 
 
-def detect(parts, labels, threshold, minimum=0.0):
+def detect(tracks, labels, threshold, minimum=0.0):
     """Events of all recordings, as `recordings` gives them, that last `minimum` seconds."""
-    return [event for path, scores, starts, ends in parts for event in metrics.decode_events(
+    return [event for path, scores, starts, ends in tracks for event in metrics.decode_events(
         scores, starts, ends, labels, threshold, minimum=minimum, gap=GAP, file=path)]
 
 
-def event_thresholds(parts, labels, events, minimum=0.0, iou=0.3):
-    """The threshold of each class with the best event F1 -> list of C; 0.5 for a class without events."""
-    best = {label: (0.0, 0.5) for label in labels}
-    for threshold in THRESHOLDS:
-        found = detect(parts, labels, threshold, minimum)
-        for label, row in metrics.match_events(found, events, iou)["per_class"].items():
-            best[label] = max(best[label], (row["f1"], float(threshold)), key=lambda pair: pair[0])
-    return [best[label][1] for label in labels]
+def event_thresholds(tracks, labels, events, minimum=0.0, iou=0.3):
+    """A threshold for each class, by its event F1 -> list of C; see `best_thresholds`."""
+    wanted = np.array([sum(event.label == label for event in events) for label in labels])
+    f1, found = np.zeros((2, len(THRESHOLDS), len(labels)))
+    for k, threshold in enumerate(THRESHOLDS):
+        each = metrics.match_events(detect(tracks, labels, threshold, minimum), events, iou)["per_class"]
+        for c, label in enumerate(labels):
+            if row := each.get(label):
+                f1[k, c], found[k, c] = row["f1"], row["tp"] + row["fp"]
+    return best_thresholds(f1, found, wanted)
 
 
 def clip_thresholds(scores, truth):
-    """The threshold of each class with the best F1 over clips -> list of C; 0.5 for a class without positives."""
-    def f1(on):
-        return 2 * (on & truth).sum(0) / np.maximum(on.sum(0) + truth.sum(0), 1)
-    f1 = np.stack([f1(scores >= threshold) for threshold in THRESHOLDS])  # (33, C)
-    return [float(THRESHOLDS[k]) if f > 0 else 0.5 for k, f in zip(f1.argmax(0), f1.max(0))]
+    """A threshold for each class, by its F1 over clips: scores, truth (n, C) -> list of C; see `best_thresholds`."""
+    found, right = np.zeros((2, len(THRESHOLDS), scores.shape[1]))
+    for k, threshold in enumerate(THRESHOLDS):
+        on = scores >= threshold
+        found[k], right[k] = on.sum(0), (on & truth).sum(0)
+    wanted = truth.sum(0)
+    return best_thresholds(2 * right / np.maximum(found + wanted, 1), found, wanted)
+
+
+def best_thresholds(f1, found, wanted):
+    """f1, found (33, C): F1 and how much is found at each of THRESHOLDS; wanted (C,): how much there is -> list of C.
+
+    The best F1 among the thresholds that find at most twice what there is, the middle one of equals: the F1 of a
+    class that is hardly known is best where everything is found, which would flood whoever reads it. A class of which
+    nothing is found so has 0.5, or more if 0.5 or what is above it would flood; one of which there is nothing has 0.5.
+    """
+    out = []
+    for score, count, there in zip(f1.T, found.T, wanted):
+        sober = count <= 2 * there
+        score = np.where(sober, score, 0.0)
+        if there and score.max() > 0:
+            equal = np.flatnonzero(score == score.max())
+            out.append(float(THRESHOLDS[equal[(len(equal) - 1) // 2]]))
+        else:
+            above = np.logical_and.accumulate(sober[::-1])[::-1]  # at low thresholds all may be one endless event
+            out.append(max(0.5, float(THRESHOLDS[above.argmax() if above.any() else -1])) if there else 0.5)
+    return out
 
 
 # -------------------------------------------------------------------------------------------------------- results
 
+def chance(task, split):
+    """What guessing scores: accuracy of a class at random, or mAP, which is the mean share of positives."""
+    return 1 / len(task.labels) if task.metric == "accuracy" else float(split.targets.mean())
+
+
+def doubt(metric, value, by_chance, events=False):
+    """A sentence about a model whose validation score is less than a tenth of the way from chance to 1, else ""."""
+    if value is None or value - by_chance >= 0.1 * (1 - by_chance):
+        return ""
+    return (f"validation {metric} {value:.3f} where chance is {by_chance:.3f}: barely above chance; "
+            + ("most events will be wrong; train longer, label more, or give --threshold to extract.py" if events else
+               "train longer or label more"))
+
+
 def clip_results(task, scores, split, seed, draws=1000):
     """What a result row says about scores (n, C): value, interval, chance, and the score of each class."""
-    targets = split.targets
+    targets, size = split.targets, {"n_test": len(split), "recordings": len(np.unique(split.groups))}
     if task.metric == "accuracy":
         predicted = scores.argmax(1)
         right = (predicted == targets).astype(float)
         counts = np.bincount(targets, minlength=len(task.labels))
         table = confusion_matrix(targets, predicted, labels=range(len(task.labels)))
         return {"value": float(right.mean()), "ci95": metrics.bootstrap(right, split.groups, draws, seed),
-                "chance": 1 / len(task.labels), "n_test": len(split),
+                "chance": chance(task, split), **size,
                 "per_class": {label: {"value": float(table[k, k] / n) if n else None, "n": int(n)}
                               for k, (label, n) in enumerate(zip(task.labels, counts))}, "confusion": table.tolist()}
     each = metrics.average_precision(scores, targets)
     interval = metrics.bootstrap_metric(metrics.mean_average_precision,
                                         scores, targets, split.groups, min(draws, 200), seed)
-    return {"value": float(each.mean()), "ci95": interval, "chance": float(targets.mean()), "n_test": len(split),
+    return {"value": float(each.mean()), "ci95": interval, "chance": chance(task, split), **size,
             "cmap": metrics.cmap(scores, targets),
             "cmap_ci95": metrics.bootstrap_metric(metrics.cmap, scores, targets, split.groups, min(draws, 200), seed),
             "auroc": metrics.auroc(scores, targets),
@@ -173,11 +211,11 @@ def clip_results(task, scores, split, seed, draws=1000):
                           for k, label in enumerate(task.labels)}}
 
 
-def event_results(parts, labels, thresholds, events, minimum=0.0, iou=0.3):
+def event_results(tracks, labels, thresholds, events, minimum=0.0, iou=0.3):
     """Event precision, recall and F1 at the thresholds, matched by IoU, by onsets within 0.2 s, and by onsets within
     20 ms and offsets within the larger of 20 ms and 20 % of the call (sed_eval's rule with a narrow collar); median
     absolute errors of onset and offset, ms, of what IoU matched."""
-    found = detect(parts, labels, np.array(thresholds), minimum)
+    found = detect(tracks, labels, np.array(thresholds), minimum)
     by_overlap = metrics.match_events(found, events, iou)
     by_onset = metrics.match_events(found, events, onset_collar=0.2)
     narrow = metrics.match_events(found, events, onset_collar=0.02, offset_collar=0.02, offset_share=0.2)

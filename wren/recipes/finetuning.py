@@ -1,48 +1,120 @@
 """How encoders are fine-tuned: recipes of each family, protocols of benchmarks, and the settings that follow.
 
-Plain values, no torch: `--help` answers at once.
+Plain values, no torch: `--help` answers at once. A setting made by `flag` is one of finetune.py's, with its help.
 """
-from dataclasses import replace
-from types import SimpleNamespace
+from argparse import ArgumentTypeError, BooleanOptionalAction
+from dataclasses import dataclass, field, fields, replace
 
+from wren import cli
 from wren.cli import UserError
 
-# Published values where there are any. Shares are of the steps (warmup), of the rate (floor), of clips (mixup), of
-# the window (masks) and of the grid's columns and rows (patch_drop); gain in dB.
-BASE = dict(optimizer="adamw", lr=(1e-4,), betas=(0.9, 0.999), weight_decay=0.05, schedule="cosine", warmup=0.1,
-            floor=0.0, clip=1.0, epochs=50, batch_size=32, layer_decay=0.75, drop_path=0.1, smoothing=0.1, mixup=0.0,
-            alpha=10.0, time_mask=0.2, band_mask=0.2, noise=0.0, roll=False, gain=0.0, patch_drop=0.0, pool="mean",
-            rate="model", patch_stride=None)
+
+def flag(default, help, **parse):
+    """A field that is also a flag of finetune.py; parse: what argparse is to know of it."""
+    return field(default=default, metadata=parse | {"help": help})
+
+
+def _trainable(text):
+    """An argparse type: what of the encoder is trained."""
+    if text not in ("all", "head") and not text.isdigit():
+        raise ArgumentTypeError(f"{text!r} is not all, head, or a number of blocks")
+    return text
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is made of an encoder."""
+    trainable: str = flag("all", "all, head, or a number: that many last blocks and the head", type=_trainable)
+    pool: str = flag("mean", "patch tokens, special tokens, or both", choices=("mean", "cls", "both"))
+    head: str | None = flag(None, "frames: scores of token columns too (default: detection). query: scores at any "
+                            "times, for onsets finer than a column", choices=("linear", "frames", "query"))
+    resolution: float | None = flag(None, "query: seconds from one score to the next (default: 0.01; extract.py can "
+                                    "ask at others)", type=cli.positive, metavar="S")
+    rate: str = flag("model", "resample to the encoder's rate, or let its mel grid follow the data set's, as GPM-BT "
+                     "does", choices=("model", "native"))
+    patch_stride: int | None = flag(None, "overlap (GPM-BT: 10 of 16 frames, or 1 of 2)", type=cli.positive_int)
+    drop_path: float = flag(0.1, "share of clips that skip the last block", type=cli.share)
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Loss, optimiser, schedule, and which epoch is taken. warmup is a share of the steps, floor of the rate."""
+    loss: str | None = flag(None, "default: ce where classes exclude each other, focal with --head query, else bce",
+                            choices=("ce", "bce", "focal"))
+    smoothing: float = flag(0.1, "of labels, with ce", type=cli.share)
+    lr: tuple = flag((1e-4,), "peak rates; the best on validation is tested", type=cli.positive, nargs="+")
+    optimizer: str = flag("adamw", "sgd: with momentum 0.9", choices=("adamw", "adam", "sgd"))
+    epochs: int = flag(50, "passes over the training split", type=cli.positive_int)
+    steps: int | None = flag(None, "instead of --epochs: optimiser steps", type=cli.positive_int)
+    batch_size: int = flag(32, "clips a step, over all processes", type=cli.positive_int)
+    weight_decay: float = flag(0.05, "of weight matrices", type=cli.not_negative)
+    layer_decay: float = flag(0.75, "rate of a block as a share of that of the next", type=cli.share)
+    warmup: float = flag(0.1, "share of the steps", type=cli.share)
+    patience: int | None = flag(None, "stop after so many epochs without a better validation", type=cli.positive_int)
+    average: int | None = flag(None, "also judge the mean of the last epochs' weights", type=cli.positive_int)
+    betas: tuple = (0.9, 0.999)
+    schedule: str = "cosine"
+    floor: float = 0.0
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Of the training split, alone. mask_spectrogram's masks are shares of the window, drop_patches's of the grid."""
+    balanced: bool = flag(False, "draw all classes alike", action="store_true")
+    mixup: float = flag(0.0, "share of clips mixed with another, labels in the same proportion", type=cli.share)
+    alpha: float = flag(10.0, "the proportion is drawn from Beta(alpha, alpha)", type=cli.positive)
+    time_mask: float = flag(0.2, "longest masked share of the window", type=cli.share)
+    band_mask: float = flag(0.2, "widest masked share of the mel bands", type=cli.share)
+    noise: float = flag(0.0, "highest level added to the normalised spectrogram (SSAST: 0.1)", type=cli.not_negative)
+    roll: bool = flag(False, "turn clips around a circle", action=BooleanOptionalAction)
+    gain: float = flag(0.0, "level drawn from -GAIN to GAIN, dB", type=cli.not_negative)
+    patch_drop: float = flag(0.0, "share of patch columns and of rows left out", type=cli.share)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a trial depends on beside its encoder, its data, its rate and its seed."""
+    model: Model
+    optimisation: Optimisation
+    augmentation: Augmentation
+
+    def flat(self):
+        """{name: value} of all of them; no name is there twice."""
+        return vars(self.model) | vars(self.optimisation) | vars(self.augmentation)
+
+
+# What differs from the defaults above. Published values where there are any.
 RECIPES = {
     # ours, for encoders of a few layers and minutes on a laptop
-    "laptop": BASE | dict(lr=(1e-3,), epochs=30, warmup=0.1, layer_decay=0.9, mixup=0.3, roll=True, gain=6.0),
+    "laptop": dict(lr=(1e-3,), epochs=30, layer_decay=0.9, mixup=0.3, roll=True, gain=6.0),
     # ESC-50: Gong et al. 2022 and released code, whose rate falls by 0.85 an epoch instead of along a cosine
-    "ssast": BASE | dict(optimizer="adam", lr=(1e-4,), betas=(0.95, 0.999), weight_decay=5e-7, warmup=0.0, clip=0.0,
-                         batch_size=48, layer_decay=1.0, drop_path=0.0, smoothing=0.0, time_mask=96 / 512,
-                         band_mask=24 / 128, noise=0.1),
+    "ssast": dict(optimizer="adam", betas=(0.95, 0.999), weight_decay=5e-7, warmup=0.0, clip=0.0, batch_size=48,
+                  layer_decay=1.0, drop_path=0.0, smoothing=0.0, time_mask=96 / 512, band_mask=24 / 128, noise=0.1),
     # AudioSet-20K: Huang et al. 2022 and released code; base rate 1e-3 · batch / 256
-    "audiomae": BASE | dict(lr=(1.25e-4,), betas=(0.9, 0.95), weight_decay=5e-4, warmup=4 / 60, epochs=60, clip=0.0,
-                            mixup=0.5, time_mask=192 / 1024, band_mask=48 / 128, patch_drop=0.2, smoothing=0.0),
+    "audiomae": dict(lr=(1.25e-4,), betas=(0.9, 0.95), weight_decay=5e-4, warmup=4 / 60, epochs=60, clip=0.0,
+                     mixup=0.5, time_mask=192 / 1024, band_mask=48 / 128, patch_drop=0.2, smoothing=0.0),
     # ESC-50: Chen et al. 2024 and released code, 4000 steps; there embeddings and norms are not slowed down
-    "eat": BASE | dict(lr=(5e-5,), betas=(0.9, 0.95), floor=0.02, clip=4.0, batch_size=48, epochs=120,
-                       layer_decay=0.65, time_mask=0.4, band_mask=0.4, roll=True, gain=6.0, pool="cls"),
+    "eat": dict(lr=(5e-5,), betas=(0.9, 0.95), floor=0.02, clip=4.0, batch_size=48, epochs=120, layer_decay=0.65,
+                time_mask=0.4, band_mask=0.4, roll=True, gain=6.0, pool="cls"),
     # Speech Commands: Li et al. 2023 and released code; base rate 0.5 · batch / 256
-    "atst": BASE | dict(optimizer="sgd", lr=(0.0625,), weight_decay=0.0, clip=3.0, smoothing=0.0, mixup=0.5,
-                        alpha=0.5, time_mask=0.0, band_mask=0.0, pool="both"),
-    "atst-frame": BASE | dict(optimizer="sgd", lr=(0.125,), weight_decay=0.0, clip=3.0, smoothing=0.0, mixup=0.5,
-                              alpha=0.5, time_mask=0.0, band_mask=0.0),
+    "atst": dict(optimizer="sgd", lr=(0.0625,), weight_decay=0.0, clip=3.0, smoothing=0.0, mixup=0.5, alpha=0.5,
+                 time_mask=0.0, band_mask=0.0, pool="both"),
+    "atst-frame": dict(optimizer="sgd", lr=(0.125,), weight_decay=0.0, clip=3.0, smoothing=0.0, mixup=0.5, alpha=0.5,
+                       time_mask=0.0, band_mask=0.0),
     # MeerKAT: Schäfer-Zimmermann et al. 2024 and released code; there the encoder rests for the first third
-    "animal2vec": BASE | dict(lr=(3e-5,), betas=(0.9, 0.98), weight_decay=0.01, layer_decay=1.0, smoothing=0.0,
-                              mixup=1.0, loss="focal"),
-    "dasheng": BASE,  # nothing published but frozen probes
+    "animal2vec": dict(lr=(3e-5,), betas=(0.9, 0.98), weight_decay=0.01, layer_decay=1.0, smoothing=0.0, mixup=1.0,
+                       loss="focal"),
+    "dasheng": {},  # nothing published but frozen probes
 }
 # What a benchmark fixes, on top of the recipe. GPM-BT: its released code; masks and mixing by `gpm_bt_augmentation`.
 _PLAIN = dict(optimizer="adam", betas=(0.9, 0.999), weight_decay=0.0, schedule="constant", warmup=0.0, clip=0.0,
               batch_size=32, layer_decay=1.0, drop_path=0.0, smoothing=0.0, mixup=0.0, alpha=10.0, time_mask=0.0,
               band_mask=0.0, noise=0.0, roll=False, gain=0.0, patch_drop=0.0, head="linear", loss=None)
 PROTOCOLS = {"beans": _PLAIN | dict(epochs=50, lr=(1e-5, 5e-5, 1e-4), rate="model"),
-             "gpm-bt": _PLAIN | dict(epochs=25, lr=(1e-5, 5e-5, 1e-4, 5e-4), rate="native", noise=0.1, pool="mean",
-                                     patch_stride=10)}
+             "gpm-bt": _PLAIN | dict(epochs=25, lr=(1e-5, 5e-5, 1e-4, 5e-4), rate="native", noise=0.1,
+                                     pool="mean", patch_stride=10)}
+PARTS = (Model, Optimisation, Augmentation)
 
 
 def gpm_bt_augmentation(seconds, kind):
@@ -54,69 +126,100 @@ def gpm_bt_augmentation(seconds, kind):
                 mixup=0.6 if kind == "detection" else 0.0)
 
 
-def settings_for(args, config, task):
-    """Recipe, then protocol, then flags -> namespace of everything that training depends on."""
-    families = sorted(RECIPES, key=len, reverse=True)  # atst-frame before atst
-    auto = "laptop" if "laptop" in config.name else next((f for f in families if config.name.startswith(f)), "ssast")
-    s = {"loss": None, "head": None} | RECIPES[auto if args.recipe == "auto" else args.recipe]
-    s |= PROTOCOLS.get(args.protocol, {})
-    if args.protocol == "gpm-bt":
-        s |= gpm_bt_augmentation(task.window_seconds or task.clip_seconds, task.kind)
-        s["rate"] = "native" if task.sample_rate else "model"
-    s |= {k: v for k in s if (v := getattr(args, k, None)) is not None}
-    s |= {k: getattr(args, k) for k in ("steps", "patience", "average", "trainable", "balanced")}
-    s = SimpleNamespace(**s)
-    s.head = s.head or ("frames" if task.kind == "detection" else "linear")
-    s.loss = s.loss or ("ce" if task.kind == "classification" else "focal" if s.head == "query" else "bce")
-    s.resolution = args.resolution or (0.01 if s.head == "query" else None)
-    if s.patch_stride and args.patch_stride is None:
-        s.patch_stride = 1 if config.patch[0] == config.n_mels else min(s.patch_stride, *config.patch)
-    if s.head != "linear":
-        s.roll = False if args.roll is None else s.roll  # a call that wraps around has no onset
-        s.patch_drop = 0.0 if args.patch_drop is None else s.patch_drop
-    if args.pool is None and not config.specials:
-        s.pool = "mean"
-    check_settings(s, config, task)
-    return s
+def settings_for(config, task, recipe="auto", protocol=None, chosen=None):
+    """Recipe, then protocol, then `chosen` ({name: value}, the flags that were given) -> Settings that fit an encoder
+    of this config and the task. UserError: what was chosen doesn't fit."""
+    chosen = chosen or {}
+    if recipe == "auto":
+        families = sorted(RECIPES, key=len, reverse=True)  # atst-frame before atst
+        recipe = "laptop" if "laptop" in config.name else next(
+            (name for name in families if config.name.startswith(name)), "ssast")
+    values = {f.name: f.default for part in PARTS for f in fields(part)} | RECIPES[recipe] | PROTOCOLS.get(protocol, {})
+    if protocol == "gpm-bt":
+        values |= gpm_bt_augmentation(task.window_seconds or task.clip_seconds, task.kind)
+        values["rate"] = "native" if task.sample_rate and config.rate != "any" else "model"
+    values |= chosen
+    values["head"] = values["head"] or ("frames" if task.kind == "detection" else "linear")
+    values["loss"] = values["loss"] or ("ce" if task.kind == "classification" else
+                                        "focal" if values["head"] == "query" else "bce")
+    values |= {k: v for k, v in _without_effect(values, config).items() if k not in chosen}
+    settings = Settings(*(part(**{f.name: values[f.name] for f in fields(part)}) for part in PARTS))
+    _check(settings, chosen, config, task)
+    return settings
 
 
-def check_settings(s, config, task):
+def _without_effect(values, config):
+    """What a recipe or protocol can't ask of this encoder, head and loss, at the value that does nothing."""
+    out = {}
+    if values["head"] == "query":
+        out["resolution"] = 0.01
+    if values["head"] != "linear":  # a call that wraps around has no onset, a frame without patches no score
+        out |= dict(roll=False, patch_drop=0.0)
+    if values["patch_stride"]:
+        out["patch_stride"] = 1 if config.patch[0] == config.n_mels else min(values["patch_stride"], *config.patch)
+    if not config.specials:
+        out["pool"] = "mean"
+    if config.frontend == "wave":
+        out["band_mask"] = 0.0
+    if values["loss"] != "ce":
+        out["smoothing"] = 0.0
+    if values["trainable"] == "head":
+        out |= dict(drop_path=0.0, layer_decay=1.0)
+    return out
+
+
+def _check(settings, chosen, config, task):
     """Refuse what does not fit together, before anything is trained."""
+    model, loss, mask = settings.model, settings.optimisation, settings.augmentation
+    head, frames = model.head, model.head != "linear"
     for wrong, complaint in (
-        (s.loss == "ce" and task.kind != "classification", f"--loss ce: several labels of {task.name} may be true at "
-                                                           "once; use bce or focal"),
-        (s.head != "linear" and task.kind != "detection", f"--head {s.head}: {task.name} has no onsets and offsets; it "
-                                                          "needs annotated recordings"),
-        (s.head != "linear" and s.roll, "--roll with frames: a call that wraps around has no onset; use --no-roll"),
-        (s.head != "linear" and s.patch_drop, "--patch-drop leaves frames without tokens; use --head linear"),
-        (s.resolution and s.head != "query", f"--resolution: --head {s.head} has a score a token column; only --head "
-                                             "query can be asked at other times"),
-        (s.head == "query" and not 0.001 <= s.resolution <= (task.window_seconds or 1),
-         f"--resolution {s.resolution}: give seconds, from 0.001 to the window's length"),
-        (s.patch_drop and config.streams, "--patch-drop: this encoder also hears streams, which may be missing"),
-        (s.head == "frames" and config.rate == "any" and config.frontend == "wave",
+        (loss.loss == "ce" and task.kind != "classification", f"--loss ce: several labels of {task.name} may be true "
+                                                              "at once; use bce or focal"),
+        (loss.smoothing and loss.loss != "ce", f"--smoothing: only of --loss ce, not of {loss.loss}"),
+        (loss.patience and loss.average, "--patience and --average: the last epochs are not known before the end; "
+                                         "give one of them"),
+        ({"steps", "epochs"} <= chosen.keys(), "--steps and --epochs: give one of them"),
+        ("alpha" in chosen and not mask.mixup, "--alpha: nothing is mixed; give --mixup too"),
+        (frames and task.kind != "detection", f"--head {head}: {task.name} has no onsets and offsets; it needs "
+                                              "annotated recordings"),
+        (frames and mask.roll, "--roll with frames: a call that wraps around has no onset; use --no-roll"),
+        (frames and mask.patch_drop, "--patch-drop leaves frames without tokens; use --head linear"),
+        (model.resolution and head != "query", f"--resolution: --head {head} has a score a token column; only --head "
+                                               "query can be asked at other times"),
+        (head == "query" and not 0.001 <= model.resolution <= (task.window_seconds or 1),
+         f"--resolution {model.resolution}: give seconds, from 0.001 to the window's length"),
+        (head == "frames" and config.rate == "any" and config.frontend == "wave",
          "--head frames: a raw wave of any rate has frames as often as its rate says; use --head query"),
-        (s.patch_drop and config.features == "ffn", "--patch-drop: this encoder's features are of all its tokens"),
-        (s.pool != "mean" and not config.specials, f"--pool {s.pool}: this encoder has no special tokens; use mean"),
-        (s.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use model"),
-        (s.rate == "native" and config.frontend == "wave", "--rate native: a raw-wave encoder hears at its own rate"),
-        (s.trainable.isdigit() and not 0 < int(s.trainable) <= config.depth,
-         f"--trainable {s.trainable}: this encoder has {config.depth} blocks"),
-        (s.patch_stride and config.positions not in ("learned", "fixed", "factorised"),
+        (mask.patch_drop and config.streams, "--patch-drop: this encoder also hears streams, which may be missing"),
+        (mask.patch_drop and config.features == "ffn", "--patch-drop: this encoder's features are of all its tokens"),
+        (mask.band_mask and config.frontend == "wave", "--band-mask: a raw wave has no bands; use --time-mask"),
+        (model.pool != "mean" and not config.specials, f"--pool {model.pool}: this encoder has no special tokens; use "
+                                                       "mean"),
+        (model.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use "
+                                                          "model"),
+        (model.rate == "native" and config.frontend == "wave", "--rate native: a raw-wave encoder hears at its own "
+                                                               "rate"),
+        (model.rate == "native" and config.rate == "any", "--rate native: this encoder takes each recording at its "
+                                                          "own rate already; use model"),
+        (model.trainable.isdigit() and not 0 < int(model.trainable) <= config.depth,
+         f"--trainable {model.trainable}: this encoder has {config.depth} blocks"),
+        (model.trainable == "head" and (model.drop_path or loss.layer_decay != 1),
+         "--trainable head: --drop-path and --layer-decay are of blocks that are trained; leave them out"),
+        (model.patch_stride and config.positions not in ("learned", "fixed", "factorised"),
          f"--patch-stride: positions of kind {config.positions} can't be fitted to overlapping patches"),
     ):
         if wrong:
             raise UserError(complaint)
 
 
-def overrides(s, config, task):
-    """Changes of the encoder's config: pooling, drop path, overlap, the data set's rate and length."""
-    out = {"pool": {"cls": "specials"}.get(s.pool, s.pool), "drop_path": s.drop_path}
-    if s.rate == "native":
+def encoder_changes(model, config, task):
+    """What a `Model` changes of the encoder's config: pooling, drop path, overlap, the data set's rate and length."""
+    out = {"pool": {"cls": "specials"}.get(model.pool, model.pool), "drop_path": model.drop_path}
+    if model.rate == "native":
         out["sample_rate"] = task.sample_rate
-    if s.patch_stride:
+    if model.patch_stride:
         height, width = config.patch
-        out["stride"] = (height if height == config.n_mels else s.patch_stride, s.patch_stride)
+        out["stride"] = (height if height == config.n_mels else model.patch_stride, model.patch_stride)
     seconds = task.window_seconds or task.clip_seconds
     if config.attends_padding and seconds:  # the published codes pad to the data set's length, not to the training's
         out["frames"] = max(config.patch[1], min(config.frames, round(seconds / config.hop)))
