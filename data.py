@@ -6,7 +6,7 @@
     python data.py check data/pretrain.csv --task FOLDER      unusable, silent, clipped or duplicated audio, overlap
     python data.py demo                                       the synthetic demo corpus
 
-Manifests themselves are in manifest.py, decoding in audio.py, shards in shards.py, labelled data in tasks.py, the
+Manifests themselves are in manifest.py, decoding in audio.py, shards in shards.py, labelled data in wren/tasks, the
 commands' work in corpus.py.
 """
 import os
@@ -122,7 +122,7 @@ def run(args):
         kind.make(args.out or folder, args.seed, args.jobs, scale=args.scale)
         return
     from wren.sound import corpus
-    from wren.tasks.tasks import load_task, task_names
+    from wren.tasks import load_task, task_names
     if args.command == "index":
         print(corpus.index(args.folders, args.out, args.segment, args.min_seconds, args.domain, args.source))
     elif args.command == "subset":

@@ -86,7 +86,7 @@ def main(argv=None):
 
     from wren.sound import demo
     from wren.probing import report
-    from wren.tasks.tasks import load_task, task_names
+    from wren.tasks import load_task, task_names
     if args.data == DEMO and (args.task is None or not all(Path(t).is_dir() for t in args.task)):
         demo.ensure(DEMO)
     tasks = [load_task(name, root=args.data, low=args.low)

@@ -6,7 +6,7 @@
     torchrun --nproc_per_node=8 finetune.py --checkpoint GPM-BT.pth --format gpm-bt --data ROOT --task beans \\
              --protocol gpm-bt                                     all of BEANS that is there, the paper's settings
 
-A task is one of BEANS's twelve, or a folder (see tasks.py). Every rate is trained on the training split and judged on
+A task is one of BEANS's twelve, or a folder (see wren/tasks/load.py). Every rate is trained on the training split and judged on
 the validation split; the best epoch of the best rate is tested. The same command again goes on where it stopped.
 Results, curves and finetuned.pt are in runs/NAME/finetune/TASK.
 """
@@ -300,7 +300,7 @@ def print_beans(rows):
 def open_tasks(args, procs):
     """[(task, fold or None)] of what --task names. One process makes the demo if need be; the others wait."""
     from wren.sound import demo
-    from wren.tasks.tasks import load_task, task_names
+    from wren.tasks import load_task, task_names
     if args.data == DEMO and procs.main and not all(Path(name).is_dir() for name in args.task):
         demo.ensure(DEMO)
     procs.barrier()

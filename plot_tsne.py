@@ -79,7 +79,7 @@ def open_clips(args):
 
     from wren.sound import demo
     from wren.sound.manifest import open_manifest
-    from wren.tasks.tasks import Split, load_task
+    from wren.tasks import Split, load_task
     if Path(args.task).is_file():
         rows = open_manifest(args.task)
         name, table, split = Path(args.task).stem, Path(args.task), Split(rows, None, None)

@@ -320,7 +320,7 @@ def train(args, trainer, loader, valid, log, stop, out):
 
 
 def probe_task(args):
-    from wren.tasks.tasks import load_task
+    from wren.tasks import load_task
     return load_task(args.probe_task or "species", root=None if args.probe_task else DEMO)
 
 
@@ -349,7 +349,7 @@ def species_knn(path, device):
     """One line: kNN accuracy on the demo's species, of this encoder and of the same one untrained."""
     import torch
 
-    from wren.tasks.tasks import load_task
+    from wren.tasks import load_task
     from wren.probing.metrics import accuracy
     from model import Encoder, load_encoder
     from wren.probing.probes import knn, vectors

@@ -12,7 +12,7 @@ from test_manifest import fails, recordings, table
 from wren.sound import activity
 from wren.sound import loading
 from wren.sound.manifest import open_manifest, subset
-from wren.tasks.tasks import load_task
+from wren.tasks import load_task
 import data
 from wren.sound import manifest
 

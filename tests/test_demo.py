@@ -15,7 +15,7 @@ from wren import cli
 import data
 from wren.sound import demo
 from wren.sound import demo_rates
-from wren.tasks.tasks import load_task
+from wren.tasks import load_task
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from wren.probing import scoring
 from wren.cli import UserError
 from model import Encoder, save_encoder
 from wren.recipes import PRESETS
-from wren.tasks.tasks import load_task
+from wren.tasks import load_task
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from wren.training import heads
 from wren.recipes import finetuning
 from wren.probing import scoring
 from wren.training import supervised
-from wren.tasks import tasks
+from wren.tasks import Split, load_task
 from wren.tasks.annotations import Event
+from wren.tasks.beans import BEANS
 from wren.cli import UserError
 from model import Encoder, load_encoder
 from wren.recipes import PRESETS
@@ -130,7 +131,7 @@ def test_structured_drop_leaves_out_whole_columns_and_rows_of_the_valid_grid():
 
 
 def test_the_front_end_runs_once_a_window_and_not_on_the_whole_recording(tiny):
-    task = tasks.load_task("detection", tiny)
+    task = load_task("detection", tiny)
     encoder, seen = small(), []
     encoder.fbank.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     model = heads.FineTuned(encoder, task.labels, "sigmoid", "frames")
@@ -227,7 +228,7 @@ def job(tiny, tmp_path):
     save_encoder(small(), tmp_path / "encoder.pt")
 
     def make(name="species", **changes):
-        task = tasks.load_task(name, tiny)
+        task = load_task(name, tiny)
         chosen = dict(batch_size=16, warmup=0.0, **{} if "steps" in changes else {"epochs": 4}) | changes
         machine = supervised.Machine(ONE, SimpleNamespace(received=None))
         return supervised.Job(finetuning.settings_for(LAPTOP, task, chosen=chosen),
@@ -336,12 +337,12 @@ class Sealed:
 
 
 def test_rates_are_chosen_on_validation_and_test_is_read_only_then(tiny, tmp_path, monkeypatch):
-    sealed = tasks.load_task("species", tiny)
+    sealed = load_task("species", tiny)
     sealed.splits["test"] = Sealed(sealed.splits["test"])
     arguments = [*FAST, "--data", str(tiny), "--lr", "1e-9", "1e-3", "--epochs", "3", "--batch-size", "14", "--out",
                  str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "load_task", lambda *a, **k: sealed)
+        patch.setattr("wren.tasks.load_task", lambda *a, **k: sealed)
         with pytest.raises(PermissionError):
             finetune.main(arguments)
     curves = [json.loads((tmp_path / "species" / name / "trial.json").read_text())
@@ -396,7 +397,7 @@ def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp
     finetune.main([*FAST, "--data", str(tmp_path), "--task", "beans", "--protocol", "gpm-bt", "--steps", "1", "--lr",
                    "1e-3", "--batch-size", "4", "--out", str(tmp_path / "out")])
     rows = read_json(tmp_path / "out" / "results.json")["results"]
-    assert [row["task"] for row in rows] == list(tasks.BEANS)
+    assert [row["task"] for row in rows] == list(BEANS)
     silent = next(row for row in rows if row["task"] == "rfcx")
     assert (silent["ci95"], silent["cmap"], silent["auroc"]) == ([None, None], None, None)
     means = scoring.group_means(rows)
@@ -542,7 +543,7 @@ def test_a_mistake_ends_the_program_with_code_2_and_help_needs_no_torch():
 def detection_split():
     """Two recordings of 3 s in windows of 2 s every second, two calls."""
     rows = SimpleNamespace(start=np.array([0, 100, 0, 100]), frames=np.full(4, 200), sample_rate=np.full(4, 100))
-    split = tasks.Split(rows, np.zeros((4, 2), bool), np.array([0, 0, 1, 1]))
+    split = Split(rows, np.zeros((4, 2), bool), np.array([0, 0, 1, 1]))
     split.files, split.file_index = [("a", 3.0, 100), ("b", 3.0, 100)], np.array([0, 0, 1, 1])
     split.events = [Event("a", 0.54, 1.31, "x"), Event("b", 2.42, 2.47, "y")]
     return split

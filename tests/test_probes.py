@@ -17,7 +17,7 @@ from wren.cli import UserError
 from wren.probing.embeddings import Embeddings, MelStatistics, describe, embed_split, vectors
 from model import Encoder
 from wren.recipes import PRESETS
-from wren.tasks.tasks import load_task
+from wren.tasks import load_task
 
 ROOT = Path(__file__).parent.parent
 LAPTOP = {"ssast": "ssast-laptop-patch", "atst": "atst-laptop", "animal2vec": "animal2vec-laptop"}

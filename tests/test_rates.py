@@ -294,7 +294,7 @@ def test_micro_batches_change_nothing_at_any_rate(corpus):
 
 def test_evaluation_of_mixed_rates_gives_what_each_clip_alone_gives(trained, corpus):
     from wren.probing.probes import vectors
-    from wren.tasks.tasks import load_task
+    from wren.tasks import load_task
     encoder, split = load_encoder(trained), load_task(corpus / "task").splits["train"]
     together, = vectors([encoder], split, batch_size=12)
     for i in (0, 1, 2):
@@ -468,7 +468,7 @@ def test_a_stream_is_left_out_of_a_share_of_the_clips_by_their_seed(collars):
 
 def test_streams_of_mixed_clips_are_mixed_as_their_sound_and_labels_are(collars):
     from wren.tasks.augment import LabelledLoader
-    from wren.tasks.tasks import load_task
+    from wren.tasks import load_task
     split = load_task(collars / "collars").splits["train"]
     wanted = dict(any_rate=True, streams=[("motion", 3, 50.0)], steps=2)
     plain, mixed = ([part for batch in LabelledLoader(split, 48000, 2, 12, 0, mixup=share, **wanted)

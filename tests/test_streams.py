@@ -9,7 +9,7 @@ from wren.sound.manifest import open_manifest
 from wren.sound import manifest
 from wren.sound import streams
 from wren.sound.audio import BadAudio
-from wren.tasks.tasks import load_task
+from wren.tasks import load_task
 
 
 def write(path, time, *channels):

@@ -12,7 +12,8 @@ from test_manifest import fails, recordings, table
 import data
 from wren.tasks.annotations import Event, read_annotations, write_annotations
 from wren.tasks.beans import BEANS
-from wren.tasks.tasks import count_windows, label_windows, load_task, task_names
+from wren.tasks.windows import count_windows, label_windows
+from wren.tasks import load_task, task_names
 
 COUNTS = {"train": 12, "valid": 6, "test": 6}
 SPLITS = ("train", "valid", "test")

@@ -133,7 +133,7 @@ def lively_clip(args, seconds):
     from wren.sound import audio
     from wren.sound import demo
     from wren.sound.activity import activity
-    from wren.tasks.tasks import load_task
+    from wren.tasks import load_task
     if args.data == "data/demo":
         demo.ensure(args.data)
     rows = load_task(args.task, root=args.data).splits[args.split].rows

@@ -1,0 +1,174 @@
+"""Tasks of labelled clips: lists in every layout, several labels, folds."""
+import csv
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from wren.cli import UserError
+from wren.sound.manifest import Manifest, build, join, open_manifest, warn
+from wren.tasks.lists import column
+from wren.tasks.task import Split, Task
+
+
+@dataclass
+class ClipList:
+    """One list of clips: rows whose label is the field's text, and the columns fold and recording if it has them."""
+    path: Path
+    rows: Manifest
+    fold: np.ndarray | None = None  # str (n,)
+    recording: np.ndarray | None = None  # str (n,)
+
+    def select(self, rows):
+        return ClipList(self.path, self.rows.select(rows), *(
+            None if column is None else column[rows] for column in (self.fold, self.recording)))
+
+    def texts(self):
+        """The distinct label fields."""
+        return [self.rows.labels[c] for c in np.unique(self.rows.label)]
+
+
+def clip_task(source, lists, fold):
+    """A task whose items are clips with labels."""
+    settings = source.settings
+    parts = {split: _open_clips(path) for split, path in lists.items()}
+    for part in parts.values():
+        source.place(part.rows, part.path)
+    folds = _folds(parts)
+    if fold is not None or "all" in parts:
+        parts = _by_fold(source.name, parts, folds, fold)
+    multi = not settings and any(";" in text for part in parts.values() for text in part.texts())
+    seen = {split: {label for text in part.texts() for label in _labels_of(text, multi)}
+            for split, part in parts.items()}
+    labels = source.classes(seen)
+    if len(labels) < 2 and not multi:
+        raise UserError(f"task {source.name} has the single class {labels[0]!r}: there is nothing to tell apart")
+    seconds = settings.seconds if settings else None
+    splits = {split: Split(part.rows, _targets(source, part, labels, multi),
+                           source.groups(part.rows, part.recording), clip_seconds=seconds)
+              for split, part in parts.items()}
+    return Task(source.name, "multilabel" if multi else "classification", "map" if multi else "accuracy",
+                settings.group if settings else None, labels, splits, settings.sample_rate if settings else None,
+                seconds, folds=folds)
+
+
+def _labels_of(text, multi):
+    """The labels in a field."""
+    return [part.strip() for part in text.split(";") if part.strip()] if multi else [text]
+
+
+def _targets(source, part, labels, multi):
+    """int32 (n,) or, for several labels, bool (n, C). The rows' own codes are brought to the task's labels."""
+    rows, code = part.rows, source.coder(labels, part.path)
+    used = np.unique(rows.label)
+    if multi:
+        fields = np.zeros((len(rows.labels), len(labels)), bool)
+        for k in used:
+            fields[k, [code(label) for label in _labels_of(rows.labels[k], multi)]] = True
+        return fields[rows.label]
+    if "" in part.texts():
+        raise UserError(f"{part.path} has a row with an empty label")
+    codes = np.full(len(rows.labels), -1, np.int32)
+    codes[used] = [code(rows.labels[k]) for k in used]
+    rows.label, rows.labels = codes[rows.label], labels
+    return rows.label
+
+
+def _open_clips(path):
+    """A list of clips in any of the layouts; several labels of a clip come separated by semicolons."""
+    if path.suffix == ".tsv" and path.with_suffix(".lbl").exists():
+        return ClipList(path, _open_eat(path))
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        if re.match(r"#.*segments|#? ?YTID", file.readline(), re.IGNORECASE):
+            return ClipList(path, _open_audioset(path))
+    rows = open_manifest(path)
+    if rows.label is None:
+        raise UserError(f"{path} has no column label")
+    return ClipList(path, rows, column(path, "fold"), column(path, "recording"))
+
+
+def _open_eat(path):
+    """EAT's (fairseq's) pair: NAME.tsv with the clips, NAME.lbl with a line for each, whose last field by tabs are
+    the labels by commas; label_descriptors.csv (index, name) beside them names indices."""
+    rows = open_manifest(path)
+    lines = path.with_suffix(".lbl").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    if len(lines) != len(rows):
+        raise UserError(f"{path.with_suffix('.lbl')} has {len(lines)} lines, {path} names {len(rows)} clips")
+    names = _names_beside(path)
+    rows.label, rows.labels = _coded(
+        ";".join(names.get(x.strip(), x.strip()) for x in line.split("\t")[-1].split(",")) for line in lines)
+    return rows
+
+
+def _open_audioset(path):
+    """AudioSet's segment list: YTID, start_seconds, end_seconds, "mid,mid". The clips, cut already, are found
+    anywhere below the list's folder by the YTID's 11 characters, perhaps after a Y, with which their names begin. Many
+    videos are gone, so clips that are missing are counted, no error. class_labels_indices.csv beside the list
+    names the classes."""
+    from wren.sound.scan import find
+    files = {}
+    for file in find(path.parent):
+        stem = os.path.basename(file)
+        files.update({stem[:11]: file} | ({stem[1:12]: file} if stem[0] == "Y" else {}))
+    names, paths, labels, missing = _names_beside(path), [], [], 0
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        for row in csv.reader(file, skipinitialspace=True):
+            if not row or row[0].startswith("#") or row[0] == "YTID":
+                continue
+            if len(row) < 4:
+                raise UserError(f"{path}: {','.join(row)[:80]!r} is not YTID, start_seconds, end_seconds, labels")
+            if row[0] not in files:
+                missing += 1
+                continue
+            paths.append(os.path.relpath(files[row[0]], path.parent))
+            labels.append(";".join(names.get(x.strip(), x.strip()) for x in row[3].split(",")) + ";")
+    if not paths:
+        raise UserError(f"{path}: none of its {missing} clips is below {path.parent}")
+    if missing:
+        warn(f"{path}: {missing} of {missing + len(paths)} clips are not below {path.parent} and are left out")
+    return build(paths, label=labels, bases=(str(path.parent),), origin=str(path))
+
+
+def _names_beside(path):
+    """{index or machine id: name} from AudioSet's class_labels_indices.csv or EAT's label_descriptors.csv."""
+    names = {}
+    for file in (path.with_name("class_labels_indices.csv"), path.with_name("label_descriptors.csv")):
+        if file.exists():
+            with open(file, newline="", encoding="utf-8-sig") as opened:
+                for row in csv.reader(opened):
+                    names.update({key.strip(): row[-1].strip().replace(";", ",") for key in row[:-1]})  # ; separates
+    return names
+
+
+def _coded(texts):
+    """Strings -> (int32 codes (n,), distinct strings)."""
+    names, codes = np.unique(np.array(list(texts), dtype=object), return_inverse=True)
+    return codes.astype(np.int32), list(names)
+
+
+def _folds(parts):
+    """The names of the folds that a task's lists have, in order; [] without that column."""
+    if any(part.fold is None for part in parts.values()):
+        return []
+    names = set().union(*(part.fold.tolist() for part in parts.values()))
+    return sorted(names, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name))
+
+
+def _by_fold(name, parts, folds, fold):
+    """Fold `fold` (default: the last) as test, the one before it as valid, the others as train."""
+    if len(folds) < 3:
+        raise UserError(f"task {name} has {'less than three values in its' if folds else 'no'} column fold")
+    fold = folds[-1] if fold is None else str(fold)
+    if fold not in folds:
+        raise UserError(f"task {name} has no fold {fold}: its folds are {', '.join(folds)}")
+    before = folds[folds.index(fold) - 1]
+    whole, *others = parts.values()
+    for part in others:
+        whole = ClipList(whole.path, replace(join(whole.rows, part.rows), origin=whole.rows.origin),
+                       np.concatenate([whole.fold, part.fold]),
+                       None if whole.recording is None or part.recording is None else
+                       np.concatenate([whole.recording, part.recording]))
+    valid, test = whole.fold == before, whole.fold == fold
+    return {"train": whole.select(~valid & ~test), "valid": whole.select(valid), "test": whole.select(test)}

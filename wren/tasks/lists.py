@@ -1,0 +1,92 @@
+"""What all layouts of a task share: columns of tables, where sound lies, labels, what belongs together."""
+import csv
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wren.cli import UserError
+from wren.sound import audio
+from wren.sound.manifest import warn
+from wren.tasks.beans import Beans
+
+
+@dataclass
+class Source:
+    """What the loaders of a task's splits share: its name and rules, and where its sound lies."""
+    name: str
+    settings: Beans | None
+    home: Path | None  # BEANS's data/
+    root: str | None
+
+    def place(self, rows, path):
+        """Look the rows of list `path` up in the right folders; BEANS writes paths from the folder above data/."""
+        if self.home:
+            begins = np.array([rows.raw_path(i).startswith(b"data/") for i in range(len(rows))], dtype=bool)
+            rows.begin, rows.size = rows.begin + 5 * begins, rows.size - (5 * begins).astype(rows.size.dtype)
+            rows.bases = (str(self.home),)
+        else:
+            top = Path(self.root).resolve() if self.root else path.resolve().parent
+            parents = [str(p) for p in path.resolve().parent.parents if p == top or top in p.parents]
+            rows.bases = tuple(dict.fromkeys([*rows.bases, str(path.parent), *parents, "."]))
+        for i in range(len(rows)):
+            if not os.path.exists(rows.locate(i)):
+                raise UserError(f"{path} names {audio.shown(rows.path(i))}, which is neither in "
+                                f"{' nor in '.join(rows.bases)}")
+        for name, (codes, _) in rows.streams.items():
+            for i in np.unique(codes, return_index=True)[1]:
+                if (stream := rows.stream(i, name)) and not os.path.exists(stream):
+                    raise UserError(f"{path} names the stream {audio.shown(stream)}, which is not there")
+        return rows
+
+    def classes(self, seen):
+        """The task's labels from those that the splits have: {split: labels}."""
+        if self.settings:
+            return self.settings.labels.split(";")
+        labels = sorted(seen["train"])
+        for split in ("valid", "test"):
+            if new := sorted(set(seen[split]) - set(labels)):
+                warn(f"task {self.name}: the {split} split has labels that the training split lacks: "
+                     f"{', '.join(new[:5])}{' …' * (len(new) > 5)}")
+                labels += new
+        return labels
+
+    def coder(self, labels, path):
+        """A function: label -> its index, by the set's rule for unknown ones."""
+        codes = {label: k for k, label in enumerate(labels)}
+        unknown = self.settings.unknown if self.settings else None
+
+        def code(label):
+            if (k := codes.get(label, codes.get(unknown))) is None:
+                raise UserError(f"{path} has the unknown label {label!r}: {self.name} has the classes "
+                                f"{', '.join(labels[:8])}{' …' * (len(labels) > 8)}")
+            return k
+        return code
+
+    def groups(self, rows, said=None):
+        """Which rows come from one recording -> int64 (n,)."""
+        keys = rows.recording_keys() if said is None else said
+        if self.settings and self.settings.recording:
+            paths = (rows.path(i) for i in range(len(rows)))
+            keys = [match[1] if (match := re.search(self.settings.recording, path)) else path for path in paths]
+        return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def header(path):
+    """Column names of a CSV or TSV, in lower case."""
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = file.readline()
+    return [n.strip().lower() for n in next(csv.reader([first], delimiter="\t" if "\t" in first else ","), [])]
+
+
+def column(path, name):
+    """One column of a CSV or TSV as str (n,), or None."""
+    names = header(path)
+    if name not in names:
+        return None
+    k = names.index(name)
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.reader(file, delimiter="\t" if "\t" in file.readline() else ",")
+        return np.array([row[k].strip() for row in reader if row])

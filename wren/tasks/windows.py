@@ -1,0 +1,167 @@
+"""Tasks of recordings with annotated calls: windows of them, and which labels are on in each (BEANS's rule)."""
+import os
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from wren.cli import UserError
+from wren.sound import audio
+from wren.sound.manifest import STREAM, build, warn
+from wren.tasks.annotations import columns, read_recordings, stems, tables
+from wren.tasks.lists import column, header
+from wren.tasks.task import Split, Task
+
+WINDOW_SECONDS, HOP_SECONDS = 2.0, 1.0  # of own recordings; BEANS's for birds
+_PAST_END = 0.1  # seconds by which an annotation may outlast its file: rounded times
+
+
+def detection_task(source, lists, window, hop):
+    """A task whose items are the windows of recordings with annotated calls."""
+    settings = source.settings
+    width, hop = window or WINDOW_SECONDS, hop or HOP_SECONDS
+    if settings:
+        width, hop = settings.seconds, settings.hop
+    parts = {split: _recordings_in(path) if path.is_dir() else read_recordings(path)
+             for split, path in lists.items()}
+    labels = source.classes({split: {event.label for _, _, events in part for event in events}
+                             for split, part in parts.items()})
+    if not labels:
+        raise UserError(f"{lists['train']} holds no annotation: there is nothing to learn")
+    splits = {split: _windows(source, lists[split], part, labels, width, hop) for split, part in parts.items()}
+    return Task(source.name, "detection", "map", settings.group if settings else None, labels, splits,
+                settings.sample_rate if settings else None, window_seconds=float(width), hop_seconds=float(hop))
+
+
+def _recordings_in(folder):
+    """A folder of recordings with tables beside them -> [(path from the task's folder, None, events)].
+
+    A table belongs to the recording that it names, else to the one whose name without suffix begins its own.
+    """
+    from wren.sound.scan import find
+    events = {os.path.relpath(path, folder.parent): [] for path in find(folder)}
+    named = {}  # file names and stems -> paths
+    for path in events:
+        for key in (os.path.basename(path), os.path.splitext(os.path.basename(path))[0]):
+            named.setdefault(key, []).append(path)
+    for table in tables(folder):
+        stem = next((stem for stem in stems(table) if stem in named), None)
+        for file, _, found in read_recordings(table):
+            said = re.split(r"[\\/]", file)[-1]  # a path from whatever machine
+            paths = named.get(said or stem, [])
+            here = os.path.relpath(table.parent, folder.parent)
+            paths = [path for path in paths if os.path.dirname(path) == here] or paths
+            if len(paths) != 1:
+                raise UserError(f"{table}: its recording {said or '(not named)'} is "
+                                + (f"one of several: {', '.join(paths[:3])}" if paths else f"not in {folder}"))
+            events[paths[0]] += [replace(event, file=paths[0]) for event in found]
+    return [(path, None, some) for path, some in events.items()]
+
+
+def _windows(source, path, recordings, labels, width, hop):
+    """The Split of one list of recordings [(file, seconds or None, events)]."""
+    if not recordings:
+        raise UserError(f"{path} holds no recordings")
+    if any(not file for file, _, _ in recordings):
+        raise UserError(f"{path} doesn't say in which recordings its calls are: it wants a column file (Raven's is "
+                        "Begin Path)")
+    names = [file for file, _, _ in recordings]
+    whole = source.place(build(names, bases=(), origin=str(path), streams=_streams(path, names)), path)
+    files, frames = _files(path, whole, [seconds for _, seconds, _ in recordings])
+    events, of_file = _events(source, path, whole, recordings, frames / np.array([rate for _, _, rate in files]))
+    count = np.array([count_windows(seconds, width, hop) for _, seconds, _ in files])
+    if not count.sum():
+        raise UserError(f"{path}: all {len(files)} recordings are too short for a window of {width:g} s")
+    file_index = np.repeat(np.arange(len(files), dtype=np.int32), count)
+    index = np.arange(len(file_index)) - (np.cumsum(count) - count)[file_index]  # of a window in its recording
+    rows, rate = whole.select(file_index), np.array([rate for _, _, rate in files])[file_index]
+    rows.sample_rate = rate.astype(np.int32)
+    rows.start = np.rint(index * hop * rate).astype(np.int64)
+    rows.frames = np.minimum(np.rint(width * rate).astype(np.int64), frames[file_index] - rows.start)
+    code = source.coder(labels, path)
+    codes = np.array([code(event.label) for event in events], int)
+    for event, k in zip(events, codes):
+        event.label = labels[k]
+    targets = label_windows(np.array([event.start for event in events]), np.array([event.end for event in events]),
+                            codes, of_file, count, width, hop, len(labels))
+    return Split(rows, targets, source.groups(whole)[file_index], events, files, file_index)
+
+
+def _streams(path, files):
+    """The streams that a CSV list of calls names in any row of each recording, as in a Manifest."""
+    if path.is_dir() or path.suffix not in (".csv", ".tsv"):
+        return {}
+    names, out = header(path), {}
+    for name in (name for name in names if name.startswith(STREAM)):
+        of_row = column(path, names[columns(names)["file"]])
+        said = {file: stream for file, stream in zip(of_row, column(path, name)) if stream}
+        place = {stream: k for k, stream in enumerate(dict.fromkeys(["", *said.values()]))}
+        codes = np.array([place[said.get(file, "")] for file in files], np.int32)
+        out[name.removeprefix(STREAM).strip()] = codes, list(place)
+    return out
+
+
+def _files(path, whole, lengths):
+    """[(path, seconds as listed or else counted, sample rate)] and frames int64 (R,) of each recording."""
+    files, frames = [], np.zeros(len(whole), np.int64)
+    for k, seconds in enumerate(lengths):
+        frames[k], rate, _ = audio.info(whole.locate(k))
+        if seconds is not None and seconds > frames[k] / rate + _PAST_END:
+            raise UserError(f"{path} says that {audio.shown(whole.path(k))} lasts {seconds:g} s, the file has "
+                            f"{frames[k] / rate:g} s")
+        files.append((whole.path(k), float(frames[k] / rate) if seconds is None else seconds, rate))
+    return files, frames
+
+
+def _events(source, path, whole, recordings, seconds):
+    """All events of a list, each with its recording's path as in the rows; and the recordings' indices int64 (E,).
+
+    One that ends after its recording (seconds (R,)) is an error in own tasks; BEANS's lists are taken as they are.
+    """
+    events, of_file, outside = [], [], 0
+    for k, (file, _, some) in enumerate(recordings):
+        for event in some:
+            if event.end > seconds[k] + _PAST_END:
+                if not source.settings:
+                    raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside "
+                                    f"{file}, which ends at {seconds[k]:g} s")
+                outside += 1
+            events.append(replace(event, file=whole.path(k)))
+            of_file.append(k)
+    if outside:
+        warn(f"{path}: {outside} annotations end after their recording")
+    return events, np.array(of_file, int)
+
+
+def count_windows(seconds, width, hop):
+    """BEANS's number of windows: int((seconds - width) / hop) + 1. int() rounds towards zero, so a recording between
+    width - hop and width has one, which is padded; a shorter one has none."""
+    return max(0, int((seconds - width) / hop) + 1)
+
+
+def label_windows(start, end, code, recording, count, width, hop, classes):
+    """Which classes are on in which windows, by BEANS's rule -> bool (sum(count), classes).
+
+    start, end (E,): annotations in seconds of their recording; code (E,): class; recording (E,): index into count;
+    count (R,): windows of each recording, window k from k hop to k hop + width. A class is on if an annotation covers
+    the window, or if one of its ends lies in it (borders count) and their overlap is more than 0.2 of the shorter of
+    the two; annotations without length never count.
+    """
+    targets = np.zeros((int(np.sum(count)), classes), bool)
+    if not len(start):
+        return targets
+    # The windows that an annotation can touch, and one more on each side, so that rounding loses none.
+    low = np.clip(np.floor((start - width) / hop).astype(np.int64) - 1, 0, count[recording])
+    high = np.clip(np.floor(end / hop).astype(np.int64) + 2, low, count[recording])
+    event = np.repeat(np.arange(len(start)), high - low)
+    window = np.arange(len(event)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[event]
+    a, b, left = start[event], end[event], window * hop
+    right = left + width
+    end_inside = ((left <= a) & (a <= right)) | ((left <= b) & (b <= right))
+    shorter = np.minimum(right - left, b - a)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        enough = (np.minimum(right, b) - np.maximum(left, a)) / shorter > 0.2
+    on = (shorter > 0) & ((end_inside & enough) | ((a <= left) & (right <= b)))
+    first = np.cumsum(count) - count
+    targets[first[recording[event[on]]] + window[on], code[event[on]]] = True
+    return targets
