@@ -15,7 +15,7 @@ from wren.probing.scoring import FrameTargets, metric_of, predict
 from wren.recipes.finetuning import Settings
 from wren.sound import loading
 from wren.tasks.augment import LabelledLoader
-from wren.tasks.tasks import Task
+from wren.tasks import Task
 from wren.training import engine, heads, runlog
 
 
