@@ -126,11 +126,10 @@ def fingerprint(source):
     return digest.hexdigest()[:16]
 
 
-def run_task(job, task, seeds, about, override):
+def run_task(job, task, seeds, about):
     """Train each seed and rate, choose on validation, then test once a seed -> result rows, None after a signal.
     about: what else a row says."""
     from wren.training.supervised import Trial
-    prepare(job, task, override)
     path, main = job.folder / "results.json", job.machine.procs.main
     rows = json.loads(path.read_text())["results"] if path.exists() else []
     if main:
@@ -227,13 +226,22 @@ def calls_of(task):
         "leave out what nobody has annotated\n" if silent else "")
 
 
+def unjudged(task):
+    """A line about classes that the validation split lacks, for which no threshold can be chosen, or ""."""
+    if task.metric == "accuracy":
+        return ""
+    names = [label for label, there in zip(task.labels, task.splits["valid"].targets.any(0)) if not there]
+    return (f"  never in validation: {', '.join(names[:5])}{f' and {len(names) - 5} more' * (len(names) > 5)}; "
+            f"{'their thresholds are' if len(names) > 1 else 'its threshold is'} 0.5\n" if names else "")
+
+
 def describe(task, settings):
     """What is about to be trained, in two lines, or three."""
     s, model = settings.optimisation, settings.model
     sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
     unit = f"windows of {task.window_seconds:g} s" if task.kind == "detection" else "clips"
     length = f"{s.steps} steps" if s.steps else f"{s.epochs} epochs"
-    return (f"\n{task.name}: {sizes} {unit}, {len(task.labels)} classes\n{calls_of(task)}"
+    return (f"\n{task.name}: {sizes} {unit}, {len(task.labels)} classes\n{calls_of(task)}{unjudged(task)}"
             f"  {s.optimizer}, lr {' '.join(f'{lr:g}' for lr in s.lr)}, batch {s.batch_size}, {length}, {s.loss}, "
             f"pool {model.pool}, mixup {settings.augmentation.mixup:g}, trained: {model.trainable}")
 
@@ -334,12 +342,18 @@ def main(argv=None):
     home = folder if (folder / "config.json").exists() else Path("runs") / Path(source).stem
     out = Path(args.out or home / ("finetune" + (f"-{args.protocol}" if args.protocol else "")))
     jobs = [plan(args, task, fold, config, source, out, machine) for task, fold in tasks]
+    engine.precision(args.amp, procs.device)  # refused before anything is written
+    if len({job.folder for job in jobs}) < len(jobs):
+        raise UserError("--task: two folders of one name would share their results: train them apart, with --out")
     if procs.main:
         print(f"{name_of(source)}: {config.name}, {config.sample_rate} Hz -> {out}")
 
+    for job, (task, _) in zip(jobs, tasks):
+        prepare(job, task, args.override)
+
     rows, seeds = [], range(args.seed, args.seed + args.seeds)
     for job, (task, fold) in zip(jobs, tasks):
-        done = run_task(job, task, seeds, {"protocol": args.protocol, "fold": fold}, args.override)
+        done = run_task(job, task, seeds, {"protocol": args.protocol, "fold": fold})
         if done is None:
             if procs.main:
                 reason = stop.received or "a signal to another process"
@@ -350,6 +364,7 @@ def main(argv=None):
         if procs.main:
             print_tables(rows, args.per_class)
             path = Path(args.json or out / "results.json")
+            path.parent.mkdir(parents=True, exist_ok=True)
             cli.write_text(path, json.dumps({"results": rows}, indent=1))
             print(f"written to {path}; {next_command(jobs)}")
     procs.stop()

@@ -414,8 +414,10 @@ def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp
 def test_low_trains_on_the_low_data_list(tmp_path, capsys):
     beans_miniature.make(tmp_path)
     finetune.main([*FAST, "--data", str(tmp_path), "--task", "dogs", "rfcx", "--low", "--steps", "1", "--out",
-                   str(tmp_path / "out")])
+                   str(tmp_path / "out"), "--json", str(tmp_path / "new" / "results.json")])
+    assert (tmp_path / "new" / "results.json").exists()
     text = capsys.readouterr().out
+    assert "never in validation: " in text and "more; their thresholds are 0.5" in text
     assert "dogs: 3 train, 6 valid, 6 test clips" in text and "rfcx: 3 train, 6 valid, 3 test windows" in text
 
 
@@ -471,6 +473,7 @@ def test_the_gpm_bt_protocol_gives_its_numbers_of_tokens_and_its_masks(seconds, 
     (["--checkpoint", "eat-laptop", "--patch-stride", "8"], "can't be fitted"),
     (["--steps", "3", "--epochs", "2"], "--steps and --epochs: give one"),
     (["--alpha", "2", "--mixup", "0"], "nothing is mixed"),
+    (["--amp", "fp16", "--device", "cpu"], "fp16 needs a GPU"), (["--task", "species", "./species"], "of one name"),
     (["--loss", "bce", "--smoothing", "0.1"], "only of --loss ce"),
     (["--noise", "-1"], "is not a number of at least 0"),
     (["--trainable", "head", "--layer-decay", "0.5"], "of blocks that are trained"),

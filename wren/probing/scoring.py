@@ -26,19 +26,21 @@ class FrameTargets:
         self.frame_seconds, self.classes = frame_seconds, len(labels)
         code = {label: k for k, label in enumerate(labels)}
         place = {path: k for k, (path, _, _) in enumerate(split.files)}
-        self.file_index, self.calls = split.file_index, [[] for _ in split.files]
+        self.file_index, calls = split.file_index, [[] for _ in split.files]
         for event in split.events:
-            self.calls[place[event.file]].append((event.start, event.end, code[event.label]))
+            calls[place[event.file]].append((event.start, event.end, code[event.label]))
+        self.calls = [np.array(rows, float).reshape(-1, 3) for rows in calls]
 
     def __call__(self, row):
         frames = ceil((self.ends[row] - self.starts[row]) / self.frame_seconds - 1e-6)
         begin = self.starts[row] + np.arange(frames) * self.frame_seconds
         out = np.zeros((frames, self.classes), dtype=bool)
-        for start, end, k in self.calls[self.file_index[row]]:
+        calls = self.calls[self.file_index[row]]
+        for start, end, k in calls[(calls[:, 1] >= begin[0]) & (calls[:, 0] < begin[-1] + self.frame_seconds)]:
             overlap = np.minimum(end, begin + self.frame_seconds) - np.maximum(start, begin)
             middle = (start + end) / 2
             holds_middle = (begin <= middle) & (middle < begin + self.frame_seconds)
-            out[:, k] |= (overlap >= self.frame_seconds / 2) | holds_middle
+            out[:, int(k)] |= (overlap >= self.frame_seconds / 2) | holds_middle
         return out
 
 
