@@ -42,7 +42,7 @@ def test_raven_tables_count_time_over_files_and_stay_below_nyquist(tmp_path):
     write_annotations(tmp_path / "t.txt", some, "raven", [("one.wav", 10.5, 16000), ("two.wav", 4, 8000)])
     header, first, second = (line.split("\t") for line in (tmp_path / "t.txt").read_text().splitlines())
     assert header == ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)",
-                      "High Freq (Hz)", "Begin Path", "File Offset (s)", "Label", "Score"]
+                      "High Freq (Hz)", "Begin Path", "File Offset (s)", "Annotation", "Score"]
     assert first == ["1", "Spectrogram 1", "1", "0.250000", "1.000000", "100.0", "8000.0", "one.wav", "0.250000", "y",
                      "0.5"]
     assert second == ["2", "Spectrogram 1", "1", "12.000000", "12.500000", "0.0", "4000.0", "two.wav", "1.500000",
@@ -65,8 +65,7 @@ def test_ravens_own_tables_are_understood(tmp_path):
         "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tSpecies\r\n"
         "1\tWaveform 1\t1\t1.5\t2.5\t\t\tZaunkönig\r\n1\tSpectrogram 1\t1\t1.5\t2.5\t2000\t8000\tZaunkönig\r\n"
         "2\tSpectrogram 1\t1\t3.0\t3.25\t500\t900\t\r\n".encode("cp1252"))
-    assert read_annotations(tmp_path / "t.txt") == [Event("", 1.5, 2.5, "Zaunkönig", None, 2000, 8000, 1),
-                                                    Event("", 3.0, 3.25, "", None, 500, 900, 1)]
+    assert read_annotations(tmp_path / "t.txt") == [Event("", 1.5, 2.5, "Zaunkönig", None, 2000, 8000, 1)]
 
 
 def test_a_raven_table_over_files_needs_their_offsets(tmp_path):
@@ -125,3 +124,49 @@ def test_errors_are_one_line_with_the_place(tmp_path, text, said):
 def test_a_table_covers_the_files_of_all_its_events(tmp_path):
     assert "lies in d.wav" in fails(write_annotations, tmp_path / "t", [Event("d.wav", 1, 2, "x")], "raven", FILES)
     assert "give one of raven" in fails(write_annotations, tmp_path / "t", [], "kaleidoscope")
+
+
+def raven(path, *rows, header="Selection\tView\tBegin Time (s)\tEnd Time (s)\tAnnotation"):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_a_selection_without_a_label_is_left_out_and_named(tmp_path, capsys):
+    path = raven(tmp_path / "t.txt", "1\tSpectrogram 1\t1\t2\tx", "2\tSpectrogram 1\t3\t4\t")
+    assert read_annotations(path) == [Event("", 1, 2, "x")]
+    assert f"1 selection without a label in {path}, row 3: left out" in capsys.readouterr().err
+    assert read_annotations(path, label="wren") == [Event("", 1, 2, "x"), Event("", 3, 4, "wren")]
+    assert not capsys.readouterr().err
+    (tmp_path / "a.txt").write_text("1\t2\tx\n3\t4\t\n5\t6\n")
+    assert read_annotations(tmp_path / "a.txt") == [Event("", 1, 2, "x")]
+    assert "2 selections without a label" in capsys.readouterr().err
+
+
+def test_a_table_without_annotation_column_says_what_helps_and_takes_a_label(tmp_path):
+    path = raven(tmp_path / "t.txt", "1\tSpectrogram 1\t1\t2", "2\tSpectrogram 1\t3\t4",
+                 header="Selection\tView\tBegin Time (s)\tEnd Time (s)")
+    assert "add an annotation column in Raven and save the table again" in (said := fails(read_annotations, path))
+    assert "--label NAME" in said and str(path) in said
+    assert [event.label for event in read_annotations(path, label="wren")] == ["wren", "wren"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
+def test_tables_in_utf16_are_read(tmp_path, encoding):
+    text = "file,start,end,label\r\nZaunkönig.wav,1,2,♂\r\n"
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    (tmp_path / "t.csv").write_bytes(mark + text.encode(encoding))
+    assert read_annotations(tmp_path / "t.csv") == [Event("Zaunkönig.wav", 1, 2, "♂")]
+
+
+def test_a_generic_seq_table_of_crowsetta_names_its_recordings(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "label,onset_s,offset_s,onset_sample,offset_sample,notated_path,annot_path,sequence,annotation\n"
+        "x,1.0,2.0,,,a.wav,a.txt,0,0\ny,0.5,1.0,,,b.wav,b.txt,0,1\n")
+    assert read_recordings(tmp_path / "t.csv") == [("a.wav", None, [Event("a.wav", 1, 2, "x")]),
+                                                   ("b.wav", None, [Event("b.wav", 0.5, 1, "y")])]
+
+
+def test_frequencies_of_opensoundscape_are_read(tmp_path):
+    (tmp_path / "t.csv").write_text("audio_file,annotation_file,annotation,start_time,end_time,low_f,high_f\n"
+                                    "a.wav,a.txt,x,1,2,500.5,9000\n")
+    assert [(e.label, e.low, e.high) for e in read_annotations(tmp_path / "t.csv")] == [("x", 500.5, 9000)]

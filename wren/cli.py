@@ -55,6 +55,12 @@ def run(main):
         sys.exit(130)
 
 
+def warn(text):
+    """A line on stderr, from the first process only."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def positive_int(text):
     """An argparse type: an integer of at least 1."""
     return _checked(text, int, lambda v: v >= 1, "a whole number of at least 1")

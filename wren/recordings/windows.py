@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from wren.sound import audio
-from wren.cli import UserError, write_table
-from wren.sound.manifest import build, open_manifest, warn
+from wren.cli import UserError, warn, write_table
+from wren.sound.manifest import build, open_manifest
 from model import at_rate
 from wren.sound.scan import find
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from wren.sound import audio
 from wren.sound import streams
-from wren.cli import UserError, write_table
-from wren.sound.manifest import build, join, open_manifest, subset, warn, write_manifest
+from wren.cli import UserError, warn, write_table
+from wren.sound.manifest import build, join, open_manifest, subset, write_manifest
 from wren.sound.scan import in_threads, scan
 
 

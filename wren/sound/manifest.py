@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import re
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from wren.sound import audio
-from wren.cli import UserError
+from wren.cli import UserError, warn
 
 BIO, GEN = 1, 2  # domain codes; 0: not said, which counts as bio
 DOMAINS = ("", "bio", "gen")
@@ -481,9 +480,3 @@ def holdout(manifest, count):
         warn(f"nothing is held out: {manifest.origin or 'the data'} is all, or nearly all, one recording")
     valid = manifest.select(chosen[of_row])
     return manifest.select(~chosen[of_row]), valid.select(np.argsort(valid.keys(seed=1), kind="stable")[:count])
-
-
-def warn(text):
-    """A line on stderr, from the first process only."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -14,31 +14,32 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wren import cli
-from wren.cli import UserError
+from wren.cli import UserError, warn
 
 FORMATS = ("raven", "audacity", "csv")
 SUFFIXES = (".txt", ".csv", ".tsv")  # of tables in a folder
 # What a column may be called, first choice first; compared in lower case, without units, _ as space.
 _NAMES = {
-    "file": ("file", "path", "begin path", "begin file", "filename", "file name", "audiofilename", "recording"),
+    "file": ("file", "path", "begin path", "begin file", "filename", "file name", "audiofilename", "audio file",
+             "recording", "notated path"),
     "start": ("start", "begin time", "start time", "begin", "onset", "st", "starttime"),
     "end": ("end", "end time", "offset", "ed", "endtime"),
     "label": ("label", "species", "annotation", "common name", "species code", "code", "class", "call type", "type",
               "tag", "scientific name"),
     "score": ("score", "confidence", "probability"),
-    "low": ("low", "low freq", "low frequency", "min freq"),
-    "high": ("high", "high freq", "high frequency", "max freq"),
+    "low": ("low", "low freq", "low frequency", "min freq", "low f"),
+    "high": ("high", "high freq", "high frequency", "max freq", "high f"),
     "channel": ("channel",),
     "file offset": ("file offset",),
     "selection": ("selection",),
     "view": ("view",),
 }
 _RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)",
-          "Begin Path", "File Offset (s)", "Label", "Score")
+          "Begin Path", "File Offset (s)", "Annotation", "Score")
 _CSV = ("file", "start", "end", "label", "score", "low", "high", "channel")
 
 
@@ -57,22 +58,23 @@ class Event:
 
 # ------------------------------------------------------------------------------------------------------- reading
 
-def read_annotations(path):
+def read_annotations(path, label=None):
     """Annotations in any of the formats, recognised by content -> list of Event, in the file's order.
 
     Event.file is what the table says, as written, or "" where it says nothing (Audacity, a Raven table of one file).
+    label: of calls that have none; without it they are left out, with a warning.
     """
-    return _read(path)[0]
+    return _read(path, label)[0]
 
 
-def read_recordings(path):
+def read_recordings(path, label=None):
     """The same by recording -> [(file, its length in seconds where the list says it, its events)], in order of first
     mention. JSON lines and CSV rows without an annotation name recordings that have none."""
-    events, lengths = _read(path)
+    events, lengths = _read(path, label)
     found = {file: [] for file in lengths}
     for event in events:
         found.setdefault(event.file, []).append(event)
-    return [(file, lengths.get(file), some) for file, some in found.items()]
+    return [(file, lengths.get(file), calls) for file, calls in found.items()]
 
 
 def tables(path):
@@ -105,31 +107,45 @@ def meant(file, table, files):
     return found[0] if len(found) == 1 else None
 
 
-def _read(path):
-    """-> (events, {recording that the file names: its length in seconds or None})."""
+def read_text(path):
+    """A table's text: UTF-8, UTF-16 (spreadsheets' "Unicode text") or, failing that, Windows's code page."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    if b"\0" in raw[:4096]:
-        raise UserError(f"{path} is no text in UTF-8: annotations are a Raven table, Audacity labels, a CSV or JSON "
-                        "lines")
+    wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if not wide and b"\0" in raw[:4096]:
+        raise UserError(f"{path} is no text in UTF-8 or UTF-16: annotations are a Raven table, Audacity labels, a CSV "
+                        "or JSON lines")
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
-        text = raw.decode("cp1252", "replace")  # as programs on Windows write it
+        return raw.decode("cp1252", "replace").replace("\r\n", "\n")
+
+
+def _read(path, label):
+    """-> (events, {recording that the file names: its length in seconds or None})."""
+    text, lengths = read_text(path), {}
     if not text.strip():
         return [], {}  # a label track without labels
     first = text.lstrip().splitlines()[0]
     if first.startswith("{"):
-        return _read_jsonl(path, text)
-    if _is_number(first.split("\t")[0]):
-        return _read_audacity(path, text), {}
-    return _read_table(path, text, "\t" if "\t" in first else ",")
+        found, lengths = _read_jsonl(path, text)
+    elif _is_number(first.split("\t")[0]):
+        found = _read_audacity(path, text)
+    else:
+        found, lengths = _read_table(path, text, "\t" if "\t" in first else ",", label)
+    unnamed = [row for row, event in found if not event.label]
+    if label:
+        found = [(row, replace(event, label=event.label or label)) for row, event in found]
+    elif unnamed:
+        rows = ", ".join(map(str, unnamed[:5])) + (" …" if len(unnamed) > 5 else "")
+        warn(f"{len(unnamed)} selection{'s' * (len(unnamed) > 1)} without a label in {path}, row {rows}: left out")
+    return [event for _, event in found if event.label], lengths
 
 
 def _read_jsonl(path, text):
-    """BEANS's detection list: a line a recording."""
+    """BEANS's detection list, a line a recording -> [(line, Event)], {recording: length}."""
     events, lengths = [], {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -138,13 +154,13 @@ def _read_jsonl(path, text):
             row = json.loads(line)
             file, length = str(row["path"]), row.get("length")
             lengths[file] = None if length is None else float(length)
-            some = [Event(file, float(a["st"]), float(a["ed"]), label_text(a["label"])) for a in row["annotations"]]
+            calls = [Event(file, float(a["st"]), float(a["ed"]), label_text(a["label"])) for a in row["annotations"]]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path}, line {number} is not {{"path": …, "length": …, "annotations": [{{"st": …, '
                             f'"ed": …, "label": …}}]}} ({type(error).__name__}: {error})') from None
-        for event in some:
+        for event in calls:
             _check_times(event, path, number)
-        events += some
+        events += [(number, event) for event in calls]
     return events, lengths
 
 
@@ -154,29 +170,37 @@ def label_text(value):
 
 
 def _read_audacity(path, text):
-    """start, end, label by tabs; a line that begins with a backslash has the low and high frequency of the last."""
+    """start, end, label by tabs; a line that begins with a backslash has the low and high frequency of the
+    last -> [(line, Event)]."""
     events = []
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split("\t")
         try:
             if fields[0] == "\\":
                 low, high = (float(f) for f in fields[1:3])
-                events[-1].low, events[-1].high = (None if f < 0 else f for f in (low, high))  # -1: not said
+                last = events[-1][1]
+                last.low, last.high = (None if f < 0 else f for f in (low, high))  # -1: not said
             elif line.strip():
-                events.append(Event("", float(fields[0]), float(fields[1]), "\t".join(fields[2:]).strip()))
-                _check_times(events[-1], path, number)
+                events.append((number, Event("", float(fields[0]), float(fields[1]), "\t".join(fields[2:]).strip())))
+                _check_times(events[-1][1], path, number)
         except (ValueError, IndexError):
             raise UserError(f"{path}, line {number} is no Audacity label (start, end, label by tabs): "
                             f"{line[:80]!r}") from None
     return events
 
 
-def _read_table(path, text, delimiter):
-    """A Raven table or a CSV with a header."""
+def _read_table(path, text, delimiter, label):
+    """A Raven table or a CSV with a header -> [(line, Event)], {recording: None}."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quotechar='"')
     header = next(reader)
     column = columns(header)
-    if missing := [name for name in ("start", "end", "label") if name not in column]:
+    missing = [name for name in ("start", "end", "label") if name not in column]
+    if missing == ["label"]:
+        if not label:
+            raise UserError(f"{path} has no column for labels (there are {', '.join(header)}): add an annotation "
+                            "column in Raven and save the table again, or say what all its calls are with --label "
+                            "NAME")
+    elif missing:
         raise UserError(f"{path} has no column for {' and '.join(missing)} (there are {', '.join(header)}): "
                         "annotations are a Raven table, Audacity labels (start, end, label by tabs), a CSV with "
                         "file, start, end, label, or BEANS's JSON lines")
@@ -189,9 +213,9 @@ def _read_table(path, text, delimiter):
         fields = {name: row[k].strip() for name, k in column.items()}
         if fields.get("file"):
             lengths.setdefault(fields["file"])
-        if fields["start"] or fields["end"] or fields["label"]:  # else: a recording without annotations
-            events.append(_event(path, number, fields))
-    if "file offset" not in column and "selection" in column and len({event.file for event in events}) > 1:
+        if fields["start"] or fields["end"] or fields.get("label"):  # else: a recording without annotations
+            events.append((number, _event(path, number, fields)))
+    if "file offset" not in column and "selection" in column and len({event.file for _, event in events}) > 1:
         raise UserError(f"{path} covers several files but has no column File Offset (s), without which a call's "
                         "place in its file is unknown: in Raven choose that column and save the table again")
     return events, lengths
@@ -233,7 +257,7 @@ def _event(path, number, row):
         raise UserError(f"{path}, line {number}: {'start' if start is None else 'end'} is empty")
     if (offset := value("file offset")) is not None:  # cumulative times: the place in the file is in its own column
         start, end = offset, round(offset + end - start, 6)
-    event = Event(row.get("file", ""), start, end, row["label"], value("score"), value("low"), value("high"),
+    event = Event(row.get("file", ""), start, end, row.get("label", ""), value("score"), value("low"), value("high"),
                   value("channel", int))
     _check_times(event, path, number)
     return event

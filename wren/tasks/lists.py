@@ -1,5 +1,6 @@
 """What all layouts of a task share: columns of tables, where sound lies, labels, what belongs together."""
 import csv
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wren.cli import UserError
+from wren.cli import UserError, warn
 from wren.sound import audio
-from wren.sound.manifest import warn
+from wren.tasks.annotations import read_text
 from wren.tasks.beans import Beans
 
 
@@ -76,17 +77,16 @@ class Source:
 
 def header(path):
     """Column names of a CSV or TSV, in lower case."""
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        first = file.readline()
-    return [n.strip().lower() for n in next(csv.reader([first], delimiter="\t" if "\t" in first else ","), [])]
+    return [name.strip().lower() for name in next(iter(_rows(path)), [])]
 
 
 def column(path, name):
     """One column of a CSV or TSV as str (n,), or None."""
-    names = header(path)
-    if name not in names:
-        return None
-    k = names.index(name)
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, delimiter="\t" if "\t" in file.readline() else ",")
-        return np.array([row[k].strip() for row in reader if row])
+    names, *rows = _rows(path)
+    names = [text.strip().lower() for text in names]
+    return np.array([row[names.index(name)].strip() for row in rows if row]) if name in names else None
+
+
+def _rows(path):
+    text = read_text(path)
+    return list(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ","))

@@ -49,13 +49,14 @@ def task_names(names, root=None):
     return list(dict.fromkeys(out))
 
 
-def load_task(task, root=None, low=False, fold=None, window=None, hop=None):
+def load_task(task, root=None, low=False, fold=None, window=None, hop=None, label=None):
     """One of BEANS's twelve by name, or a folder, or the name of one in `root` -> Task.
 
     root: for BEANS the folder that holds data/, or data/ itself; else where names and relative paths are looked up
     (first from the list's own folder up to `root`, then in the current one). low: BEANS's train-low list instead of
     train. fold: that fold is the test split, the one before it valid, the others train. window, hop: seconds, of an
-    own task's recordings. Classes of own tasks are the sorted labels of the training split; others come after them.
+    own task's recordings; label: of calls in tables that have none. Classes of own tasks are the sorted labels of the
+    training split; others come after them.
     """
     name, home = str(task), None
     if name in BEANS and (home := _beans_home(name, root)):
@@ -76,7 +77,7 @@ def load_task(task, root=None, low=False, fold=None, window=None, hop=None):
         if fold is not None or "all" in lists:
             raise UserError(f"task {name} lists calls in recordings: it wants train, valid and test; folds are for "
                             "clips")
-        return detection_task(source, lists, window, hop)
+        return detection_task(source, lists, window, hop, label)
     return clip_task(source, lists, fold)
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from wren.cli import UserError
+from wren.cli import UserError, warn
 from wren.sound import audio
-from wren.sound.manifest import STREAM, build, warn
+from wren.sound.manifest import STREAM, build
 from wren.tasks.annotations import columns, read_recordings, stems, tables
 from wren.tasks.lists import column, header
 from wren.tasks.task import Split, Task
@@ -16,13 +16,13 @@ WINDOW_SECONDS, HOP_SECONDS = 2.0, 1.0  # of own recordings; BEANS's for birds
 _PAST_END = 0.1  # seconds by which an annotation may outlast its file: rounded times
 
 
-def detection_task(source, lists, window, hop):
+def detection_task(source, lists, window, hop, label=None):
     """A task whose items are the windows of recordings with annotated calls."""
     settings = source.settings
     width, hop = window or WINDOW_SECONDS, hop or HOP_SECONDS
     if settings:
         width, hop = settings.seconds, settings.hop
-    parts = {split: _recordings_in(path) if path.is_dir() else read_recordings(path)
+    parts = {split: _recordings_in(path, label) if path.is_dir() else read_recordings(path, label)
              for split, path in lists.items()}
     labels = source.classes({split: {event.label for _, _, events in part for event in events}
                              for split, part in parts.items()})
@@ -33,7 +33,7 @@ def detection_task(source, lists, window, hop):
                 settings.sample_rate if settings else None, window_seconds=float(width), hop_seconds=float(hop))
 
 
-def _recordings_in(folder):
+def _recordings_in(folder, label):
     """A folder of recordings with tables beside them -> [(path from the task's folder, None, events)].
 
     A table belongs to the recording that it names, else to the one whose name without suffix begins its own.
@@ -46,7 +46,7 @@ def _recordings_in(folder):
             named.setdefault(key, []).append(path)
     for table in tables(folder):
         stem = next((stem for stem in stems(table) if stem in named), None)
-        for file, _, found in read_recordings(table):
+        for file, _, found in read_recordings(table, label):
             said = re.split(r"[\\/]", file)[-1]  # a path from whatever machine
             paths = named.get(said or stem, [])
             here = os.path.relpath(table.parent, folder.parent)
@@ -55,7 +55,7 @@ def _recordings_in(folder):
                 raise UserError(f"{table}: its recording {said or '(not named)'} is "
                                 + (f"one of several: {', '.join(paths[:3])}" if paths else f"not in {folder}"))
             events[paths[0]] += [replace(event, file=paths[0]) for event in found]
-    return [(path, None, some) for path, some in events.items()]
+    return [(path, None, calls) for path, calls in events.items()]
 
 
 def _windows(source, path, recordings, labels, width, hop):
