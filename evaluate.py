@@ -26,6 +26,7 @@ def parse_args(argv=None):
                                                    "below runs/)")
     g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--data", default=DEMO, help="folder that holds the tasks; for BEANS the one that holds its data/")
+    g.add_argument("--label", metavar="NAME", help="what the calls are in own tables that have no label column")
     g.add_argument("--task", nargs="+", help="beans (those of the twelve that are there), names below --data, or "
                                              "folders (default: the demo's species, individual)")
     g.add_argument("--fit", metavar="TASK", help="take the training and validation clips from this task, which has the "
@@ -89,9 +90,9 @@ def main(argv=None):
     from wren.tasks import load_task, task_names
     if args.data == DEMO and (args.task is None or not all(Path(t).is_dir() for t in args.task)):
         demo.ensure(DEMO)
-    tasks = [load_task(name, root=args.data, low=args.low)
+    tasks = [load_task(name, root=args.data, low=args.low, label=args.label)
              for name in task_names(args.task or ("species", "individual"), args.data)]
-    fit = load_task(args.fit, root=args.data) if args.fit else None
+    fit = load_task(args.fit, root=args.data, label=args.label) if args.fit else None
     tasks = [refitted(task, fit) for task in tasks] if fit else tasks
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and device.type == "cpu":

@@ -78,6 +78,8 @@ def parse_args(argv=None):
                         "would be left out")
     if args.against and not args.events:
         raise UserError("--against compares events: say --events raven, audacity or csv too")
+    if args.label and not args.against:
+        raise UserError("--label is of the tables of --against: name them too")
     if args.resolution and not args.events:
         raise UserError("--resolution is of events: say --events raven, audacity or csv too")
     return args
@@ -105,6 +107,7 @@ def _add_scores(p):
     g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines; "
                    "a folder: all tables below it, such as REC.Table.1.selections.txt of REC.wav) that the events "
                    "are compared with: F1 by intersection over union")
+    g.add_argument("--label", metavar="NAME", help="what the calls of --against are where a table has no label column")
     g.add_argument("--iou", type=cli.share, default=0.3, help="least intersection over union of a match (DCASE: 0.3)")
 
 
@@ -279,7 +282,7 @@ def detect(args, run):
     """Write events, and compare them with annotations."""
     from wren.tasks.annotations import write_annotations
     from wren.probing.metrics import decode_events
-    truth = read_truth(args.against) if args.against else []  # now: hours later is too late for an error in it
+    truth = read_truth(args.against, args.label) if args.against else []  # now: hours later is too late for an error in it
     limits = args.threshold if args.threshold is not None else run.model.thresholds or 0.5
     minimum = args.minimum if args.minimum is not None else run.model.minimum_seconds
     events, files = [], {}
@@ -337,12 +340,12 @@ def score_tracks(run):
         yield stretch, track, starts, ends
 
 
-def read_truth(path):
+def read_truth(path, label=None):
     """Annotations to compare with, of a table or of all below a folder -> [(table, recording that it names or "",
     events)]; an empty table says that its recording has no calls."""
     from wren.tasks.annotations import read_recordings, tables
     found = [(table, name, events) for table in tables(path)
-             for name, _, events in read_recordings(table) or [("", None, [])]]
+             for name, _, events in read_recordings(table, label) or [("", None, [])]]
     if not found:
         raise UserError(f"--against {path}: no table (.txt, .csv or .tsv) below this folder")
     return found

@@ -27,6 +27,7 @@ def parse_args(argv=None):
     g.add_argument("--checkpoint", help="file, run folder or preset's name (default: the newest run below runs/)")
     g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--data", default=DEMO, help="folder that holds the tasks")
+    g.add_argument("--label", metavar="NAME", help="what the calls are in own tables that have no label column")
     g.add_argument("--task", nargs="+", help="names or folders; beans: all of the twelve that are there (default: the "
                    "demo's species; it also has individual and detection)")
     g.add_argument("--fold", help="of a task with folds: the one that is tested, the one before it validates; all: "
@@ -314,7 +315,8 @@ def open_tasks(args, procs):
     procs.barrier()
     out = []
     for name in task_names(args.task, args.data):
-        task = load_task(name, args.data, low=args.low, fold=None if args.fold == "all" else args.fold)
+        task = load_task(name, args.data, low=args.low, fold=None if args.fold == "all" else args.fold,
+                         label=args.label)
         if args.fold != "all":
             out.append((task, args.fold))
         elif not task.folds:

@@ -38,7 +38,7 @@ def parse_args(argv=None):
     g.add_argument("--task", default="species", help="name below --data, a folder, or a manifest")
     g.add_argument("--split", choices=("train", "valid", "test"), default="test", help="of the task")
     g.add_argument("--label", default="species", help="colour: species (the task's labels), individual, source, or "
-                                                      "another column of its CSV")
+                   "another column of its CSV; with --events: what the calls are in tables that have no labels")
     g.add_argument("--method", choices=("tsne", "pca"), default="tsne", help="both after PCA to 50 dimensions")
     g.add_argument("--perplexity", type=_perplexity, default="auto", help="auto: n / 100 within 30 and 50, at most a "
                                                                          "third of n; or a number")

@@ -315,6 +315,17 @@ def test_what_can_be_wrong_with_recordings_is_said_in_one_line(tmp_path, change,
     assert said in fails(load_task, own(tmp_path, lists))
 
 
+def test_tables_of_one_species_take_their_label_from_the_caller(tmp_path):
+    folder = own(tmp_path, CALLS, "audacity")
+    for split in SPLITS:
+        for path in (folder / split).glob("*.txt"):
+            path.unlink()
+        (folder / split / "d.txt").write_text("Selection\tBegin Time (s)\tEnd Time (s)\n1\t0.5\t1.5\n")
+    assert "--label NAME" in fails(load_task, folder)
+    task = load_task(folder, label="wren")
+    assert task.labels == ["wren"] and [event.label for event in task.splits["test"].events] == ["wren"]
+
+
 def test_lists_of_recordings_that_contradict_the_files_are_refused(tmp_path):
     folder = own(tmp_path, CALLS)
     text = (folder / "test.jsonl").read_text()

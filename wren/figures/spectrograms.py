@@ -325,7 +325,8 @@ def is_of(event, table, path, alone):
 def plot_events(args):
     """A recording with what was detected over what was annotated."""
     given = [place for place in (args.events, args.annotations) if place]
-    read = {place: [(table, read_annotations(table)) for table in tables(place)] for place in given}
+    label = None if args.label == "species" else args.label
+    read = {place: [(table, read_annotations(table, label)) for table in tables(place)] for place in given}
     path = find_recording(args, [pair for pairs in read.values() for pair in pairs])
     wave, rate = read_part(path, args.start, args.seconds)
     end = args.start + len(wave) / rate
