@@ -6,9 +6,9 @@
     torchrun --nproc_per_node=8 finetune.py --checkpoint GPM-BT.pth --format gpm-bt --data ROOT --task beans \\
              --protocol gpm-bt                                     all of BEANS that is there, the paper's settings
 
-A task is one of BEANS's twelve, or a folder (see wren/tasks/load.py). Every rate is trained on the training split and judged on
-the validation split; the best epoch of the best rate is tested. The same command again goes on where it stopped.
-Results, curves and finetuned.pt are in runs/NAME/finetune/TASK.
+A task is one of BEANS's twelve, or a folder (see wren/tasks/load.py). Every rate is trained on the training split and
+judged on the validation split; the best epoch of the best rate is tested. The same command again goes on where it
+stopped. Results, curves and finetuned.pt are in runs/NAME/finetune/TASK.
 """
 import hashlib
 import json
@@ -27,12 +27,13 @@ def parse_args(argv=None):
     g.add_argument("--checkpoint", help="file, run folder or preset's name (default: the newest run below runs/)")
     g.add_argument("--format", help="layout of a published checkpoint where its keys can't decide: ssast, gpm-bt, …")
     g.add_argument("--data", default=DEMO, help="folder that holds the tasks")
-    g.add_argument("--label", metavar="NAME", help="what the calls are in own tables that have no label column")
     g.add_argument("--task", nargs="+", help="names or folders; beans: all of the twelve that are there (default: the "
                    "demo's species; it also has individual and detection)")
     g.add_argument("--fold", help="of a task with folds: the one that is tested, the one before it validates; all: "
                    "each in turn")
     g.add_argument("--low", action="store_true", help="BEANS's small training lists")
+    g.add_argument("--label", metavar="NAME", help="what the calls are that have no label, as in the Raven tables of a "
+                   "detector of one species")
     g.add_argument("--out", help="folder (default: finetune, or finetune-PROTOCOL, in the run folder)")
 
     g = p.add_argument_group("protocol (defaults: the recipe's; a protocol overrides the recipe, a flag both)")
@@ -315,14 +316,15 @@ def open_tasks(args, procs):
     procs.barrier()
     out = []
     for name in task_names(args.task, args.data):
-        task = load_task(name, args.data, low=args.low, fold=None if args.fold == "all" else args.fold,
-                         label=args.label)
+        task = load_task(name, args.data, args.low, None if args.fold == "all" else args.fold, label=args.label)
+        if args.label and (task.kind != "detection" or args.label not in task.labels):
+            raise UserError(f"--label {args.label}: task {task.name} has no call without a label; leave it out")
         if args.fold != "all":
             out.append((task, args.fold))
         elif not task.folds:
             raise UserError(f"--fold all: task {task.name} has no folds")
         else:
-            out += [(load_task(name, args.data, low=args.low, fold=fold), fold) for fold in task.folds]
+            out += [(load_task(name, args.data, args.low, fold), fold) for fold in task.folds]
     return out
 
 

@@ -391,6 +391,20 @@ def test_recordings_without_calls_are_named():
     assert "no calls" not in finetune.calls_of(task)
 
 
+def test_tables_without_labels_are_trained_on_with_one_that_is_given(tiny, tmp_path):
+    recording = next(path for path in (tiny / "detection").rglob("*.*") if path.suffix in (".wav", ".flac"))
+    for split in ("train", "valid", "test"):
+        folder = tmp_path / "own" / split
+        folder.mkdir(parents=True)
+        (folder / f"{split}{recording.suffix}").symlink_to(recording.resolve())
+        (folder / f"{split}.Table.1.selections.txt").write_text("Begin Time (s)\tEnd Time (s)\n1.0\t1.5\n")
+    arguments = [*FAST, "--data", str(tmp_path), "--task", "own", "--steps", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="--label NAME"):
+        finetune.main(arguments)
+    finetune.main([*arguments, "--label", "gull"])
+    assert heads.load(tmp_path / "out" / "own" / "finetuned.pt").labels == ["gull"]
+
+
 def test_beans_in_miniature_runs_whole_at_native_rates_and_is_averaged_5_5_2(tmp_path, capsys, read_json):
     beans_miniature.make(tmp_path)
     beans_miniature.silence(tmp_path, "rfcx", "test")
@@ -474,6 +488,8 @@ def test_the_gpm_bt_protocol_gives_its_numbers_of_tokens_and_its_masks(seconds, 
     (["--steps", "3", "--epochs", "2"], "--steps and --epochs: give one"),
     (["--alpha", "2", "--mixup", "0"], "nothing is mixed"),
     (["--amp", "fp16", "--device", "cpu"], "fp16 needs a GPU"), (["--task", "species", "./species"], "of one name"),
+    (["--label", "gull"], "no call without a label"),
+    (["--task", "detection", "--label", "gull"], "no call without a label"),
     (["--loss", "bce", "--smoothing", "0.1"], "only of --loss ce"),
     (["--noise", "-1"], "is not a number of at least 0"),
     (["--trainable", "head", "--layer-decay", "0.5"], "of blocks that are trained"),
