@@ -74,10 +74,8 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
         return scores.cpu().numpy(), None
     longest = int(procs.largest(max((f.shape[1] for f in frame), default=0)))
     out = torch.zeros(len(split), longest, classes, device=procs.device)
-    at = 0
-    for part in frame:
-        out[rows[at:at + len(part)], :part.shape[1]] = part
-        at += len(part)
+    for index, part in zip(rows.split([len(part) for part in frame]), frame):
+        out[index, :part.shape[1]] = part
     return scores.cpu().numpy(), procs.sum(out).cpu().numpy()
 
 
@@ -162,15 +160,15 @@ def best_thresholds(f1, found, wanted):
     nothing is found so has 0.5, or more if 0.5 or what is above it would flood; one of which there is nothing has 0.5.
     """
     out = []
-    for score, count, there in zip(f1.T, found.T, wanted):
-        sober = count <= 2 * there
+    for score, count, annotated in zip(f1.T, found.T, wanted):
+        sober = count <= 2 * annotated
         score = np.where(sober, score, 0.0)
-        if there and score.max() > 0:
+        if annotated and score.max() > 0:
             equal = np.flatnonzero(score == score.max())
             out.append(float(THRESHOLDS[equal[(len(equal) - 1) // 2]]))
         else:
             above = np.logical_and.accumulate(sober[::-1])[::-1]  # at low thresholds all may be one endless event
-            out.append(max(0.5, float(THRESHOLDS[above.argmax() if above.any() else -1])) if there else 0.5)
+            out.append(max(0.5, float(THRESHOLDS[above.argmax() if above.any() else -1])) if annotated else 0.5)
     return out
 
 
