@@ -113,7 +113,7 @@ def load(bench):
     import soundfile
 
     from wren.sound import loading
-    from wren.sound.manifest import open_manifest
+    from wren.sound.opening import open_manifest
     from wren.sound import shards
     rng, n = np.random.default_rng(0), 128
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +167,7 @@ def field_noise(rng, n):
 def loading(bench, rows, seconds, batch=16):
     """Clips a second through loading.loader with one worker, after its start."""
     from wren.sound import loading
-    from wren.sound.manifest import open_manifest
+    from wren.sound.opening import open_manifest
     times = []
     for _ in range(3):
         batches = iter(loading.loader(rows, sample_rate=16000, clip_seconds=seconds, batch_size=batch, seed=0, workers=1))
@@ -347,7 +347,7 @@ def train(bench):
     """Training as it is: the demo's clips through a loader process and the whole step; time spent without data."""
     from wren.sound import demo
     from wren.sound.loading import loader
-    from wren.sound.manifest import open_manifest
+    from wren.sound.opening import open_manifest
     from wren.training.engine import Trainer, make_optimizer
     from model import Encoder
     from wren.objectives import SSAST

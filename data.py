@@ -23,7 +23,7 @@ def _add_index(add):
     p = add("index", "write or extend a manifest of everything below some folders",
             "Write or extend a manifest: headers of all audio below some folders are read, long recordings become "
             "rows of --segment seconds. Run again, it adds what is new. Files that can't be used are listed in "
-            "NAME.skipped.csv.\n\n"
+            "NAME.unusable.csv.\n\n"
             "  python data.py index /media/recorders /media/xeno-canto --domain bio --out data/pretrain.csv")
     p.add_argument("folders", nargs="+", metavar="FOLDER", help="searched deeply, suffixes in either case")
     p.add_argument("--out", default="data/pretrain.csv", help="manifest to write or extend")

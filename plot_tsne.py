@@ -78,7 +78,7 @@ def open_clips(args):
     import numpy as np
 
     from wren.sound import demo
-    from wren.sound.manifest import open_manifest
+    from wren.sound.opening import open_manifest
     from wren.tasks import Split, load_task
     if Path(args.task).is_file():
         rows = open_manifest(args.task)

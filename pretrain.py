@@ -246,7 +246,7 @@ def print_meta(args):
 
 def held_out(valid, config, procs, batch_size=32):
     """This process's share of the held-out clips in batches: each clip from its start, with the same mask at every
-    call. What can't be read is left out."""
+    call. One that can no longer be read is left out with a warning."""
     import torch
 
     from wren.sound import loading
@@ -260,8 +260,8 @@ def held_out(valid, config, procs, batch_size=32):
         for i in mine[first:first + batch_size]:
             try:
                 clips.append(crop(valid, i, 0) | {"row": i})
-            except BadAudio:
-                pass
+            except BadAudio as error:
+                cli.warn(f"held-out clip left out of this evaluation: {error}")
         for rate, some in loading.by_rate(clips):
             yield loading.stack(some, crop.samples(rate)) | {
                 "rate": rate, "seed": hash64(torch.tensor([clip["row"] for clip in some]))}

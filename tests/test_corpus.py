@@ -8,7 +8,8 @@ from test_audio import broken, noise
 from test_data import task_folder
 from test_manifest import fails, names, recordings, table
 
-from wren.sound.manifest import open_manifest, subset
+from wren.sound.opening import open_manifest
+from wren.sound.subsets import subset
 import data
 
 
@@ -19,8 +20,8 @@ def test_index_adds_what_is_new_and_lists_what_cannot_be_used(tmp_path, capsys):
     out = tmp_path / "lists" / "m.csv"
     data.main(["index", str(tmp_path / "a"), "--out", str(out), "--segment", "1", "--domain", "bio"])
     assert "3 new rows" in capsys.readouterr().out
-    with open(out.with_suffix(".skipped.csv")) as file:
-        assert {os.path.basename(r[0]): r[1] for r in csv.reader(file)}["empty.wav"] == "empty file"
+    with open(out.with_suffix(".unusable.csv")) as file:
+        assert {os.path.basename(r[0]): r[2] for r in csv.reader(file)}["empty.wav"] == "empty file"
     recordings(tmp_path / "b", [1.0])
     data.main(["index", str(tmp_path / "a"), str(tmp_path), "--out", str(out), "--segment", "1", "--source", "field"])
     assert "1 new rows" in capsys.readouterr().out

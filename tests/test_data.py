@@ -11,7 +11,8 @@ from test_manifest import fails, recordings, table
 
 from wren.sound import activity
 from wren.sound import loading
-from wren.sound.manifest import open_manifest, subset
+from wren.sound.opening import open_manifest
+from wren.sound.subsets import subset
 from wren.tasks import load_task
 import data
 from wren.sound import manifest

@@ -19,7 +19,8 @@ from wren.recordings import store
 from wren.recordings import windows
 from wren.tasks.annotations import Event, read_annotations, write_annotations
 from wren.cli import UserError
-from wren.sound.manifest import open_manifest, write_manifest
+from wren.sound.manifest import write_manifest
+from wren.sound.opening import open_manifest
 from model import Encoder, load_encoder, save_encoder
 from wren.recipes import PRESETS
 from wren.recordings.windows import Cut, Recordings, Stretch, batches

@@ -13,9 +13,10 @@ from test_audio import noise
 
 from wren.sound import corpus
 from wren.sound import loading
-from wren.sound.manifest import open_manifest, subset, holdout
+from wren.sound.opening import open_manifest
+from wren.sound.subsets import holdout, subset
 from wren.sound import manifest
-from wren.sound import scan
+from wren.sound import scan, subsets
 from wren.cli import UserError
 
 
@@ -145,11 +146,11 @@ def names(rows):
 
 
 def test_subsets_are_nested_and_do_not_depend_on_the_order_of_the_rows(monkeypatch):
-    monkeypatch.setattr(manifest, "BIO_DRAWS", {"0.12M": 120, "0.46M": 460, "0.80M": 800, "1.23M": 1230})
+    monkeypatch.setattr(subsets, "BIO_DRAWS", {"0.12M": 120, "0.46M": 460, "0.80M": 800, "1.23M": 1230})
     rows = large(2400)
     shuffled = rows.select(np.random.default_rng(1).permutation(len(rows)))
-    draws = {spec: subset(rows, spec) for spec in manifest.BIO_DRAWS}
-    for spec, count in manifest.BIO_DRAWS.items():
+    draws = {spec: subset(rows, spec) for spec in subsets.BIO_DRAWS}
+    for spec, count in subsets.BIO_DRAWS.items():
         assert len(draws[spec]) == count and (draws[spec].domain != manifest.GEN).all()
         assert names(subset(shuffled, spec)) == names(draws[spec])
         assert names(draws["1.23M"])[:count] == names(draws[spec])
@@ -161,11 +162,11 @@ def test_subsets_are_nested_and_do_not_depend_on_the_order_of_the_rows(monkeypat
 def test_the_general_domain_is_taken_whole_with_a_warning_and_refused_below_nine_tenths(monkeypatch, capsys):
     rows = large(2000)
     general = int((rows.domain == manifest.GEN).sum())
-    monkeypatch.setattr(manifest, "GENERAL", {"2.23M": general + 20})
+    monkeypatch.setattr(subsets, "GENERAL", {"2.23M": general + 20})
     assert len(subset(rows, "2.23M")) == general and f"holds {general} clips" in capsys.readouterr().err
-    monkeypatch.setattr(manifest, "GENERAL", {"2.23M": 2 * general})
+    monkeypatch.setattr(subsets, "GENERAL", {"2.23M": 2 * general})
     assert f"holds {general} of domain gen" in fails(subset, rows, "2.23M")
-    monkeypatch.setattr(manifest, "GENERAL", {"2.23M": 100})
+    monkeypatch.setattr(subsets, "GENERAL", {"2.23M": 100})
     assert len(subset(rows, "2.23M")) == 100
 
 
@@ -216,7 +217,8 @@ import multiprocessing, os, sys
 sys.path.insert(0, sys.argv[2])
 import numpy as np
 from wren.sound import loading
-from wren.sound.manifest import open_manifest, subset, holdout
+from wren.sound.opening import open_manifest
+from wren.sound.subsets import holdout, subset
 
 def pss(pid):
     return next(int(line.split()[1]) for line in open(f"/proc/{pid}/smaps_rollup") if line.startswith("Pss:")) / 1e3

@@ -10,7 +10,7 @@ import torch
 
 from wren.sound import audio
 from wren.sound import loading
-from wren.sound.manifest import open_manifest
+from wren.sound.opening import open_manifest
 from wren.training import engine
 import extract
 import finetune

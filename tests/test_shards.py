@@ -18,7 +18,8 @@ from test_data import stream
 from test_manifest import fails, names, recordings
 
 from wren.sound import loading
-from wren.sound.manifest import open_manifest, subset
+from wren.sound.opening import open_manifest
+from wren.sound.subsets import subset
 import data
 from wren.sound import manifest
 from wren.sound import shards
@@ -78,7 +79,7 @@ def test_a_clip_that_cannot_be_read_is_listed_and_left_out(corpus, capsys):
     (corpus / "in" / "y2.wav").write_text("this is no sound")
     data.main(["pack", str(corpus / "m.csv"), str(corpus / "out"), "--clips", "4"])
     assert "10 clips in 3 shards" in (said := capsys.readouterr().out) and "1 clips can't be read" in said
-    assert "y2.wav" in (corpus / "out" / "skipped.csv").read_text()
+    assert "y2.wav" in (corpus / "out" / "unusable.csv").read_text()
     assert len(open_manifest(corpus / "out")) == 10
 
 

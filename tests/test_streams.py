@@ -5,7 +5,7 @@ from test_audio import noise
 from test_manifest import fails, recordings, table
 
 from wren.sound import corpus
-from wren.sound.manifest import open_manifest
+from wren.sound.opening import open_manifest
 from wren.sound import manifest
 from wren.sound import streams
 from wren.sound.audio import BadAudio

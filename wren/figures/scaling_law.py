@@ -18,7 +18,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from wren.cli import UserError
-from wren.sound.manifest import BIO_DRAWS
+from wren.sound.subsets import BIO_DRAWS
 
 PUBLISHED = Path(__file__).parents[1] / "probing" / "published.json"
 GROUPS = ("classification", "detection", "auxiliary")

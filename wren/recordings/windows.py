@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from wren.sound import audio
 from wren.cli import UserError, warn, write_table
-from wren.sound.manifest import build, open_manifest
+from wren.sound.manifest import build
+from wren.sound.opening import open_manifest
 from model import at_rate
 from wren.sound.scan import find
 

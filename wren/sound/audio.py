@@ -6,6 +6,7 @@ after a seek in an MP3 are wrong; the length of an MP3 without a Xing header is 
 anywhere agrees with a straight read from the beginning.
 """
 import os
+import re
 import threading
 from contextlib import contextmanager
 from fractions import Fraction
@@ -23,7 +24,10 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aif", ".ai
 _OGG_TAIL = 1 << 18
 _MP3_PREROLL = 8 * 1152  # frames that the decoder needs to find its state again (4 sufficed at every rate and mode)
 _MP3 = ("MPEG_LAYER_III", "MPEG_LAYER_II", "MPEG_LAYER_I")
-_BLOCK = 1 << 20  # frames decoded at a time when an MP3 has to be counted
+_BLOCK = 1 << 20  # samples decoded at a time where a file is counted or judged
+# what libsndfile notes of a WAV or AIFF that ends before its data chunk does; 4 GB: a recorder that streamed
+_CUT_OFF = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_SIZE = 0x7FFFF000
 
 
 class BadAudio(UserError):
@@ -75,6 +79,30 @@ class Sound:
         if not np.isfinite(wave).all():
             raise BadAudio("holds NaN or infinite samples", self.name)
         return wave
+
+    def blocks(self, start=0, frames=-1):
+        """Frames start … start + frames (-1: to the end), or as many as there are, by portions float32 [n, channels].
+        In the last page of an Ogg stream samples may be others than `read` gives."""
+        left, size = float("inf") if frames < 0 else frames, max(1, _BLOCK // self.channels)
+        try:
+            self._file.seek(start)
+            while left > 0:
+                with _quiet(self._file.subtype in _MP3):
+                    block = self._file.read(int(min(left, size)), "float32", always_2d=True)
+                if not len(block):
+                    return
+                left -= len(block)
+                yield block
+        except (OSError, RuntimeError, ValueError) as error:
+            raise BadAudio(f"can't be decoded ({_why(error, self.path)})", self.name) from None
+
+    @property
+    def declared(self):
+        """Frames that the header promises: more than `frames` where a file was cut off; 0 where it doesn't tell."""
+        cut = _CUT_OFF.search(self._file.extra_info)
+        if cut and int(cut[2]) < int(cut[1]) < _UNKNOWN_SIZE:
+            return round(self.frames * int(cut[1]) / max(1, int(cut[2])))
+        return 0 if self._file.subtype in _MP3 or self.frames > 1 << 40 else self.frames
 
     def _safe(self, start):
         """The frame from which decoding gives the right samples at `start`."""

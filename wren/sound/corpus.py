@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from wren.sound import audio
-from wren.sound import streams
 from wren.cli import UserError, warn, write_table
-from wren.sound.manifest import build, join, open_manifest, subset, write_manifest
-from wren.sound.scan import in_threads, scan
+from wren.sound import audio
+from wren.sound.manifest import build, join, write_manifest
+from wren.sound.opening import open_manifest
+from wren.sound.quality import SILENT, USED, judge_row, list_problems, summary
+from wren.sound.scan import in_threads, scan, scan_folder
+from wren.sound.subsets import subset
 
 
 def index(folders, out, segment, min_seconds, domain, source):
@@ -20,15 +22,14 @@ def index(folders, out, segment, min_seconds, domain, source):
     home = out.parent
     old = open_manifest(out) if out.exists() else None
     known = {os.path.realpath(os.path.join(home, p)) for p in set(map(old.path, range(len(old))))} if old else set()
-    rows, bad = scan(folders, segment, min_seconds, skip=known)
+    rows, problems = scan(folders, segment, min_seconds, skip=known)
+    recordings = {path for path, *_ in rows}
+    found = summary(problems, len(recordings | {path for path, _ in problems}))
     if not rows and not old:
-        raise UserError(f"none of the {len(bad)} audio files can be used, for example {bad[0][0]}: {bad[0][1]}" if bad
-                        else f"no audio files ({' '.join(audio.AUDIO_SUFFIXES[:4])} …) under "
-                             f"{' '.join(map(str, folders))}")
-    skipped = out.with_suffix(".skipped.csv")
-    if bad:
-        home.mkdir(parents=True, exist_ok=True)
-        write_table(skipped, ("path", "reason"), bad)
+        raise UserError(f"nothing to index: {found}" if problems else
+                        f"no audio files ({' '.join(audio.AUDIO_SUFFIXES[:4])} …) under {' '.join(map(str, folders))}")
+    listed = out.with_suffix(".unusable.csv")
+    list_problems(listed, problems)
     if rows:
         paths, start, frames, rate = zip(*rows)
         n = len(rows)
@@ -37,9 +38,8 @@ def index(folders, out, segment, min_seconds, domain, source):
         write_manifest(join(old, new) if old else new, out)
     hours = sum(n / r for _, _, n, r in rows) / 3600
     return (f"{out}: {len(rows)} new rows of {f'up to {segment:g} s' if segment else 'any length'} from "
-            f"{len({r[0] for r in rows})} recordings "
-            f"({hours:.2f} h), {len(old) if old else 0} were there already"
-            + (f"; {len(bad)} files can't be used and are listed with the reason in {skipped}" if bad else "") + ".")
+            f"{len(recordings)} recordings ({hours:.2f} h), {len(old) if old else 0} were there already"
+            + (f"; {found}; all are listed with the reason in {listed}" if problems else "") + ".")
 
 
 # ---------------------------------------------------------------------------------------------------------- subset
@@ -85,16 +85,15 @@ def pack(source, out, root, rate, format, clips_per_shard, jobs, segment):
     if done["scaled"]:
         text += f"; {done['scaled']} clips went beyond full scale and were made quieter to fit into 16 bits"
     if done["skipped"]:
-        write_table(Path(out) / "skipped.csv", ("path", "start", "reason"),
+        write_table(Path(out) / "unusable.csv", ("path", "start", "reason"),
                     [tuple(row.values()) for row in done["skipped"]])
-        text += f"; {len(done['skipped'])} clips can't be read and are listed in {Path(out) / 'skipped.csv'}"
+        text += f"; {len(done['skipped'])} clips can't be read and are listed in {Path(out) / 'unusable.csv'}"
     return f"{text}. Train on them with python pretrain.py --data {out}."
 
 
 # ----------------------------------------------------------------------------------------------------------- check
 
-# below 16-bit rounding noise; at full scale for several samples on end, in this share of all samples
-SILENT, CLIPPED_SHARE = 1 / 32768, 1e-3
+CLIPPED_SHARE = 1e-3  # of all samples, at full scale for several samples on end
 
 
 def content(wave):
@@ -105,29 +104,16 @@ def content(wave):
 
 def examine(rows, i):
     """Read row i whole -> (problems [(kind, detail)], content hash, hash of the recording's first second)."""
-    try:
-        for stream in rows.streams:
-            if path := rows.stream(i, stream):
-                streams.load(path)
-    except audio.BadAudio as error:
-        return [("stream", str(error))], None, None
-    try:
-        if rows.entries is not None:
-            rows.entries.verify(i)
-        with rows.open(i) as clip:
-            wave, rate = clip.read(), clip.rate
-    except audio.BadAudio as error:
-        kind = "non-finite" if "infinite" in error.reason else "short" if "wanted" in error.reason else "unreadable"
-        return [(kind, error.reason)], None, None
-    low, high, problems = float(wave.min()), float(wave.max()), []
-    peak = max(-low, high)
-    if peak <= SILENT:
-        return [("silent", f"peak {peak:.1e}")], None, None
-    if low == high:
-        return [("constant", f"all samples are {low:g}")], None, None
+    blocks = []
+    verdict = judge_row(rows, i, keep=blocks)
+    problems = [(verdict.problem, verdict.detail)] if verdict.problem else []
+    if not verdict.usable:
+        return problems, None, None
+    wave, rate = np.concatenate(blocks).mean(1), verdict.rate
+    peak = np.abs(wave).max()
     at_limit = np.abs(wave) >= 0.999 * peak
     runs = at_limit[:-2] & at_limit[1:-1] & at_limit[2:]
-    if runs.mean() > CLIPPED_SHARE and peak > 0.1:
+    if len(runs) and runs.mean() > CLIPPED_SHARE and peak > 0.1:
         problems.append(("clipped", f"{runs.mean():.2%} of the samples lie in runs at the limit {peak:.3f}"))
     head = wave[:rate] if rows.start[i] == 0 and len(wave) >= rate and np.ptp(wave[:rate]) > 2 * SILENT else None
     return problems, content(wave), None if head is None else content(head)
@@ -142,18 +128,22 @@ def check(source, root, tasks, jobs, segment, out, clean):
     """Decode everything a manifest names -> a paragraph; problems go to the CSV `out`, sound rows to `clean`.
 
     tasks: whose test splits must not overlap with it."""
-    rows = open_manifest(source, root, segment)
-    found, first, heads, unusable = [], {}, {}, np.zeros(len(rows), bool)
+    folder = os.path.isdir(source) and not any(Path(source).glob("*.tar"))
+    rows, files = scan_folder(source, segment) if folder else (open_manifest(source, root, segment), [])
+    rows = build([], bases=(str(source),)) if rows is None else rows
+    found = [(audio.shown(path), 0, verdict.problem, verdict.detail) for path, verdict in files
+             if verdict.problem != "dead channels"]  # that is found in its rows
+    lost, first, heads, unusable = sum(not v.usable for _, v in files), {}, {}, np.zeros(len(rows), bool)
     for i, (problems, whole, head) in enumerate(examine_all(rows, jobs, "decoding")):
         if whole is not None and (twin := first.setdefault(whole, i)) != i:
             problems = [*problems, ("duplicate", f"same samples as {name(rows, twin)}")]
         heads.setdefault(head, i)
-        unusable[i] = any(kind != "clipped" for kind, _ in problems)
+        unusable[i] = any(kind not in ("clipped", *USED) for kind, _ in problems)
         found += [(audio.shown(rows.path(i)), int(rows.start[i]), kind, detail) for kind, detail in problems]
     counts = Counter(row[2] for row in found)
     overlaps = [row for task in tasks for row in overlap(rows, first, heads, task, jobs)]
     out = out or (Path(source) / "check.csv" if Path(source).is_dir() else Path(source).with_suffix(".check.csv"))
-    text = (f"{source}: {len(rows)} rows, {len(rows) - unusable.sum()} of them sound; "
+    text = (f"{source}: {len(rows) + lost} rows, {len(rows) - unusable.sum()} of them sound; "
             + (", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or "no problems") + ".")
     for task in tasks:
         hits = [row for row in overlaps if row[3].endswith(f"test clip of {task.name}")]

@@ -1,9 +1,11 @@
-"""What sound lies below some folders: files, their headers, the rows that long recordings are cut into."""
+"""What sound lies below some folders: files, what is wrong with them, the rows that long recordings are cut into."""
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from wren.sound import audio
 from wren.cli import UserError
+from wren.sound import audio
+from wren.sound.manifest import build
+from wren.sound.quality import MIN_SECONDS, Memory
 
 
 def find(folder):
@@ -28,31 +30,38 @@ def segments(frames, rate, segment):
             if start == 0 or frames - start >= max(1, shortest)]
 
 
-def scan(folders, segment=10.0, min_seconds=0.05, threads=8, skip=frozenset()):
-    """Headers of all audio below some folders -> (rows [(path, start, frames, rate)], bad [(path, reason)]).
+def scan(folders, segment=10.0, min_seconds=MIN_SECONDS, threads=8, skip=frozenset(), memory=None):
+    """Decode and judge all audio below some folders -> (rows [(path, start, frames, rate)] of what can be used,
+    problems [(path, Verdict)] of what can't, or is odd).
 
-    skip: real paths that are left out."""
-    def header(path):
-        try:
-            frames, rate, _ = audio.info(path)
-        except audio.BadAudio as error:
-            return error.reason
-        if frames < max(1, min_seconds * rate):
-            return f"{frames} frames are shorter than {min_seconds:g} s"
-        return [(path, start, n, rate) for start, n in segments(frames, rate, segment)]
-
+    skip: real paths that are left out; memory: of verdicts on files that haven't changed."""
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"{folder}: no such folder")
+    memory = memory or Memory()
     paths = {os.path.realpath(path): path for folder in folders for path in find(folder)}  # folders may overlap
     paths = [path for real, path in paths.items() if real not in skip]
-    rows, bad = [], []
-    for path, found in zip(paths, in_threads(header, paths, threads, "headers")):
-        if isinstance(found, str):
-            bad.append((audio.shown(path), found))
-        else:
-            rows += found
-    return rows, bad
+    rows, problems = [], []
+    for path, verdict in zip(paths, in_threads(lambda p: memory.judge(p, min_seconds), paths, threads, "decoding")):
+        if verdict.problem:
+            problems.append((path, verdict))
+        if verdict.usable:
+            rows += [(path, start, n, verdict.rate) for start, n in segments(verdict.frames, verdict.rate, segment)]
+    memory.save()
+    return rows, problems
+
+
+def scan_folder(folder, segment=10.0, memory=None):
+    """A folder of audio -> (Manifest of what can be used, or None; problems [(path in the folder, Verdict)])."""
+    rows, problems = scan([folder], segment, memory=memory)
+    if not rows and not problems:
+        raise UserError(f"no audio files ({' '.join(audio.AUDIO_SUFFIXES[:4])} …) under {folder}")
+    problems = [(os.path.relpath(path, folder), verdict) for path, verdict in problems]
+    if not rows:
+        return None, problems
+    paths, start, frames, rate = zip(*rows)
+    return build([os.path.relpath(path, folder) for path in paths], start, frames, rate, bases=(str(folder),),
+                 origin=str(folder)), problems
 
 
 def in_threads(function, items, threads, what):

@@ -94,6 +94,9 @@ class _Pcm:
         data = self.entries.bytes(self.i, _WAV_HEADER + 2 * start, 2 * frames)
         return np.frombuffer(data, "<i2").astype(np.float32) * np.float32(1 / 32768)
 
+    def blocks(self, start=0, frames=-1):
+        yield self.read(start, frames)[:, None]
+
     def close(self):
         pass
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from wren.cli import UserError, warn
 from wren.sound import audio
-from wren.sound.manifest import STREAM, build
+from wren.sound.manifest import build, STREAM
 from wren.tasks.annotations import columns, read_recordings, stems, tables
 from wren.tasks.lists import column, header
 from wren.tasks.task import Split, Task

@@ -333,6 +333,8 @@ class Trainer:
                 rate, streams, *arguments = self._to_device(batch, slice(None))
                 names, sums = weighted(at_rate(self.objective, rate, streams)(*arguments)[1])
             totals = totals + sums
+        if names is None:
+            raise UserError("none of this process's held-out clips can be read any more: mend them, or lower --valid")
         return means(names, self.procs.sum(totals).tolist())
 
     def state_dict(self):

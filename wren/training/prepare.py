@@ -11,7 +11,9 @@ import torch
 
 from wren import cli
 from wren.sound import loading
-from wren.sound.manifest import open_manifest, subset, holdout
+from wren.sound.opening import open_manifest
+from wren.sound.quality import list_problems, summary
+from wren.sound.subsets import holdout, subset
 from wren.training import engine
 from wren.sound import streams
 from wren.cli import DEMO, UserError
@@ -30,19 +32,29 @@ BEFORE = {"rate": "preset", "lower_rate": 0.5, "streams": [], "stream_drop": 0.3
 
 
 def open_data(args, procs):
-    """(train, valid) manifests. One process makes the demo corpus if need be; the others wait.
+    """(train, valid) manifests. One process makes the demo corpus if need be, and judges the files of a folder; the
+    others wait and take its word.
 
     The held-out recordings are drawn from the whole corpus and then taken out of the subset, so that the held-out
-    loss means the same for every size of subset.
+    loss means the same for every size of subset. What can't be used, or is odd, is listed in OUT/unusable.csv.
     """
     if args.data == DEMO and procs.main:
         from wren.sound import demo
         demo.ensure(DEMO)
+    source, rows = f"{DEMO}/pretrain.csv" if args.data == DEMO else args.data, None
+    if procs.main:
+        rows = open_manifest(source, notes=args.out)
     procs.barrier()
-    rows = open_manifest(f"{DEMO}/pretrain.csv" if args.data == DEMO else args.data)
+    rows = open_manifest(source, notes=args.out) if rows is None else rows
     chosen = subset(rows, args.subset, args.domain)
     pool = rows.select(np.isin(rows.domain, chosen.domain))
-    _, valid = holdout(pool, min(args.valid, len(pool) // 5))
+    problems = []
+    _, valid = holdout(pool, min(args.valid, len(pool) // 5), problems)
+    if problems and procs.main:
+        listed = Path(args.out) / "unusable.csv"
+        list_problems(listed, problems, add=True)
+        cli.warn(f"others are held out in place of {len(problems)} clips: {summary(problems, len(pool), 'clips')}; "
+                 f"listed in {listed}")
     train = chosen.select(~np.isin(chosen.recording_keys(), valid.recording_keys()))
     if not len(train):
         raise UserError(f"--subset {args.subset}: all of its clips are in held-out recordings; lower --valid "

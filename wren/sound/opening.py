@@ -1,0 +1,177 @@
+"""Opening what `--data` can name as a Manifest: folders of audio or shards, tables, fairseq's and SSAST's lists."""
+import csv
+import gc
+import json
+import os
+import re
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from wren.cli import UserError, warn
+from wren.sound import shards
+from wren.sound.manifest import build, COLUMNS, DOMAINS, from_bytes, STREAM
+from wren.sound.quality import Memory, list_problems, summary
+from wren.sound.scan import find, scan_folder
+
+_CHUNK = 1 << 16  # rows parsed at a time
+
+
+def open_manifest(source, root=None, segment=10.0, notes=None):
+    """Everything that `--data` can name, as a Manifest.
+
+    source: a folder of audio, a folder of tar shards, a CSV or TSV with a header (`path` and optional start, frames,
+    sample_rate, domain, source, label, stream:NAME), a fairseq TSV (root, then path and samples) or an SSAST JSON.
+    root: a second folder for relative paths. segment: seconds of the rows that a folder's long recordings are cut into.
+    notes: a folder for what is found out about a folder's files: unusable.csv, and judged.csv, which spares decoding
+    them all again the next time.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"{source}: no such folder or manifest")
+    if path.is_dir():
+        return _open_folder(path, segment, notes)
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
+        raise UserError(f"{source} is not a text file in UTF-8: save it as CSV in UTF-8, or name a folder of audio")
+    if not head.strip():
+        raise UserError(f"{source} is empty: a manifest has a header line with the column path, and rows")
+    bases = tuple(dict.fromkeys(str(base) for base in (path.parent, root) if base is not None))
+    if path.suffix.lower() == ".json":
+        return _open_json(path, bases)
+    lines = head.decode("utf-8-sig", "surrogateescape").splitlines()
+    if len(lines) > 1 and "\t" not in lines[0] and re.fullmatch(r"[^\t]+\t\d+", lines[1]):
+        return _open_table(path, bases, fairseq=lines[0].strip())
+    return _open_table(path, bases)
+
+
+def _open_folder(folder, segment, notes):
+    """A folder of shards or of audio files."""
+    if any(folder.glob("*.tar")):
+        return from_bytes(**shards.rows(folder), bases=(str(folder),), origin=str(folder))
+    if packed := next(folder.glob("*.tar.gz"), None) or next(folder.glob("*.tgz"), None):
+        if not find(folder):
+            raise UserError(f"{folder} holds compressed shards ({packed.name} …), which can't be read by offset: "
+                            f"unpack them with gunzip {folder}/*{packed.suffix}")
+    rows, problems = scan_folder(folder, segment, Memory(Path(notes) / "judged.csv") if notes else None)
+    where = f"; all are listed in {Path(notes) / 'unusable.csv'}" if notes else f"; python data.py check {folder}"
+    if notes:
+        list_problems(Path(notes) / "unusable.csv", problems)
+    if rows is None:
+        raise UserError(f"none of the audio files under {folder} can be used: "
+                        f"{summary(problems, len(problems))}{where if notes else ''}")
+    if problems:
+        total = len({rows.path(i) for i in range(len(rows))} | {path for path, _ in problems})
+        warn(f"{folder}: {summary(problems, total)}{where if notes else where + ' lists all of them'}")
+    return rows
+
+
+def _open_json(path, bases):
+    """SSAST's {"data": [{"wav": path, "labels": text}]}."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))["data"]
+        paths, labels = [str(row["wav"]) for row in data], [str(row.get("labels", "")) for row in data]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is not SSAST\'s JSON, {{"data": [{{"wav": …, "labels": …}}]}} '
+                        f"({type(error).__name__}: {error})") from None
+    if not paths:
+        raise UserError(f"{path} lists no recordings")
+    return build(paths, label=labels, bases=bases, origin=str(path))
+
+
+@contextmanager
+def _without_collector():
+    """Millions of short-lived lists wake Python's cycle collector all the time: 7.4, not 2.9 s for 2.23M rows."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_without_collector()
+def _open_table(path, bases, fairseq=None):
+    """A CSV or TSV, by chunks of rows, so that parsing needs little memory beside the result."""
+    parts, codes = [], {"source": {}, "label": {}}
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = file.readline()
+        delimiter = "\t" if fairseq or "\t" in first else ","
+        header = ["path", "frames"] if fairseq else next(csv.reader([first], delimiter=delimiter), [])
+        header = [name.strip().lower() for name in header]
+        if "path" not in header:
+            raise UserError(f"{path}: the first line names no column path (it reads {first.strip()[:80]!r}); a "
+                            f"manifest has a header with some of {', '.join(COLUMNS)}")
+        for name in header:
+            if name.startswith(STREAM):
+                codes[name] = {}
+        reader, done = csv.reader(file, delimiter=delimiter), 1
+        try:
+            while rows := [row for row in islice(reader, _CHUNK) if row]:
+                parts.append(_columns(path, header, rows, done, codes))
+                done += len(rows)
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from None
+    if not parts:
+        raise UserError(f"{path} has a header but no rows")
+    size = np.concatenate([part["size"] for part in parts])
+    columns = {name: np.concatenate([part[name] for part in parts])
+               for name in ("start", "frames", "sample_rate", "domain", "source")}
+    return from_bytes(
+        np.frombuffer(b"".join([part["blob"] for part in parts]), np.uint8), size, **columns,
+        label=np.concatenate([part["label"] for part in parts]) if "label" in header else None,
+        streams={name.removeprefix(STREAM).strip(): (np.concatenate([part[name] for part in parts]), list(codes[name]))
+                 for name in codes if name.startswith(STREAM)},
+        sources=list(codes["source"]) or [""], labels=list(codes["label"]), origin=str(path),
+        bases=tuple(dict.fromkeys([os.path.join(path.parent, fairseq), *bases])) if fairseq else bases)
+
+
+def _columns(path, header, rows, done, codes):
+    """Arrays of one chunk of table rows."""
+    if set(map(len, rows)) != {len(header)}:
+        k = next(k for k, row in enumerate(rows) if len(row) != len(header))
+        raise UserError(f"{path}, row {done + k}: {len(rows[k])} fields, the header has {len(header)} (a name with a "
+                        "comma needs double quotes)")
+    table = dict(zip(header, zip(*rows)))
+    if "" in table["path"]:
+        raise UserError(f"{path}, row {done + table['path'].index('')}: the path is empty")
+    joined = "".join(table["path"])
+    blob = joined.encode("utf-8", "surrogateescape")
+    lengths = map(len, table["path"]) if len(blob) == len(joined) else (
+        len(p.encode("utf-8", "surrogateescape")) for p in table["path"])
+    out = {"blob": blob, "size": np.fromiter(lengths, np.int32, len(rows))}
+    for name, default, least, kind in (("start", 0, 0, np.int64), ("frames", -1, -1, np.int64),
+                                       ("sample_rate", 0, 0, np.int32)):
+        out[name] = _numbers(path, name, table.get(name), len(rows), default, least, done).astype(kind)
+    domains = table.get("domain", ("",) * len(rows))
+    try:
+        known = {name: code for code, name in enumerate(DOMAINS)}
+        out["domain"] = np.fromiter(map(known.__getitem__, domains), np.uint8, len(rows))
+    except KeyError as error:
+        raise UserError(f"{path}: domain {error.args[0]!r} is neither bio nor gen nor empty") from None
+    for name, seen in codes.items():
+        values = table.get(name, ("",) * len(rows) if name == "source" else ())
+        out[name] = np.fromiter((seen.setdefault(value, len(seen)) for value in values), np.int32, len(values))
+    return out
+
+
+def _numbers(path, name, values, n, default, least, done):
+    """Texts -> int64 [n]; an empty one is `default`."""
+    if values is None:
+        return np.full(n, default, np.int64)
+    try:
+        numbers = np.fromiter(map(int, values), np.int64, n)
+    except (ValueError, OverflowError):
+        numbers = np.empty(n, np.int64)
+        for k, text in enumerate(values):
+            try:
+                numbers[k] = int(float(text)) if text.strip() else default  # tables often hold 160000.0
+            except (ValueError, OverflowError):
+                raise UserError(f"{path}, row {done + k}: {name} {text!r} is not a whole number") from None
+    if len(wrong := np.flatnonzero(numbers < least)):
+        raise UserError(f"{path}, row {done + wrong[0]}: {name} {numbers[wrong[0]]} is below {least}")
+    return numbers
