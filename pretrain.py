@@ -288,6 +288,7 @@ def train(args, trainer, loader, valid, log, stop, out):
         bad.add(batch["bad"], unreadable, args.batch_size)
         meter.add(row)
         step, last = trainer.step, trainer.step == args.steps
+        bar.beat(step, row["loss"])
         if not row["finite"]:
             clips = [i for part in loading.parts([batch]) for i in part["index"].tolist()]
             bar.say(f"step {step}: skipped, its gradient is not finite (clips {clips})")

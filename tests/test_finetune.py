@@ -21,6 +21,7 @@ from wren.training import supervised
 from wren.tasks import Split, load_task
 from wren.tasks.annotations import Event
 from wren.tasks.beans import BEANS
+from wren import cli
 from wren.cli import UserError
 from model import Encoder, load_encoder
 from wren.recipes import PRESETS
@@ -389,6 +390,16 @@ def test_recordings_without_calls_are_named():
     assert "3 in 5 (train), 3 in 1 (valid)" in text and "no calls: b.wav, c.wav, d.wav and 1 more;" in text
     task.splits["train"] = split()
     assert "no calls" not in finetune.calls_of(task)
+
+
+def test_off_a_terminal_training_and_scoring_give_signs_of_life(tiny, tmp_path, capsys, monkeypatch):
+    arguments = [*FAST, "--data", str(tiny), "--task", "detection", "--steps", "2"]
+    finetune.main([*arguments, "--out", str(tmp_path / "quick")])
+    assert capsys.readouterr().err == "", "what is done within a minute needs none"
+    monkeypatch.setattr(cli, "PULSE_SECONDS", 0.0)
+    finetune.main([*arguments, "--out", str(tmp_path / "slow")])
+    text = capsys.readouterr().err
+    assert "  training: 1 of 2 steps in 0.0 min, about" in text and "scoring: 32 of " in text and ", loss" in text
 
 
 def test_tables_without_labels_are_trained_on_with_one_that_is_given(tiny, tmp_path):

@@ -8,9 +8,11 @@ import csv
 import os
 import signal
 import sys
+import time
 from math import isfinite
 from pathlib import Path
 
+PULSE_SECONDS = 60.0  # between signs of life where there is no terminal
 DEMO = "data/demo"  # the synthetic corpus that every stage falls back on
 
 
@@ -135,14 +137,42 @@ class StopSignals:
         self.received = signal.Signals(number).name
 
 
+class Pulse:
+    """A sign of life where there is no terminal (nohup, Slurm, notebooks): a line on stderr at least every minute.
+
+    what: the work, of `total` units; first: how many of them were done before; speaks: not on every process.
+    """
+
+    def __init__(self, what, total, unit, first=0, speaks=True):
+        self.what, self.total, self.unit, self.first = what, total, unit, first
+        self.speaks = speaks and not sys.stderr.isatty()
+        self.began = self.said = time.monotonic()
+
+    def beat(self, done, more=""):
+        """Call it often: after each batch. more: what else the line says."""
+        now = time.monotonic()
+        if self.speaks and now - self.said >= PULSE_SECONDS:
+            self.said, took = now, now - self.began
+            left = took * (self.total - done) / max(done - self.first, 1)
+            print(f"  {self.what}: {done} of {self.total} {self.unit} in {took / 60:.1f} min, about {left / 60:.1f} "
+                  f"min left{more}", file=sys.stderr, flush=True)
+
+
 class Progress:
     """A bar on a terminal, plain lines elsewhere; silent on all processes but the first."""
 
     def __init__(self, steps, first, speaks):
         self.steps, self.speaks, self.speed, self.bar = steps, speaks, "", None
+        self.pulse = Pulse("training", steps, "steps", first, speaks)
         if speaks and sys.stderr.isatty():
             from tqdm import tqdm
             self.bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True)
+
+    def beat(self, step, loss):
+        """After each step: a sign of life between the rows of the log."""
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+        self.pulse.beat(step, f", loss {loss:.3f}")
 
     def update(self, entry):
         left = (self.steps - entry["step"]) * entry["clips"] / entry["step"] / entry["clips_per_second"]
@@ -156,6 +186,7 @@ class Progress:
             self.bar.write(text)
         elif self.speaks:
             print(text, flush=True)
+            self.pulse.said = time.monotonic()
 
     def close(self):
         if self.bar is not None:

@@ -5,10 +5,11 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
-from wren.sound import loading
-from wren.probing import metrics
-from wren.tasks.augment import InOrder
 from model import at_rate
+from wren.cli import Pulse
+from wren.probing import metrics
+from wren.sound import loading
+from wren.tasks.augment import InOrder
 
 BATCH = 32  # clips a forward pass
 GAP = 0.2  # seconds: frames of a class at most this far apart are one event
@@ -52,7 +53,8 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
     config = model.encoder.config
     loader = InOrder(split, config.sample_rate, BATCH, any_rate=config.rate == "any", streams=config.stream_rates,
                      rank=procs.rank, world=procs.world, workers=workers)
-    rows, clip, frame = [], [], []
+    rows, clip, frame, done = [], [], [], 0
+    pulse = Pulse("scoring", ceil(len(split) / procs.world), "windows" if split.files else "clips", 0, procs.main)
     for batch in loading.parts(loader):
         wave, lengths = batch["wave"].to(procs.device), batch["lengths"]
         lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(procs.device)
@@ -64,6 +66,8 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
         if frames:
             keep = torch.arange(frame_logits.shape[1], device=wave.device) < columns[:, None]
             frame.append(model.probabilities(frame_logits) * keep[..., None])
+        done += len(wave)
+        pulse.beat(done)
     rows = torch.cat(rows).to(procs.device) if rows else torch.zeros(0, dtype=torch.int64, device=procs.device)
     classes = len(model.labels)
     scores = torch.zeros(len(split), classes, dtype=torch.float64, device=procs.device)

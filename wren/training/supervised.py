@@ -187,6 +187,7 @@ class Trial:
             stopping, unreadable = row.pop("flags")
             self.bad.add(batch["bad"], unreadable, s.batch_size)
             meter.add(row)
+            self.bar.beat(trainer.step, row["loss"])
             if trainer.skipped_in_a_row >= 10:
                 self.bar.say(f"  lr {self.lr:g}: ten steps in a row were not finite, so this rate is given up")
                 break
