@@ -61,6 +61,8 @@ def parse_args(argv=None):
                    "gradient descent; the score is their mean")
 
     g = p.add_argument_group("run")
+    g.add_argument("--max-bad", type=cli.share, default=0.01, help="largest share of a test split that may be left "
+                   "out because it can't be read")
     g.add_argument("--json", metavar="FILE", help="results as JSON (default: evaluate.json in the run folder)")
     g.add_argument("--markdown", action="store_true", help="print tables as Markdown")
     g.add_argument("--cache", default="runs/cache", help="folder of embeddings (float16) and of fitted probes' "
@@ -87,12 +89,15 @@ def main(argv=None):
 
     from wren.sound import demo
     from wren.probing import report
-    from wren.tasks import load_task, task_names
+    from wren.tasks import load_task, task_names, without_broken
     if args.data == DEMO and (args.task is None or not all(Path(t).is_dir() for t in args.task)):
         demo.ensure(DEMO)
-    tasks = [load_task(name, root=args.data, low=args.low, label=args.label)
-             for name in task_names(args.task or ("species", "individual"), args.data)]
-    fit = load_task(args.fit, root=args.data, label=args.label) if args.fit else None
+
+    def readable(name, low=False):
+        task = load_task(name, root=args.data, low=low, label=args.label)
+        return without_broken(task, args.cache, args.max_bad, args.cache)
+    tasks = [readable(name, args.low) for name in task_names(args.task or ("species", "individual"), args.data)]
+    fit = readable(args.fit) if args.fit else None
     tasks = [refitted(task, fit) for task in tasks] if fit else tasks
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and device.type == "cpu":

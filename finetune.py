@@ -50,6 +50,8 @@ def parse_args(argv=None):
                 g.add_argument(f"--{setting.name.replace('_', '-')}", **setting.metadata | {"default": None})
 
     g = p.add_argument_group("run")
+    g.add_argument("--max-bad", type=cli.share, default=0.01, help="largest share of a test split that may be left "
+                   "out because it can't be read")
     g.add_argument("--per-class", action="store_true", help="print the score of each class")
     g.add_argument("--json", metavar="FILE", help="results of all tasks (default: results.json in --out)")
     g.add_argument("--override", action="store_true", help="start afresh where results of other settings are")
@@ -328,6 +330,15 @@ def open_tasks(args, procs):
     return out
 
 
+def readable(task, out, max_bad, procs):
+    """A task without clips that can't be read. One process decodes them; the others take its word."""
+    from wren.tasks import without_broken
+    if procs.main:
+        task = without_broken(task, out, max_bad, memory=out)
+    procs.barrier()
+    return task if procs.main else without_broken(task, out, max_bad, memory=out, quiet=True)
+
+
 def main(argv=None):
     args = parse_args(argv)
     stop = cli.StopSignals()  # before torch is imported: a signal in those seconds must not be lost
@@ -345,6 +356,7 @@ def main(argv=None):
     folder = Path(source).parent
     home = folder if (folder / "config.json").exists() else Path("runs") / Path(source).stem
     out = Path(args.out or home / ("finetune" + (f"-{args.protocol}" if args.protocol else "")))
+    tasks = [(readable(task, out, args.max_bad, procs), fold) for task, fold in tasks]
     jobs = [plan(args, task, fold, config, source, out, machine) for task, fold in tasks]
     engine.precision(args.amp, procs.device)  # refused before anything is written
     if len({job.folder for job in jobs}) < len(jobs):

@@ -326,7 +326,7 @@ def test_tables_of_one_species_take_their_label_from_the_caller(tmp_path):
     assert task.labels == ["wren"] and [event.label for event in task.splits["test"].events] == ["wren"]
 
 
-def test_lists_of_recordings_that_contradict_the_files_are_refused(tmp_path):
+def test_lists_of_recordings_that_contradict_the_files_are_refused(tmp_path, capsys):
     folder = own(tmp_path, CALLS)
     text = (folder / "test.jsonl").read_text()
     (folder / "test.jsonl").write_text(text.replace('"length": 5.0', '"length": 60'))
@@ -335,7 +335,12 @@ def test_lists_of_recordings_that_contradict_the_files_are_refused(tmp_path):
     assert "names audio/gone.wav" in fails(load_task, folder)
     (folder / "audio" / "c.wav").write_text("no sound")
     (folder / "test.jsonl").write_text(text)
-    assert "c.wav: not readable as sound" in fails(load_task, folder)
+    task = load_task(folder)
+    assert [path for path, _, _ in task.splits["test"].files] == ["audio/a.b.wav", "audio/d.wav"]
+    assert "1 of 3 recordings can't be read, for example audio/c.wav: not readable as sound" in capsys.readouterr().err
+    for name in ("a.b", "d"):
+        (folder / "audio" / f"{name}.wav").write_text("no sound")
+    assert "none of its 3 recordings can be read" in fails(load_task, folder)
     (folder / "test.jsonl").unlink()
     assert "test.jsonl is missing" in fails(load_task, folder)
 

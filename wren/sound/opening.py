@@ -12,7 +12,7 @@ import numpy as np
 
 from wren.cli import UserError, warn
 from wren.sound import shards
-from wren.sound.manifest import build, COLUMNS, DOMAINS, from_bytes, STREAM
+from wren.sound.manifest import COLUMNS, DOMAINS, STREAM, build, from_bytes
 from wren.sound.quality import Memory, list_problems, summary
 from wren.sound.scan import find, scan_folder
 

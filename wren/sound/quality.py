@@ -70,7 +70,7 @@ def judge_file(path, min_seconds=MIN_SECONDS):
         return Verdict("unreadable", error.reason)
 
 
-def judge_row(rows, i, keep=None):
+def judge_row(rows, i, keep=None, min_seconds=MIN_SECONDS):
     """The verdict on row i of a manifest: its stretch, its streams, and in a shard its checksum.
 
     keep: a list to which the decoded blocks are added, for callers that need the samples too."""
@@ -85,7 +85,7 @@ def judge_row(rows, i, keep=None):
             rows.entries.verify(i)
         with rows.open(i) as clip:
             blocks = clip.blocks() if keep is None else (keep.append(block) or block for block in clip.blocks())
-            verdict = judge(blocks, clip.rate)
+            verdict = judge(blocks, clip.rate, 0, min_seconds)
     except audio.BadAudio as error:
         return Verdict("unreadable", error.reason)
     if verdict.usable and verdict.frames < rows.frames[i]:

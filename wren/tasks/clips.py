@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from wren.cli import UserError, warn
-from wren.sound.manifest import build, join, Manifest
+from wren.sound.manifest import Manifest, build, join
 from wren.sound.opening import open_manifest
 from wren.tasks.lists import column
 from wren.tasks.task import Split, Task

@@ -20,6 +20,7 @@ class Split:
     files: list = field(default_factory=list)  # (path as in events, seconds, sample rate), in order of rows
     file_index: np.ndarray | None = None  # int32 (n,): index into `files`
     clip_seconds: float | None = None
+    unreadable: list = field(default_factory=list)  # (path, Verdict) of recordings that were left out already
 
     def __len__(self):
         return len(self.rows)

@@ -7,7 +7,8 @@ import numpy as np
 
 from wren.cli import UserError, warn
 from wren.sound import audio
-from wren.sound.manifest import build, STREAM
+from wren.sound.manifest import STREAM, build
+from wren.sound.quality import Verdict
 from wren.tasks.annotations import columns, read_recordings, stems, tables
 from wren.tasks.lists import column, header
 from wren.tasks.task import Split, Task
@@ -67,7 +68,16 @@ def _windows(source, path, recordings, labels, width, hop):
                         "Begin Path)")
     names = [file for file, _, _ in recordings]
     whole = source.place(build(names, bases=(), origin=str(path), streams=_streams(path, names)), path)
-    files, frames = _files(path, whole, [seconds for _, seconds, _ in recordings])
+    opened = [_open(whole.locate(k)) for k in range(len(whole))]
+    unreadable = [(whole.path(k), about) for k, about in enumerate(opened) if isinstance(about, Verdict)]
+    readable = [k for k, about in enumerate(opened) if not isinstance(about, Verdict)]
+    if unreadable:
+        lost = f"for example {audio.shown(unreadable[0][0])}: {unreadable[0][1].detail}"
+        if not readable:
+            raise UserError(f"{path}: none of its {len(whole)} recordings can be read, {lost}")
+        warn(f"{path}: {len(unreadable)} of {len(whole)} recordings can't be read, {lost}: left out")
+    whole, recordings = whole.select(readable), [recordings[k] for k in readable]
+    files, frames = _files(path, whole, [opened[k] for k in readable], [seconds for _, seconds, _ in recordings])
     events, of_file = _events(source, path, whole, recordings, frames / np.array([rate for _, _, rate in files]))
     count = np.array([count_windows(seconds, width, hop) for _, seconds, _ in files])
     if not count.sum():
@@ -84,7 +94,7 @@ def _windows(source, path, recordings, labels, width, hop):
         event.label = labels[k]
     targets = label_windows(np.array([event.start for event in events]), np.array([event.end for event in events]),
                             codes, of_file, count, width, hop, len(labels))
-    return Split(rows, targets, source.groups(whole)[file_index], events, files, file_index)
+    return Split(rows, targets, source.groups(whole)[file_index], events, files, file_index, unreadable=unreadable)
 
 
 def _streams(path, files):
@@ -101,11 +111,22 @@ def _streams(path, files):
     return out
 
 
-def _files(path, whole, lengths):
-    """[(path, seconds as listed or else counted, sample rate)] and frames int64 (R,) of each recording."""
+def _open(path):
+    """(frames, sample rate) of a recording, or the Verdict that it can't be read."""
+    try:
+        frames, rate, _ = audio.info(path)
+    except audio.BadAudio as error:
+        return Verdict("unreadable", error.reason)
+    return (frames, rate) if frames else Verdict("short", "holds no sound")
+
+
+def _files(path, whole, opened, lengths):
+    """[(path, seconds as listed or else counted, sample rate)] and frames int64 (R,) of each recording.
+
+    opened: (frames, sample rate) of each; lengths: seconds as listed, or None."""
     files, frames = [], np.zeros(len(whole), np.int64)
     for k, seconds in enumerate(lengths):
-        frames[k], rate, _ = audio.info(whole.locate(k))
+        frames[k], rate = opened[k]
         if seconds is not None and seconds > frames[k] / rate + _PAST_END:
             raise UserError(f"{path} says that {audio.shown(whole.path(k))} lasts {seconds:g} s, the file has "
                             f"{frames[k] / rate:g} s")
