@@ -120,14 +120,28 @@ def contents(split):
 
 
 def fingerprint(source):
-    """What names the weights: a preset's name, or a hash of the file."""
-    if not Path(source).is_file():
-        return str(source)
-    digest = hashlib.sha256()
-    with open(source, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    """What names the weights: a preset's name, or a hash of the file, or of a published folder's files."""
+    path, digest = Path(source), hashlib.sha256()
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    for file in files:
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16] if files else str(source)
+
+
+def find_encoder(checkpoint):
+    """(file, published folder or preset's name, folder for its results) of --checkpoint."""
+    from model import newest_encoder
+    from wren.recipes import PRESETS
+    if checkpoint in PRESETS:
+        return checkpoint, Path("runs") / checkpoint
+    path = Path(checkpoint or newest_encoder("runs"))
+    if path.is_dir() and not (path / "model.safetensors").exists():
+        path = newest_encoder(path)
+    run = path.parent
+    own = (run / "config.json").exists() and not (run / "model.safetensors").exists()
+    return str(path), run if own else Path("runs") / (path.name if path.is_dir() else path.stem)
 
 
 def run_task(job, task, seeds, about):
@@ -342,19 +356,15 @@ def readable(task, out, max_bad, procs):
 def main(argv=None):
     args = parse_args(argv)
     stop = cli.StopSignals()  # before torch is imported: a signal in those seconds must not be lost
-    from model import load_encoder, newest_encoder
-    from wren.recipes import PRESETS
+    from model import load_encoder
     from wren.training import engine
     from wren.training.supervised import Machine
 
     procs = engine.start_processes(args.device, args.timeout)
     machine = Machine(procs, stop, args.workers, args.micro_batch, args.amp)
     tasks = open_tasks(args, procs)
-    source = args.checkpoint or newest_encoder("runs")
-    source = source if str(source) in PRESETS or not Path(source).is_dir() else newest_encoder(source)
+    source, home = find_encoder(args.checkpoint)
     config = load_encoder(source, args.format).config
-    folder = Path(source).parent
-    home = folder if (folder / "config.json").exists() else Path("runs") / Path(source).stem
     out = Path(args.out or home / ("finetune" + (f"-{args.protocol}" if args.protocol else "")))
     tasks = [(readable(task, out, args.max_bad, procs), fold) for task, fold in tasks]
     jobs = [plan(args, task, fold, config, source, out, machine) for task, fold in tasks]
