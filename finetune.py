@@ -82,9 +82,13 @@ def plan(args, task, fold, config, source, out, machine):
         raise UserError(f"--batch-size {settings.optimisation.batch_size} does not divide by {machine.procs.world} "
                         "processes")
     changes = encoder_changes(settings.model, config, task)
-    untested = replace(task, splits={name: task.splits[name] for name in ("train", "valid")})
     folder = out / (f"{task.name}-fold{fold}" if fold else task.name)
-    return Job(settings, Source(source, args.format, changes), untested, folder, machine)
+    return Job(settings, Source(source, args.format, changes), untested(task), folder, machine)
+
+
+def untested(task):
+    """A task without its test split, which training is not to see."""
+    return replace(task, splits={name: task.splits[name] for name in ("train", "valid")})
 
 
 def prepare(job, task, override):
@@ -327,9 +331,8 @@ def open_tasks(args, procs):
     """[(task, fold or None)] of what --task names. One process makes the demo if need be; the others wait."""
     from wren.sound import demo
     from wren.tasks import load_task, task_names
-    if args.data == DEMO and procs.main and not all(Path(name).is_dir() for name in args.task):
-        demo.ensure(DEMO)
-    procs.barrier()
+    if args.data == DEMO and not all(Path(name).is_dir() for name in args.task):
+        procs.first(lambda: demo.ensure(DEMO))
     out = []
     for name in task_names(args.task, args.data):
         task = load_task(name, args.data, args.low, None if args.fold == "all" else args.fold, label=args.label)
@@ -344,13 +347,12 @@ def open_tasks(args, procs):
     return out
 
 
-def readable(task, out, max_bad, procs):
-    """A task without clips that can't be read. One process decodes them; the others take its word."""
+def readable(job, task, max_bad):
+    """A job and its task without the clips that can't be read."""
     from wren.tasks import without_broken
-    if procs.main:
-        task = without_broken(task, out, max_bad, memory=out)
-    procs.barrier()
-    return task if procs.main else without_broken(task, out, max_bad, memory=out, quiet=True)
+    procs, out = job.machine.procs, job.folder.parent
+    task = procs.first(lambda: without_broken(task, out, max_bad, out, quiet=not procs.main))
+    return replace(job, task=untested(task)), task
 
 
 def main(argv=None):
@@ -366,7 +368,6 @@ def main(argv=None):
     source, home = find_encoder(args.checkpoint)
     config = load_encoder(source, args.format).config
     out = Path(args.out or home / ("finetune" + (f"-{args.protocol}" if args.protocol else "")))
-    tasks = [(readable(task, out, args.max_bad, procs), fold) for task, fold in tasks]
     jobs = [plan(args, task, fold, config, source, out, machine) for task, fold in tasks]
     engine.precision(args.amp, procs.device)  # refused before anything is written
     if len({job.folder for job in jobs}) < len(jobs):
@@ -374,11 +375,12 @@ def main(argv=None):
     if procs.main:
         print(f"{name_of(source)}: {config.name}, {config.sample_rate} Hz -> {out}")
 
-    for job, (task, _) in zip(jobs, tasks):
+    jobs = [readable(job, task, args.max_bad) for job, (task, _) in zip(jobs, tasks)]
+    for job, task in jobs:
         prepare(job, task, args.override)
 
     rows, seeds = [], range(args.seed, args.seed + args.seeds)
-    for job, (task, fold) in zip(jobs, tasks):
+    for (job, task), (_, fold) in zip(jobs, tasks):
         done = run_task(job, task, seeds, {"protocol": args.protocol, "fold": fold})
         if done is None:
             if procs.main:
@@ -392,7 +394,7 @@ def main(argv=None):
             path = Path(args.json or out / "results.json")
             path.parent.mkdir(parents=True, exist_ok=True)
             cli.write_text(path, json.dumps({"results": rows}, indent=1))
-            print(f"written to {path}; {next_command(jobs)}")
+            print(f"written to {path}; {next_command([job for job, _ in jobs])}")
     procs.stop()
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning: mixed and masked clips, heads, trials, the choice on validation, the one look at test, the tables."""
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -400,6 +401,21 @@ def test_off_a_terminal_training_and_scoring_give_signs_of_life(tiny, tmp_path, 
     finetune.main([*arguments, "--out", str(tmp_path / "slow")])
     text = capsys.readouterr().err
     assert "  training: 1 of 2 steps in 0.0 min, about" in text and "scoring: 32 of " in text and ", loss" in text
+
+
+def test_what_the_first_process_does_alone_may_take_longer_than_the_longest_wait(tmp_path):
+    (tmp_path / "script.py").write_text("""
+import time
+from wren.training import engine
+procs = engine.start_processes("cpu", timeout=3)
+print(procs.first(lambda: time.sleep(6 if procs.main else 0) or f"process {procs.rank}", every=0.5), flush=True)
+procs.stop()
+""")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+                           str(tmp_path / "script.py")], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "process 0", "process 1"]
 
 
 def test_tables_without_labels_are_trained_on_with_one_that_is_given(tiny, tmp_path):

@@ -128,10 +128,11 @@ def test_held_out_clips_that_have_all_vanished_end_a_run_in_one_line():
 
 def test_a_run_lists_what_it_did_not_hold_out(tmp_path, capsys):
     from wren.training import prepare
+    from wren.training.engine import Processes
     manifest_of_junk(tmp_path)
     args = SimpleNamespace(data=str(tmp_path / "in" / "m.csv"), out=str(tmp_path / "run"), subset="all", domain=None,
                            valid=4)
-    _, valid = prepare.open_data(args, SimpleNamespace(main=True, barrier=lambda: None))
+    _, valid = prepare.open_data(args, Processes(0, 1, "cpu"))
     assert len(valid) == 4
     said, found = capsys.readouterr().err, listed(tmp_path / "run" / "unusable.csv")
     assert "others are held out in place of" in said and found.items() <= wanted().items() and found

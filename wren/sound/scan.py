@@ -2,7 +2,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from wren.cli import UserError
+from wren.cli import Pulse, UserError
 from wren.sound import audio
 from wren.sound.manifest import build
 from wren.sound.quality import MIN_SECONDS, Memory
@@ -65,11 +65,14 @@ def scan_folder(folder, segment=10.0, memory=None):
 
 
 def in_threads(function, items, threads, what):
-    """Results of a function over a sequence, in order, with a bar on a terminal. Work is handed out by portions: a
-    million waiting calls would need a gigabyte."""
+    """Results of a function over a sequence, in order, with a bar on a terminal and a line a minute elsewhere. Work is
+    handed out by portions: a million waiting calls would need a gigabyte."""
     from tqdm import tqdm
+    pulse, done = Pulse(what, len(items), "files"), 0
     with ThreadPoolExecutor(threads) as pool, tqdm(desc=what, total=len(items), leave=False, disable=None) as bar:
         for start in range(0, len(items), 1024):
             for result in pool.map(function, items[start:start + 1024]):
                 yield result
                 bar.update()
+                done += 1
+                pulse.beat(done)

@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,6 +57,19 @@ class Processes:
     def barrier(self):
         if self.world > 1:
             dist.barrier()
+
+    def first(self, function, every=20.0):
+        """function() of the first process and then of the others, which meet it every so many seconds until then: it
+        may take longer than the longest wait for another process."""
+        if self.world == 1:
+            return function()
+        with ThreadPoolExecutor(1) as pool:
+            work, waiting = pool.submit(function) if self.main else None, True
+            while waiting:
+                if self.main:
+                    wait([work], every)
+                waiting = self.largest(float(self.main and not work.done())) > 0
+        return work.result() if self.main else function()
 
     def stop(self):
         """Leave together: a process that goes first would tear down connections that others still use."""

@@ -41,11 +41,8 @@ def open_data(args, procs):
     if args.data == DEMO and procs.main:
         from wren.sound import demo
         demo.ensure(DEMO)
-    source, rows = f"{DEMO}/pretrain.csv" if args.data == DEMO else args.data, None
-    if procs.main:
-        rows = open_manifest(source, notes=args.out)
-    procs.barrier()
-    rows = open_manifest(source, notes=args.out) if rows is None else rows
+    source = f"{DEMO}/pretrain.csv" if args.data == DEMO else args.data
+    rows = procs.first(lambda: open_manifest(source, notes=args.out))
     chosen = subset(rows, args.subset, args.domain)
     pool = rows.select(np.isin(rows.domain, chosen.domain))
     problems = []
