@@ -51,7 +51,7 @@ def parse_args(argv=None):
 
     g = p.add_argument_group("run")
     g.add_argument("--max-bad", type=cli.share, default=0.01, help="largest share of a test split that may be left "
-                   "out because it can't be read")
+                   "out because it can't be read, and of training clips that can't be read when they are drawn")
     g.add_argument("--per-class", action="store_true", help="print the score of each class")
     g.add_argument("--json", metavar="FILE", help="results of all tasks (default: results.json in --out)")
     g.add_argument("--override", action="store_true", help="start afresh where results of other settings are")
@@ -363,7 +363,7 @@ def main(argv=None):
     from wren.training.supervised import Machine
 
     procs = engine.start_processes(args.device, args.timeout)
-    machine = Machine(procs, stop, args.workers, args.micro_batch, args.amp)
+    machine = Machine(procs, stop, args.workers, args.micro_batch, args.amp, args.max_bad)
     tasks = open_tasks(args, procs)
     source, home = find_encoder(args.checkpoint)
     config = load_encoder(source, args.format).config

@@ -12,20 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from wren.tasks import augment
-from wren.training import engine
 import finetune
-from wren.training import heads
-from wren.recipes import finetuning
-from wren.probing import scoring
-from wren.training import supervised
-from wren.tasks import Split, load_task
-from wren.tasks.annotations import Event
-from wren.tasks.beans import BEANS
+from model import Encoder, load_encoder
 from wren import cli
 from wren.cli import UserError
-from model import Encoder, load_encoder
-from wren.recipes import PRESETS
+from wren.probing import scoring
+from wren.recipes import PRESETS, finetuning
+from wren.tasks import Split, augment, load_task
+from wren.tasks.annotations import Event
+from wren.tasks.beans import BEANS
+from wren.training import engine, heads, supervised
 
 ROOT = Path(__file__).parent.parent
 LAPTOP = PRESETS["ssast-laptop-patch"]
@@ -269,6 +265,24 @@ def test_a_trial_killed_within_an_epoch_ends_as_if_it_had_not_been(job, name):
     assert resumed.run() == wanted and wanted["curve"][-1]["epoch"] == "average"
     a, b = (torch.load(t.folder / "best.pt") for t in (straight, resumed))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_clips_that_vanish_while_training_are_counted_and_listed(job, tiny, tmp_path, capsys):
+    (tmp_path / "own").mkdir()
+    for i, path in enumerate(sorted((tiny / "species" / "audio").iterdir())[:8]):
+        (tmp_path / "own" / f"{i}.wav").symlink_to(path.resolve())
+    for split in ("train", "valid", "test"):
+        rows = [f"{i}.wav,{'xy'[i % 2]}" for i in range(8)]
+        (tmp_path / "own" / f"{split}.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    one, task = job(steps=4), load_task(tmp_path / "own")
+    (tmp_path / "own" / "7.wav").unlink()
+    splits = {"train": task.splits["train"], "valid": task.splits["valid"].select(np.arange(7))}
+    one = replace(one, task=replace(task, splits=splits), machine=replace(one.machine, max_bad=0.5))
+    supervised.Trial(one, 0, 1e-3).run()
+    with open(tmp_path / "trials" / "seed0-lr0.001" / "bad.jsonl") as file:
+        listed = [json.loads(line)["path"] for line in file]
+    assert len(listed) >= 8 and {Path(path).name for path in listed} == {"7.wav"}
+    assert f"{len(listed)} clips could not be read when they were drawn" in capsys.readouterr().out
 
 
 def test_a_finished_trial_is_not_trained_again(job, monkeypatch):

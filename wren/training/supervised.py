@@ -35,6 +35,7 @@ class Machine:
     workers: int = 0
     micro_batch: int | None = None  # clips a forward pass of one process; None: all
     amp: str = "auto"
+    max_bad: float = 0.01  # share of drawn clips that may have become unreadable
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ class Trial:
         if not done.exists():
             self._start()
             ended = self._loop()
+            if self.bad.bad:
+                self.bar.say(f"  {self.bad.bad:.0f} clips could not be read when they were drawn, and others took "
+                             f"their places: {self.bad.path}")
             self.bar.close()
             if not ended:
                 return None
@@ -160,7 +164,8 @@ class Trial:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = runlog.Log(self.folder / "log.jsonl", trainer.step if state else -1) if self.procs.main else None
         self.bar = cli.Progress(self.steps, trainer.step, self.procs.main)
-        self.saver, self.bad = engine.Saver(self.folder, keep=1), loading.BadLog(self.folder / "bad.jsonl")
+        self.saver = engine.Saver(self.folder, keep=1)
+        self.bad = loading.BadLog(self.folder / "bad.jsonl", machine.max_bad)
         self.batches = iter(self._loader())
 
     def _loader(self):
