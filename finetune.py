@@ -99,11 +99,10 @@ def prepare(job, task, override):
         "labels": task.labels, "data": {name: contents(split) for name, split in task.splits.items()}}
     now = json.loads(json.dumps(now))  # as it will be read back: tuples become lists
     saved = json.loads(path.read_text()) if path.exists() else None
-    changed = [k for k in now if saved and saved.get(k) != now[k]]
+    changed = saved and difference(saved, now)
     if changed and not override:
-        before, after = (", ".join(f"{k} {values.get(k)}" for k in changed[:4]) for values in (saved, now))
-        raise UserError(f"{job.folder} was made with {before}, now it is {after}: name another folder with --out, or "
-                        "start afresh with --override")
+        raise UserError(f"{job.folder} was made with {changed}: name another folder with --out, or start afresh with "
+                        "--override")
     procs.barrier()  # all have looked before the first process writes
     if procs.main and (saved is None or changed):
         import shutil
@@ -114,6 +113,17 @@ def prepare(job, task, override):
         job.folder.mkdir(parents=True, exist_ok=True)
         cli.write_text(path, json.dumps(now, indent=1))
     procs.barrier()
+
+
+def difference(saved, now):
+    """What config.json says otherwise, in words; "" if all is the same."""
+    hashed = {"encoder": "another encoder", "labels": "other classes", "data": "other clips or labels"}
+    changed = [k for k in now if saved.get(k) != now[k]]
+    said, plain = [hashed[k] for k in changed if k in hashed], [k for k in changed if k not in hashed][:4]
+    if plain:
+        before, after = (", ".join(f"{k} {values.get(k)}" for k in plain) for values in (saved, now))
+        said.append(f"{before}, now it is {after}")
+    return " and ".join(said)
 
 
 def contents(split):

@@ -561,7 +561,7 @@ def test_corrected_labels_of_the_same_clips_are_another_task(tiny, tmp_path):
         arguments = [*FAST, "--task", str(tmp_path / "own"), "--steps", "1", "--out", str(tmp_path / "out")]
         if labels == "xyx":
             finetune.main(arguments)
-    with pytest.raises(UserError, match="was made with data"):
+    with pytest.raises(UserError, match="was made with other clips or labels: name another"):
         finetune.main(arguments)
 
 
