@@ -47,7 +47,8 @@ class Bench:
     def __init__(self, args):
         import torch
 
-        from wren.training.engine import precision, start_processes
+        from wren.training.engine import precision
+        from wren.training.processes import start_processes
         from wren.training.runlog import device_name
         torch.set_num_threads(args.threads)
         self.args, self.rows, self.procs = args, [], start_processes(args.device)

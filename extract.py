@@ -115,7 +115,8 @@ def main(argv=None):
     args = parse_args(argv)
     import torch
 
-    from wren.training.engine import precision, start_processes
+    from wren.training.engine import precision
+    from wren.training.processes import start_processes
     from wren.recordings.store import read_settings
     from wren.recordings.windows import Recordings, Run
 

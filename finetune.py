@@ -369,10 +369,10 @@ def main(argv=None):
     args = parse_args(argv)
     stop = cli.StopSignals()  # before torch is imported: a signal in those seconds must not be lost
     from model import load_encoder
-    from wren.training import engine
+    from wren.training import engine, processes
     from wren.training.supervised import Machine
 
-    procs = engine.start_processes(args.device, args.timeout)
+    procs = processes.start_processes(args.device, args.timeout)
     machine = Machine(procs, stop, args.workers, args.micro_batch, args.amp, args.max_bad)
     tasks = open_tasks(args, procs)
     source, home = find_encoder(args.checkpoint)

@@ -428,8 +428,6 @@ def test_the_command_takes_a_run_folder(tmp_path, capsys):
 
 
 def test_a_preset_can_be_the_start_of_pre_training_at_another_length():
-    from wren.training import prepare
-    import pretrain
-    args = pretrain.parse_args(["--recipe", "dasheng", "--init", "dasheng-laptop", "--clip-seconds", "2"])
-    encoder, heads = prepare.starting_point(args)
+    from wren.training import starting
+    encoder, heads = starting.starting_point("dasheng-laptop", clip_seconds=2.0)
     assert encoder.config.frames == 200 and heads == {}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wren.training import engine
+from wren.training import checkpoints, engine, processes
 import pretrain
 from wren.cli import UserError
 
@@ -108,7 +108,7 @@ def test_clips_of_different_length_count_by_their_hidden_tokens(tiny):
     for micro in (4, 2, 1):
         torch.manual_seed(1)
         objective = SSAST(Encoder(config))
-        trainer = engine.Trainer(objective, engine.make_optimizer(objective), engine.start_processes("cpu"),
+        trainer = engine.Trainer(objective, engine.make_optimizer(objective), processes.start_processes("cpu"),
                                  batch_size=4, micro_batch=micro, steps=10, warmup=0)
         steps.append(trainer.train(batch))
     assert steps[0]["grad_norm"] == pytest.approx(steps[1]["grad_norm"], rel=1e-5)
@@ -146,7 +146,7 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(command, s
     out = tmp_path / "run"
     assert pretrain.main(command(out)) is None
     assert (out / "PREEMPTED").read_text().strip() == number.name and not (out / "DONE").exists()
-    assert engine.load_checkpoint(out)["step"] in (4, 5)
+    assert checkpoints.load_checkpoint(out)["step"] in (4, 5)
     monkeypatch.undo()
     pretrain.main(command(out))
     assert (out / "DONE").exists() and not (out / "PREEMPTED").exists()
@@ -204,8 +204,8 @@ def test_two_nodes_train_together_and_go_on_after_one_is_killed_and_restarted(co
 
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
     """SIGKILL at random moments of endless saving: the newest file that opens is at most one save old."""
-    script = ("import sys, torch; sys.path.insert(0, sys.argv[1]); from wren.training import engine\n"
-              "s = engine.Saver(sys.argv[2]); n = 0\n"
+    script = ("import sys, torch; sys.path.insert(0, sys.argv[1]); from wren.training import checkpoints\n"
+              "s = checkpoints.Saver(sys.argv[2]); n = 0\n"
               "while True:\n n += 1; s.save({'step': n, 'x': torch.full((5_000_000,), float(n))}, n)\n"
               " print(n, flush=True)")
     rng = random.Random(0)
@@ -219,13 +219,13 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
         time.sleep(rng.uniform(0, 0.08))
         process.kill()
         said = max([said, *map(int, process.stdout.read().split())])
-        state = engine.load_checkpoint(folder)
+        state = checkpoints.load_checkpoint(folder)
         assert state["step"] >= said and state["x"].eq(state["step"]).all()
 
 
 def test_a_full_disk_loses_nothing_and_ends_the_run_after_three_misses(tmp_path):
     """A limit on file size stands for the disk: the write really fails half-way."""
-    saver, state = engine.Saver(tmp_path), {"x": torch.zeros(300_000)}
+    saver, state = checkpoints.Saver(tmp_path), {"x": torch.zeros(300_000)}
     assert saver.save(state | {"step": 1}, 1) is None
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
@@ -236,7 +236,7 @@ def test_a_full_disk_loses_nothing_and_ends_the_run_after_three_misses(tmp_path)
             saver.save(state | {"step": 4}, 4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert engine.load_checkpoint(tmp_path)["step"] == 1
+    assert checkpoints.load_checkpoint(tmp_path)["step"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-00000001.pt", "last.pt"], "no half file is left"
 
 
@@ -255,19 +255,19 @@ def test_a_run_on_a_full_disk_is_not_called_finished_and_can_go_on(command, tmp_
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
-    saver = engine.Saver(tmp_path)
+    saver = checkpoints.Saver(tmp_path)
     for step in (1, 2):
         saver.save({"step": step, "x": torch.zeros(1000)}, step)
-    newest = engine.checkpoints(tmp_path)[0]
+    newest = checkpoints.checkpoints(tmp_path)[0]
     newest.write_bytes(newest.read_bytes()[:500])
-    assert engine.load_checkpoint(tmp_path)["step"] == 1
+    assert checkpoints.load_checkpoint(tmp_path)["step"] == 1
 
 
 def test_the_last_k_and_the_milestones_stay(tmp_path):
-    saver = engine.Saver(tmp_path, keep=2, milestone=4)
+    saver = checkpoints.Saver(tmp_path, keep=2, milestone=4)
     for step in range(1, 10):
         saver.save({"step": step}, step)
-    assert [engine.step_of(p) for p in engine.checkpoints(tmp_path)] == [9, 8, 4]
+    assert [checkpoints.step_of(p) for p in checkpoints.checkpoints(tmp_path)] == [9, 8, 4]
     assert (tmp_path / "last.pt").resolve().name == "checkpoint-00000009.pt"
 
 
@@ -287,7 +287,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(command, tmp_path, monk
     faulty_pretrain.install(monkeypatch.setattr)
     with pytest.raises(UserError, match="step 4: 3 steps in a row were not finite"):
         pretrain.main(command(tmp_path / "run", "--max-skips", "3"))
-    assert engine.load_checkpoint(tmp_path / "run")["skips"] <= 3
+    assert checkpoints.load_checkpoint(tmp_path / "run")["skips"] <= 3
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -380,7 +380,7 @@ def test_the_step_takes_the_gradient_of_the_mean_clipped(tiny, clip):
             norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), clip or 1e9).item()
             optimizer.step()
         else:
-            trainer = engine.Trainer(objective, optimizer, engine.start_processes("cpu"), batch_size=4, micro_batch=2,
+            trainer = engine.Trainer(objective, optimizer, processes.start_processes("cpu"), batch_size=4, micro_batch=2,
                                      steps=10, warmup=0, clip=clip)
             assert trainer.train(batch)["grad_norm"] == pytest.approx(norm, rel=1e-4) and norm > 0.5
         ends.append(torch.nn.utils.parameters_to_vector(objective.parameters()))
@@ -418,7 +418,7 @@ def test_compiled_blocks_are_those_that_run(name, blocks, monkeypatch):
     recipe = RECIPES[name]["laptop"]
     config = PRESETS[recipe["preset"]]
     objective = objective_of(recipe, Encoder(config))
-    trainer = engine.Trainer(objective, engine.make_optimizer(objective), engine.start_processes("cpu"), batch_size=1,
+    trainer = engine.Trainer(objective, engine.make_optimizer(objective), processes.start_processes("cpu"), batch_size=1,
                              micro_batch=1, steps=10, warmup=0, compile=True)
     trainer.train({"wave": 0.1 * torch.randn(1, config.clip_samples), "seed": torch.arange(1),
                    "lengths": torch.full((1,), config.clip_samples)})
@@ -431,7 +431,7 @@ def test_compiled_blocks_are_those_that_run(name, blocks, monkeypatch):
 def test_a_step_reuses_the_memory_of_the_one_before():
     """In a process of its own, since the setting lasts: 100 MB freed and asked for again cause no page faults,
     once the heap has found its shape, in the second or third round."""
-    code = ("import resource, torch; from wren.training import engine; engine.start_processes('cpu')\n"
+    code = ("import resource, torch; from wren.training import processes; processes.start_processes('cpu')\n"
             "def faults(): torch.ones(25_000_000); return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
             "before = max(faults() for _ in range(4)); print('faults', faults() - before)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -442,5 +442,5 @@ def test_a_step_reuses_the_memory_of_the_one_before():
 def test_a_libc_without_mallopt_is_no_error(monkeypatch):
     def nothing(name):
         raise OSError("no such library")
-    monkeypatch.setattr(engine.ctypes, "CDLL", nothing)
-    assert engine.start_processes("cpu").device.type == "cpu"
+    monkeypatch.setattr(processes.ctypes, "CDLL", nothing)
+    assert processes.start_processes("cpu").device.type == "cpu"

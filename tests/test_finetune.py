@@ -21,12 +21,12 @@ from wren.recipes import PRESETS, finetuning
 from wren.tasks import Split, augment, load_task
 from wren.tasks.annotations import Event
 from wren.tasks.beans import BEANS
-from wren.training import engine, heads, supervised
+from wren.training import engine, heads, processes, supervised
 
 ROOT = Path(__file__).parent.parent
 LAPTOP = PRESETS["ssast-laptop-patch"]
 FAST = ["--checkpoint", "ssast-laptop-patch", "--workers", "0"]
-ONE = engine.Processes(0, 1, torch.device("cpu"))
+ONE = processes.Processes(0, 1, torch.device("cpu"))
 
 
 def small(**changes):
@@ -421,7 +421,7 @@ def test_what_the_first_process_does_alone_may_take_longer_than_the_longest_wait
     (tmp_path / "script.py").write_text("""
 import time
 from wren.training import engine
-procs = engine.start_processes("cpu", timeout=3)
+procs = processes.start_processes("cpu", timeout=3)
 print(procs.first(lambda: time.sleep(6 if procs.main else 0) or f"process {procs.rank}", every=0.5), flush=True)
 procs.stop()
 """)

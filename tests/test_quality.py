@@ -122,17 +122,18 @@ def test_junk_is_not_held_out_and_named(tmp_path):
 
 def test_held_out_clips_that_have_all_vanished_end_a_run_in_one_line():
     from wren.training.engine import Trainer
-    trainer = SimpleNamespace(objective=SimpleNamespace(eval=lambda: None))
+    from wren.training.processes import Processes
+    trainer = SimpleNamespace(objective=SimpleNamespace(eval=lambda: None), procs=Processes(0, 1, "cpu"))
     assert "held-out clips can be read any more" in fails(Trainer.evaluate, trainer, [])
 
 
 def test_a_run_lists_what_it_did_not_hold_out(tmp_path, capsys):
-    from wren.training import prepare
-    from wren.training.engine import Processes
+    from wren.recipes.run import Data
+    from wren.training.data import open_data
+    from wren.training.processes import Processes
     manifest_of_junk(tmp_path)
-    args = SimpleNamespace(data=str(tmp_path / "in" / "m.csv"), out=str(tmp_path / "run"), subset="all", domain=None,
-                           valid=4)
-    _, valid = prepare.open_data(args, Processes(0, 1, "cpu"))
+    data = Data(data=str(tmp_path / "in" / "m.csv"), valid=4)
+    _, valid = open_data(data, tmp_path / "run", Processes(0, 1, "cpu"))
     assert len(valid) == 4
     said, found = capsys.readouterr().err, listed(tmp_path / "run" / "unusable.csv")
     assert "others are held out in place of" in said and found.items() <= wanted().items() and found

@@ -11,10 +11,10 @@ import torch
 from wren.sound import audio
 from wren.sound import loading
 from wren.sound.opening import open_manifest
-from wren.training import engine
+from wren.training import checkpoints, engine, processes, starting
 import extract
 import finetune
-from wren.training import prepare
+from wren.recipes.run import settings_for
 import pretrain
 from wren.cli import UserError
 from wren.nets.frontends import OctaveFbank
@@ -262,21 +262,11 @@ def test_pre_training_hears_each_recording_at_its_own_rate_and_resumes(trained, 
     rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert np.isfinite([row["valid_loss"] for row in rows if "valid_loss" in row]).all()
     (trained / "DONE").unlink()
-    before = engine.load_checkpoint(trained)["objective"]["encoder.patch.weight"]
+    before = checkpoints.load_checkpoint(trained)["objective"]["encoder.patch.weight"]
     pretrain.main(["--data", str(corpus / "all.csv"), "--rate", "any", "--clip-seconds", "1.28", "--steps", "6",
                    "--batch-size", "8", "--valid", "3", "--hidden", "0.6", "--workers", "0", "--out", str(trained),
                    "--extend"])
-    assert not torch.equal(engine.load_checkpoint(trained)["objective"]["encoder.patch.weight"], before)
-
-
-def test_a_run_from_before_there_were_other_rates_can_go_on(trained):
-    identity = json.loads((trained / "config.json").read_text())["identity"]
-    fixed = identity | {"rate": "preset"}
-    old = {k: v for k, v in fixed.items() if k not in prepare.BEFORE}
-    args = pretrain.parse_args(["--out", str(trained)])
-    prepare.check_unchanged(args, old, fixed)
-    with pytest.raises(UserError, match="started with rate preset, now it is any"):
-        prepare.check_unchanged(args, old, identity)
+    assert not torch.equal(checkpoints.load_checkpoint(trained)["objective"]["encoder.patch.weight"], before)
 
 
 def test_micro_batches_change_nothing_at_any_rate(corpus):
@@ -284,7 +274,7 @@ def test_micro_batches_change_nothing_at_any_rate(corpus):
     for micro in (2, 8):
         encoder = small(top=24000, frames=100).train()
         objective = SSAST(encoder, hidden=0.5)
-        procs = engine.Processes(0, 1, torch.device("cpu"))
+        procs = processes.Processes(0, 1, torch.device("cpu"))
         optimizer = engine.make_optimizer(objective, lr=1e-3)
         trainer = engine.Trainer(objective, optimizer, procs, batch_size=8, micro_batch=micro, steps=2, warmup=0)
         states.append([trainer.train(batch) for batch in batches(corpus, any_rate=True)[:2]])
@@ -341,9 +331,8 @@ def test_settings_that_make_no_sense_at_any_rate_are_one_line(corpus, tmp_path, 
 
 def test_a_manifest_without_rates_is_refused_with_the_remedy(corpus, tmp_path):
     rows = build(["0.wav", "1.wav"], bases=(str(corpus),))
-    args = pretrain.parse_args(["--rate", "any"])
     with pytest.raises(UserError, match="data.py index"):
-        prepare.encoder_config(args, rows, None)
+        starting.encoder_config(settings_for(given={"rate": "any"}), rows, None)
 
 
 # ------------------------------------------------------------------------------------------------------- streams

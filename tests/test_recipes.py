@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from wren import formats
-from wren.training import prepare
+from wren.training import starting
 import pretrain
 from wren.objectives import views
 from wren.cli import UserError
 from model import Encoder, load_encoder, save_encoder
 from wren.objectives import ATST, EAT, MAE, Animal2Vec, draw_mask, objective_of
 from wren.recipes import PRESETS, RECIPES, SETTINGS
+from wren.recipes.run import written
 
 NAMES = ["ssast", "dasheng", "audiomae", "eat", "atst", "atst-frame", "animal2vec"]
 
@@ -327,37 +328,15 @@ def test_secondary_pre_training_starts_lower_than_from_scratch(tmp_path, name):
     (run / "config.json").write_text(json.dumps({"encoder": learned.encoder.config.to_dict()}))
     torch.save({"version": 1, "objective": learned.state_dict(), "optimizer": {}}, run / "checkpoint-00000010.pt")
     view = ["--view-seconds", str(learned.view_seconds)] if "atst" in name else []
-    args = pretrain.parse_args(["--recipe", name, "--init", str(run), *view])
-    encoder, heads = prepare.starting_point(args)
+    settings = pretrain.parse_args(["--recipe", name, "--init", str(run), *view])[0].with_steps(4)
+    encoder, heads = starting.starting_point(str(run))
     assert not [k for k in heads if k not in learned.state_dict()] and not encoder.heads
     for opened in (encoder, load_encoder(run / "checkpoint-00000010.pt"), load_encoder(run)):
         assert all(torch.equal(v, learned.exported.state_dict()[k]) for k, v in opened.state_dict().items())
-    secondary = prepare.build(args, encoder.config, encoder, heads).train()
-    scratch = prepare.build(args, encoder.config, None, {}).train()
+    secondary = starting.build(settings, encoder.config, encoder, heads).train()
+    scratch = starting.build(settings, encoder.config, None, {}).train()
     with torch.no_grad():
         assert secondary(wave, seeds=seeds)[0] < scratch(wave, seeds=seeds)[0]
-
-
-@pytest.mark.parametrize("flags", [[], ["--recipe", "dasheng", "--clip-seconds", "1", "--var-floor", "1e-6"],
-                                   ["--recipe", "atst", "--clip-seconds", "1", "--view-seconds", "0.6", "--stretch",
-                                    "0.6", "1.5"],
-                                   ["--recipe", "eat", "--clones", "1", "--clip-seconds", "1", "--target-norm", "clip",
-                                    "--decoder-groups", "16"]])
-def test_a_run_that_is_older_than_a_setting_goes_on(tiny, tmp_path, flags):
-    run = tmp_path / "run"
-    pretrain.main(start(tiny, run, *flags))
-    config = json.loads((run / "config.json").read_text())
-    for setting in ("var_floor", "target_norm", "decoder_groups", "stretch"):
-        del config["identity"][setting]
-    for setting in ("init", "position_groups") + ("position_scale",) * (not flags or "eat" not in flags):
-        del config["encoder"][setting]
-    (run / "config.json").write_text(json.dumps(config))
-    (run / "checkpoint-00000004.pt").unlink()
-    (run / "DONE").unlink()
-    with pytest.raises(UserError, match="lr"):
-        pretrain.main(start(tiny, run, *flags, "--lr", "1"))
-    pretrain.main(start(tiny, run, *flags))
-    assert (run / "DONE").exists()
 
 
 def test_masked_autoencoders_start_from_xaviers_linears_and_the_others_from_002():
@@ -401,13 +380,13 @@ def test_every_setting_of_a_recipe_is_a_flag_and_stands_in_its_help(name, capsys
         printed = " ".join(capsys.readouterr().out.split())
         for key in settings.keys() - {"differs"}:
             flag = key.replace("_", "-")
-            assert f"{flag} {pretrain._shown(settings[key])}" in printed
+            assert f"{flag} {written(settings[key])}" in printed
             assert key in ("objective", "frames") or f"[--{flag} " in printed, "what the objective is has no flag"
 
 
 def test_optimiser_settings_override_the_recipes(tiny, tmp_path):
-    args = pretrain.parse_args(["--betas", "0.8", "0.9", "--eps", "1e-7", "--floor", "0.5"])
-    assert (args.betas, args.eps, args.floor) == ([0.8, 0.9], 1e-7, 0.5)
+    chosen = pretrain.parse_args(["--betas", "0.8", "0.9", "--eps", "1e-7", "--floor", "0.5"])[0].optimisation
+    assert (chosen.betas, chosen.eps, chosen.floor) == ((0.8, 0.9), 1e-7, 0.5)
     pretrain.main(start(tiny, tmp_path / "run", "--betas", "0.8", "0.9"))
     (tmp_path / "run" / "DONE").unlink()
     with pytest.raises(UserError, match=r"started with betas \[0.8, 0.9\], now it is \[0.9, 0.98\]"):

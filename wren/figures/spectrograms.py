@@ -155,7 +155,7 @@ def reconstruct(clip, mask, args):
     """
     import torch
     from wren.formats import read
-    from wren.training.engine import load_checkpoint
+    from wren.training.checkpoints import load_checkpoint
     from wren.objectives import MAE, SSAST
     encoder, identity = clip.encoder, clip.identity()
     if clip.hears_waves or clip.source in PRESETS:

@@ -3,15 +3,11 @@
 Plain values, no torch: `--help` answers at once. A setting made by `flag` is one of finetune.py's, with its help.
 """
 from argparse import ArgumentTypeError, BooleanOptionalAction
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 from wren import cli
 from wren.cli import UserError
-
-
-def flag(default, help, **parse):
-    """A field that is also a flag of finetune.py; parse: what argparse is to know of it."""
-    return field(default=default, metadata=parse | {"help": help})
+from wren.recipes.flags import flag
 
 
 def _trainable(text):

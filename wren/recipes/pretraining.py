@@ -1,18 +1,9 @@
 """How each method is trained, at two scales: plain tables, without torch, so that `--help` answers at once."""
 
-# Which settings each objective has; the defaults are the published ones (see objectives.py).
-SETTINGS = {
-    "SSAST": ("masking", "hidden", "loss", "nce_axis"),
-    "MAE": ("masking", "hidden", "decoder_dim", "decoder_depth", "decoder_heads", "var_floor"),
-    "EAT": ("masking", "hidden", "clones", "cls_weight", "noise", "target_norm", "decoder_dim", "decoder_depth",
-            "decoder_groups", "ema", "ema_steps"),
-    "ATST": ("frames", "masking", "hidden", "span", "view_seconds", "mix", "stretch", "canvas", "head_dim",
-             "ema", "ema_steps"),
-    "Animal2Vec": ("masking", "hidden", "span", "clones", "noise", "mix", "target_norm", "decoder_dim", "decoder_depth",
-                   "decoder_groups", "ema", "ema_steps"),
-}
+from wren.recipes.settings import read_settings
 
-OBJECTIVES = tuple(dict.fromkeys(key for keys in SETTINGS.values() for key in keys))  # the settings of all objectives
+SETTINGS = read_settings()  # {objective: {keyword: Setting}}
+OBJECTIVES = tuple(dict.fromkeys(name for settings in SETTINGS.values() for name in settings))  # of all objectives
 
 # What each recipe trains with, at two scales. "paper" holds the published values (of the paper and its code); "laptop"
 # what learns fast on a few CPU cores and small data, with steps for three minutes on one core. Every value is also a

@@ -1,145 +1,18 @@
-"""What pre-training and fine-tuning share: processes, precision, optimiser, schedule, step, checkpoints.
+"""What pre-training and fine-tuning share: precision, optimiser, schedule, step.
 
 A run is a pure function of its settings: the order of clips, crops and masks come from (seed, epoch, index), the
 learning rate from the step, random layers from a generator seeded by (seed, step). So the state of a run is the
 weights, the optimiser and one integer, and it continues exactly, on any number of processes, after any interruption.
 """
-import ctypes
-import json
-import os
-import secrets
-import socket
-import time
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
-from datetime import timedelta
 from math import cos, pi
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from model import at_rate
 from wren.cli import UserError
-from model import at_rate, save_encoder, write_atomically
 from wren.nets.transformer import Block
-
-VERSION = 1  # of checkpoint files
-
-
-# ---------------------------------------------------------------------------------------------------- processes
-
-@dataclass
-class Processes:
-    """This process among all: `python` gives one, `torchrun` (or srun with RANK, WORLD_SIZE, …) many."""
-    rank: int
-    world: int
-    device: torch.device
-
-    @property
-    def main(self):
-        return self.rank == 0
-
-    def sum(self, tensor):
-        """All-reduce in place, when there is anybody to reduce with."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def largest(self, value):
-        """The largest of a number over all processes."""
-        tensor = torch.tensor(float(value), device=self.device)
-        if self.world > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return tensor.item()
-
-    def barrier(self):
-        if self.world > 1:
-            dist.barrier()
-
-    def first(self, function, every=20.0):
-        """function() of the first process and then of the others, which meet it every so many seconds until then: it
-        may take longer than the longest wait for another process."""
-        if self.world == 1:
-            return function()
-        with ThreadPoolExecutor(1) as pool:
-            work, waiting = pool.submit(function) if self.main else None, True
-            while waiting:
-                if self.main:
-                    wait([work], every)
-                waiting = self.largest(float(self.main and not work.done())) > 0
-        return work.result() if self.main else function()
-
-    def stop(self):
-        """Leave together: a process that goes first would tear down connections that others still use."""
-        if self.world > 1:
-            dist.barrier()
-            dist.destroy_process_group()
-
-
-def keep_memory():
-    """Let glibc keep freed memory for the next step instead of giving it back: on CPUs the kernel would clear every
-    large tensor's pages anew, in each step. Nothing happens with another libc."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: nothing apart; M_TRIM_THRESHOLD: nothing is given back
-        mallopt(option, value)
-
-
-def start_processes(device="auto", timeout=300):
-    """Join the process group, gloo on CPU and NCCL on GPU. `timeout` (s) bounds every wait for another process."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UserError(f"--device cuda: process {local} of this machine has no GPU of its own "
-                            f"({torch.cuda.device_count()} found); use --device cpu or fewer processes")
-        device = f"cuda:{local}"
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-    else:
-        keep_memory()
-    if world > 1:
-        store = _meet(rank, world, timedelta(seconds=timeout))
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank,
-                                world_size=world, timeout=timedelta(seconds=timeout))
-    return Processes(rank, world, torch.device(device))
-
-
-def _meet(rank, world, timeout):
-    """A fresh store for this attempt, on a port of rank 0's own.
-
-    The store of a torchrun agent outlives the workers, so after a restart it still holds the addresses of dead peers,
-    and nodes that joined later count their attempts differently. Here each process leaves a random token; rank 0
-    opens a new store and announces it together with the tokens it saw, until everyone has found its own token there.
-    """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    board = dist.TCPStore(address, port, None, rank == 0 and not hosted, timeout=timeout, wait_for_workers=False)
-    if rank == 0:
-        here = socket.gethostname() if address not in ("localhost", "127.0.0.1") else address
-        store = dist.TCPStore(here, 0, None, True, timeout=timeout, wait_for_workers=False)
-    token, deadline = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
-    board.set(f"wren/token/{rank}", token)
-    while time.monotonic() < deadline:
-        if rank == 0:
-            seen = {r: board.get(f"wren/token/{r}").decode() for r in range(world) if board.check([f"wren/token/{r}"])}
-            board.set("wren/call", json.dumps([here, store.port, seen]))
-            if store.add("joined", 0) == world - 1:
-                return store
-        elif board.check(["wren/call"]):
-            host, number, seen = json.loads(board.get("wren/call"))
-            if seen.get(str(rank)) == token:
-                store = dist.TCPStore(host, number, None, False, timeout=timeout, wait_for_workers=False)
-                store.add("joined", 1)
-                return store
-        time.sleep(0.05)
-    raise UserError(f"process {rank} of {world} met no others within {timeout.total_seconds():.0f} s (--timeout)")
 
 
 def precision(name, device):
@@ -347,8 +220,12 @@ class Trainer:
                 rate, streams, *arguments = self._to_device(batch, slice(None))
                 names, sums = weighted(at_rate(self.objective, rate, streams)(*arguments)[1])
             totals = totals + sums
+        names = self.procs.first_of(names)
         if names is None:
-            raise UserError("none of this process's held-out clips can be read any more: mend them, or lower --valid")
+            raise UserError("none of the held-out clips can be read any more: mend them (python data.py check lists "
+                            "them), or start another run without them")
+        if not torch.is_tensor(totals):  # none of this process's own
+            totals = torch.zeros(len(names), dtype=torch.float64, device=self.procs.device)
         return means(names, self.procs.sum(totals).tolist())
 
     def state_dict(self):
@@ -361,66 +238,3 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         vars(self.plateau).update(state["plateau"])
         self.step, self.skips = state["step"], state["skips"]
-
-
-# -------------------------------------------------------------------------------------------------- checkpoints
-
-def step_of(path):
-    return int(Path(path).stem.split("-")[1])
-
-
-def checkpoints(folder):
-    """checkpoint-STEP.pt files of a run folder, newest first."""
-    return sorted(Path(folder).glob("checkpoint-*.pt"), key=step_of, reverse=True)
-
-
-class Saver:
-    """Atomic checkpoints: the last `keep` and every `milestone`-th step stay. A full disk loses nothing; three misses
-    in a row end the run."""
-
-    def __init__(self, folder, keep=2, milestone=0):
-        self.folder, self.keep, self.milestone, self.misses = Path(folder), keep, milestone, 0
-
-    def save(self, state, step, encoder=None, last=False):
-        """Write a checkpoint, and the encoder as encoder.pt; a complaint when the disk refused, else None. What the
-        `last` step leaves must be written: there is no later chance."""
-        path = self.folder / f"checkpoint-{step:08d}.pt"
-        try:
-            write_atomically({"version": VERSION, **state}, path)
-            pointer = self.folder / ".last.tmp"
-            pointer.unlink(missing_ok=True)
-            pointer.symlink_to(path.name)
-            os.replace(pointer, self.folder / "last.pt")
-            if encoder is not None:
-                save_encoder(encoder, self.folder / "encoder.pt")
-        except (OSError, RuntimeError) as error:  # torch.save says RuntimeError on a full disk
-            self.misses += 1
-            reason = str(error).splitlines()[0][:120]
-            if self.misses >= 3 or last:
-                times = " at the last step" if last else " three times running"
-                raise UserError(f"{path}: could not be written{times} ({reason}); free the disk and run the same "
-                                "command again") from None
-            return f"{path}: not written ({reason}); training goes on, the earlier checkpoint is whole"
-        self.misses = 0
-        for old in checkpoints(self.folder)[self.keep:]:
-            if not self.milestone or step_of(old) % self.milestone:
-                old.unlink()
-        return None
-
-
-def load_checkpoint(folder):
-    """The newest checkpoint of a run folder that opens, or None; a damaged one falls back to the one before it."""
-    damaged = []
-    for path in checkpoints(folder):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a damaged file makes the reader raise
-            damaged.append(f"{path.name}: {str(error).splitlines()[0][:80]}")
-            continue
-        if state["version"] != VERSION:
-            raise UserError(f"{path}: written by another version of wren (file version {state['version']}, here "
-                            f"{VERSION}); start a new run with --out")
-        return state
-    if damaged:
-        raise UserError(f"{folder}: no checkpoint opens ({damaged[0]}); start a new run with --out")
-    return None

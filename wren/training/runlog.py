@@ -92,6 +92,30 @@ class Meter:
         return entry
 
 
+class Collapse:
+    """Held-out clips that all get nearly the same features: `spread` below `bound`, `patience` times running."""
+
+    def __init__(self, bound=0.01, patience=3):
+        self.bound, self.patience, self.low = bound, patience, 0
+
+    def update(self, scores, step):
+        """scores: of an evaluation on the held-out clips, or {}. -> what to say when it has collapsed, else None."""
+        self.low = self.low + 1 if scores.get("spread", 1.0) < self.bound else 0
+        if self.low < self.patience:
+            return None
+        return (f"step {step}: the encoder has collapsed: {self.patience} times in a row its features of the held-out "
+                f"clips were all alike (spread {scores['spread']:.4f}, below {self.bound:g}). Lower --lr, or raise the "
+                "--ema of a recipe with a teacher, and start another run; --allow-collapse goes on regardless")
+
+
+def first_row(trainer, settings):
+    """The first line of the log: what ran, where, from which code. settings: {name: value}."""
+    encoder = trainer.objective.encoder
+    return {"step": 0, "commit": commit(), "processes": trainer.procs.world, "amp": trainer.amp,
+            "device": device_name(trainer.procs.device), "parameters": sum(p.numel() for p in encoder.parameters()),
+            "flops_per_clip": trainer.objective.flops(), "flags": settings, "encoder": encoder.config.to_dict()}
+
+
 def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 

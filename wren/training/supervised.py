@@ -16,7 +16,7 @@ from wren.recipes.finetuning import Settings
 from wren.sound import loading
 from wren.tasks.augment import LabelledLoader
 from wren.tasks import Task
-from wren.training import engine, heads, runlog
+from wren.training import checkpoints, engine, heads, processes, runlog
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Source:
 @dataclass(frozen=True)
 class Machine:
     """On what a trial runs; its result depends on none of it but for rounding."""
-    procs: engine.Processes
+    procs: processes.Processes
     stop: cli.StopSignals
     workers: int = 0
     micro_batch: int | None = None  # clips a forward pass of one process; None: all
@@ -133,7 +133,7 @@ class Trial:
                 self.log.close()
                 cli.write_text(done, json.dumps({"lr": self.lr, "seed": self.seed, "epoch": best["epoch"],
                                                  "value": best["valid"], "curve": self.curve}))
-                for path in [*engine.checkpoints(self.folder), self.folder / "last.pt"]:
+                for path in [*checkpoints.checkpoints(self.folder), self.folder / "last.pt"]:
                     path.unlink(missing_ok=True)
         self.procs.barrier()
         return json.loads(done.read_text())
@@ -157,14 +157,14 @@ class Trial:
             self.objective, make_optimizer(self.objective, s, self.lr), self.procs, batch_size=s.batch_size,
             micro_batch=machine.micro_batch or s.batch_size, steps=self.steps, warmup=round(s.warmup * self.steps),
             schedule=s.schedule, floor=s.floor, clip=s.clip, amp=machine.amp, seed=self.seed, augment=augment)
-        if state := engine.load_checkpoint(self.folder):
+        if state := checkpoints.load_checkpoint(self.folder):
             trainer.load_state_dict(state)
             self.curve, self.average = state["curve"], state["average"]
         self.procs.barrier()  # all have read the folder before the first process writes to it
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = runlog.Log(self.folder / "log.jsonl", trainer.step if state else -1) if self.procs.main else None
         self.bar = cli.Progress(self.steps, trainer.step, self.procs.main)
-        self.saver = engine.Saver(self.folder, keep=1)
+        self.saver = checkpoints.Saver(self.folder, keep=1)
         self.bad = loading.BadLog(self.folder / "bad.jsonl", machine.max_bad)
         self.batches = iter(self._loader())
 
