@@ -1,21 +1,20 @@
-"""Published checkpoints -> (config, state) of our encoder, and back: pure key maps, one function a family.
+"""Open a published checkpoint or one of ours, say what is in it, and write it as ours or in a published layout.
 
     python convert.py FILE                          # what is in it
     python convert.py FILE encoder.pt               # or .safetensors: as our encoder
     python convert.py runs/x/encoder.pt out.pth --to ssast    # our encoder in SSAST's layout
-    found = convert.read("SSAST-Base-Patch-400.pth")          # found.format, .config, .state, .heads, .dropped
 
-Formats are recognised by their keys. GPM-BT's files are SSAST's to the letter but were trained on another front end,
-and fine-tuned SSAST differs from AST only in how it is used, so there the format must be named. Every key is used,
-known to be droppable, or an error. Opening a file runs nothing from it.
+FILE may be a folder of Hugging Face's (config.json beside model.safetensors). Formats are recognised by their keys.
+GPM-BT's files are SSAST's to the letter but were trained on another front end, and fine-tuned SSAST differs from AST
+only in how it is used, so there the format must be named. Every key is used, known to be droppable, or an error.
+Opening a file runs nothing from it.
 """
-import json
 from pathlib import Path
 
 from wren import cli
 from wren.cli import UserError
+from wren.formats import FORMATS, dasheng, ours, read, ssast, write_safetensors
 from wren.recipes import PRESETS
-from wren.formats import FORMATS, read, to_dasheng, to_ssast, write_safetensors
 
 
 def parse_args(argv=None):
@@ -81,22 +80,20 @@ def write(found, out, to, source):
     from model import write_atomically
     if Path(out).suffix not in (".pt", ".pth", ".safetensors"):
         raise UserError(f"{out}: write to a name that ends in .pt, .pth or .safetensors")
-    if to != "wren":
-        content = {"ssast": to_ssast, "dasheng": to_dasheng}[to](found, source)
-        if Path(out).suffix == ".safetensors":
-            return write_safetensors(content if to == "ssast" else _huggingface(content["model"]), out)
-        return write_atomically(content, out)
-    about = {"version": 1, "config": found.config.to_dict(), "labels": found.labels}
-    if Path(out).suffix == ".safetensors":
-        tensors = {f"model.{k}": v for k, v in found.state.items()}
-        tensors |= {f"{g}.{k}": v for g, head in found.heads.items() for k, v in head.items()}
-        return write_safetensors(tensors, out, {"wren": json.dumps(about)})
-    return write_atomically(about | {"model": found.state, "heads": found.heads}, out)
-
-
-def _huggingface(state):
-    """Dasheng's names as on Hugging Face: a prefix, and no front end."""
-    return {f"encoder.{k}": v for k, v in state.items() if not k.startswith("front_end.")}
+    safetensors = Path(out).suffix == ".safetensors"
+    if to == "ssast":
+        content = ssast.write(found, source)
+    elif to == "dasheng":
+        content = dasheng.write(found, source, huggingface=safetensors)
+    else:
+        content = ours.content(found)
+    if not safetensors:
+        write_atomically(content, out)
+    elif to == "wren":
+        tensors, about = ours.to_tensors(found)
+        write_safetensors(tensors, out, about)
+    else:
+        write_safetensors(content, out)
 
 
 if __name__ == "__main__":

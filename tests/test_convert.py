@@ -1,20 +1,27 @@
 """Published checkpoints: parity at true size, layouts, round trips, files that are no good, long and short input."""
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import cases
 import convert
 from wren import formats
+from wren.formats import ssast
 from wren.training import heads
 from wren.cli import UserError
 from model import Encoder, head_outputs, load_encoder, save_encoder
 from wren.recipes import PRESETS
 
+ROOT = Path(__file__).parent.parent
 FOLDER = Path(__file__).parent / "parity"
 TOKENS = {"dasheng": "dasheng_base_tokens", "audiomae": "audiomae_base_tokens", "eat": "eat_base_tokens",
           "atst-clip": "atst_clip_small_tokens", "atst-frame": "atst_frame_base_tokens",
@@ -236,6 +243,157 @@ def test_atst_opens_lightning_and_dino_files_alike(tmp_path):
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+# --------------------------------------------------------------------------------------- Hugging Face's folders
+
+AST_NAMES = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+             "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+
+
+def published_ast():
+    """An AST of two blocks, 64 wide, with three classes, in its authors' keys."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"cls_token": (1, 1, 64), "dist_token": (1, 1, 64), "pos_embed": (1, 2 + 13 * 12, 64), "norm.weight": (64,),
+              "patch_embed.proj.weight": (64, 1, 16, 16), "patch_embed.proj.bias": (64,), "norm.bias": (64,)}
+    for i in range(2):
+        for name, out, inside in (("attn.qkv", 192, 64), ("attn.proj", 64, 64), ("mlp.fc1", 256, 64),
+                                  ("mlp.fc2", 64, 256)):
+            shapes |= {f"blocks.{i}.{name}.weight": (out, inside), f"blocks.{i}.{name}.bias": (out,)}
+        shapes |= {f"blocks.{i}.norm{n}.{w}": (64,) for n in (1, 2) for w in ("weight", "bias")}
+    shapes = {f"v.{k}": v for k, v in shapes.items()}
+    shapes |= {"mlp_head.0.weight": (64,), "mlp_head.0.bias": (64,), "mlp_head.1.weight": (3, 64),
+               "mlp_head.1.bias": (3,)}
+    return {k: 0.2 * torch.randn(shape, generator=draw) for k, shape in shapes.items()}
+
+
+def as_transformers(state, prefix):
+    """AST's keys as transformers writes them: queries, keys and values apart."""
+    out = {}
+    for key, value in state.items():
+        if key.startswith("v.blocks."):
+            i, name, kind = re.fullmatch(r"v\.blocks\.(\d+)\.(.+)\.(weight|bias)", key).groups()
+            layer = f"{prefix}encoder.layer.{i}."
+            if name == "attn.qkv":
+                out |= {f"{layer}attention.attention.{part}.{kind}": rows.clone()
+                        for part, rows in zip(("query", "key", "value"), value.chunk(3))}
+            else:
+                out[f"{layer}{AST_NAMES[name]}.{kind}"] = value
+        else:
+            for old, new in (("v.cls_token", "embeddings.cls_token"), ("v.pos_embed", "embeddings.position_embeddings"),
+                             ("v.dist_token", "embeddings.distillation_token"), ("v.norm", "layernorm"),
+                             ("v.patch_embed.proj", "embeddings.patch_embeddings.projection")):
+                if key.startswith(old):
+                    out[prefix + key.replace(old, new)] = value
+            if prefix and key.startswith("mlp_head"):
+                out[key.replace("mlp_head.0", "classifier.layernorm").replace("mlp_head.1", "classifier.dense")] = value
+    return out
+
+
+def published_folder(folder, state, config, features=None):
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    if features:
+        (folder / "preprocessor_config.json").write_text(json.dumps(features))
+    return folder
+
+
+AST_CONFIG = {"model_type": "audio-spectrogram-transformer", "hidden_size": 64, "num_attention_heads": 2,
+              "layer_norm_eps": 1e-6, "max_length": 136, "frequency_stride": 10, "time_stride": 10,
+              "num_mel_bins": 128, "id2label": {"0": "wren", "1": "robin", "2": "owl"}}
+
+
+@pytest.mark.parametrize("prefix", ["", "audio_spectrogram_transformer."], ids=["model", "with classes"])
+def test_transformers_ast_folder_is_the_authors_ast_with_the_settings_of_its_json_files(tmp_path, prefix):
+    state = published_ast()
+    features = {"mean": -5.0, "std": 3.0, "sampling_rate": 16000, "do_normalize": True}
+    folder = published_folder(tmp_path / "ast", as_transformers(state, prefix), AST_CONFIG, features)
+    encoder = load_encoder(folder)
+    c = encoder.config
+    assert (c.mean, c.scale, c.frames, c.heads, c.eps, c.pool) == (-5.0, 6.0, 136, 2, 1e-6, "specials")
+    theirs = Encoder(c).eval()
+    kernel = state["v.patch_embed.proj.weight"].flatten(1)
+    positions = state["v.pos_embed"][0, 2:].view(12, 13, 64).transpose(0, 1)
+    assert torch.equal(encoder.patch.weight, kernel) and torch.equal(encoder.positions, positions)
+    theirs.load_state_dict(encoder.state_dict() | {k[2:]: v for k, v in state.items()
+                                                   if k.startswith(("v.blocks.", "v.norm."))})
+    wave = 0.1 * torch.randn(2, 16000)
+    assert torch.equal(theirs.embed(wave), encoder.embed(wave)), "the blocks are the authors'"
+    if prefix:
+        model = heads.load(folder)
+        wanted = torch.nn.functional.layer_norm(encoder.embed(wave), (64,), state["mlp_head.0.weight"],
+                                                state["mlp_head.0.bias"], 1e-6)
+        wanted = torch.nn.functional.linear(wanted, state["mlp_head.1.weight"], state["mlp_head.1.bias"])
+        assert model.labels == ["wren", "robin", "owl"] and far(model.scores(wave), wanted.sigmoid()) < 1e-6
+    one = load_encoder(folder / "model.safetensors")
+    assert one.config == c, "the file alone finds the settings beside it"
+
+
+def test_a_single_transformers_file_without_settings_is_taken_as_the_published_audioset_model(tmp_path):
+    state = published_ast()
+    state["v.pos_embed"] = torch.zeros(1, 2 + 101 * 12, 64)
+    save_file(as_transformers(state, ""), tmp_path / "weights.safetensors")
+    c = load_encoder(tmp_path / "weights.safetensors").config
+    assert (c.frames, c.eps, c.stride) == (1024, 1e-12, (10, 10)) and c.mean == PRESETS["ast-base"].mean
+
+
+def test_dashengs_and_timms_audiomae_folders_open_as_their_single_files_do(tmp_path):
+    state, _, _ = case("dasheng_base_tokens", blocks=2)
+    state = {f"encoder.{k}": v for k, v in state.items() if not k.startswith("front_end.")}
+    folder = published_folder(tmp_path / "dasheng", state, {"model_type": "dasheng", "name": "dasheng-base"})
+    assert load_encoder(folder).config.frontend == "mel-db"
+    state, _, _ = case("audiomae_base_tokens", blocks=2)
+    state = {k: v for k, v in state.items() if not k.startswith("decoder_") and k != "mask_token"}
+    folder = published_folder(tmp_path / "audiomae", state, {"architecture": "vit_base_patch16_224", "num_classes": 0})
+    torch.save({"model": state}, tmp_path / "pretrained.pth")
+    one, two = load_encoder(folder), load_encoder(tmp_path / "pretrained.pth")
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "clap", "whisper"])
+def test_another_familys_folder_is_refused_in_one_line_that_names_it(tmp_path, kind):
+    folder = published_folder(tmp_path / kind, {"layers.0.weight": torch.zeros(2)}, {"model_type": kind})
+    with pytest.raises(UserError, match=f"a transformers model of type {kind}, which wren does not read"):
+        load_encoder(folder)
+
+
+# ------------------------------------------------------------------------------------------- from other programs
+
+def other_program(folder, code, **environment):
+    """Run Python code from a folder that has its own tasks, metrics, audio and data -> what it printed."""
+    for name in ("tasks", "metrics", "audio", "data"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("mine = True\n")
+    (folder / "program.py").write_text(code)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    done = subprocess.run([sys.executable, "program.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_wren_beside_another_programs_modules_shadows_none_of_them(tmp_path):
+    said = other_program(tmp_path, "from wren import load_encoder\n"
+                         "load_encoder('dasheng-laptop')\nimport wren.training.heads, wren.recordings.windows\n"
+                         "import tasks, metrics, audio, data\n"
+                         "print(tasks.mine and metrics.mine and audio.mine and data.mine)", PYTHONPATH=str(ROOT))
+    assert said == "True\n"
+
+
+def test_a_model_py_that_comes_before_ours_is_named(tmp_path):
+    (tmp_path / "model.py").write_text("")
+    said = other_program(tmp_path, "try:\n    from wren import load_encoder\nexcept ImportError as e:\n    print(e)",
+                         PYTHONPATH=str(ROOT))
+    assert str(tmp_path / "model.py") in said and "PYTHONPATH" in said
+
+
+def test_torch_hub_loads_presets_and_files_from_a_checkout_without_pythonpath(tmp_path):
+    save_encoder(Encoder(replace(PRESETS["ssast-tiny-patch"], depth=1)), tmp_path / "encoder.pt")
+    said = other_program(tmp_path, f"import torch\n"
+                         f"for name in ('dasheng-laptop', 'encoder.pt'):\n"
+                         f"    encoder = torch.hub.load({str(ROOT)!r}, 'load_encoder', name, source='local')\n"
+                         f"    print(encoder.config.name, tuple(encoder(torch.zeros(1, 16000)).shape))")
+    assert said.splitlines() == ["dasheng-laptop (1, 256)", "ssast-tiny-patch (1, 192)"]
+
+
 # ----------------------------------------------------------------------------------------------- round trips
 
 def test_ssast_goes_to_ours_and_back_bit_for_bit(tmp_path):
@@ -262,7 +420,7 @@ def test_dasheng_opens_from_hugging_faces_layout(tmp_path):
     state, _, _ = case("dasheng_base_tokens", blocks=2)
     torch.save({"model": state, "config": {}}, tmp_path / "in.pt")
     convert.main([str(tmp_path / "in.pt"), str(tmp_path / "model.safetensors"), "--to", "dasheng"])
-    assert not any("front_end" in k for k in formats.read_safetensors(tmp_path / "model.safetensors"))
+    assert not any("front_end" in k for k in load_file(tmp_path / "model.safetensors"))
     one, two = (load_encoder(tmp_path / name).state_dict() for name in ("in.pt", "model.safetensors"))
     assert all(torch.equal(one[k], two[k]) for k in one)
 
@@ -274,7 +432,7 @@ def test_a_training_checkpoint_gives_ssast_its_objectives_heads(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"encoder": found.config.to_dict()}))
     objective = {f"encoder.{k}": v for k, v in found.state.items()} | found.heads["objective"]
     torch.save({"version": 1, "objective": objective, "optimizer": {}}, tmp_path / "checkpoint-00000001.pt")
-    back = formats.to_ssast(formats.read(tmp_path / "checkpoint-00000001.pt"), "it")
+    back = ssast.write(formats.read(tmp_path / "checkpoint-00000001.pt"), "it")
     assert all(torch.equal(back[k], state[k]) for k in state if "v.head" not in k)
 
 
@@ -333,7 +491,7 @@ def test_a_truncated_safetensors_file_is_one_clear_line(tmp_path):
     path = tmp_path / "model.safetensors"
     formats.write_safetensors({"encoder.time_pos_embed": torch.zeros(1, 8, 1, 4)}, path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match="beyond the end of the file"):
+    with pytest.raises(UserError, match="model.safetensors: cannot be opened: it is damaged"):
         load_encoder(path)
 
 

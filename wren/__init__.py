@@ -3,7 +3,10 @@
 
 def __getattr__(name):
     """model.py stands at the root, beside the stages, and brings torch: it is imported when it is asked for."""
-    if name in ("load_encoder", "save_encoder", "Encoder", "EncoderConfig", "PRESETS"):
-        import model
-        return getattr(model, name)
-    raise AttributeError(f"module 'wren' has no attribute {name!r}")
+    if name not in ("load_encoder", "save_encoder", "Encoder", "EncoderConfig", "PRESETS"):
+        raise AttributeError(f"module 'wren' has no attribute {name!r}")
+    import model
+    if not hasattr(model, name):
+        raise ImportError(f"wren needs its own model.py, but {getattr(model, '__file__', 'another model')} comes "
+                          "before it: rename that one, or put wren's folder first in PYTHONPATH")
+    return getattr(model, name)

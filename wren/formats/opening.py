@@ -1,0 +1,115 @@
+"""Opening a file without running anything from it: PyTorch's with stubs for unknown classes, and .safetensors."""
+import pickle
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+from wren.cli import UserError
+from wren.formats import ours
+
+WEIGHTS = ("encoder.pt", "model.safetensors", "pytorch_model.bin")  # what a folder's weights are called
+
+
+class Stub:
+    """Stands for an object of an unknown class: takes anything, does nothing."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, value):
+        pass
+
+    def extend(self, values):
+        pass
+
+
+_KNOWN = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"),
+          ("torch._utils", "_rebuild_parameter"), ("torch", "Size")}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors and plain containers. Any other global becomes an inert stub: the real one is never imported."""
+
+    def find_class(self, module, name):
+        import torch
+        if (module, name) in _KNOWN:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        return type("Stub", (Stub,), {"origin": f"{module}.{name}"})
+
+
+_STUBS = SimpleNamespace(Unpickler=_Unpickler, load=lambda file, **kwargs: _Unpickler(file, **kwargs).load(),
+                         __name__="stubs")
+
+
+def newest_encoder(folder):
+    """The weights in a folder: a run's encoder.pt or a published folder's; else the newest run's below it."""
+    folder = Path(folder)
+    for name in WEIGHTS:
+        if (folder / name).exists():
+            return folder / name
+    found = list(folder.glob("*/encoder.pt"))
+    if not found:
+        raise UserError(f"{folder}: no encoder.pt in this folder, nor model.safetensors; run python pretrain.py, or "
+                        "name a file or preset")
+    return max(found, key=lambda p: p.stat().st_mtime)
+
+
+def open_file(path):
+    """The content of a file or folder: .safetensors, or torch.load with weights only, or with stubs for unknown
+    classes.
+
+    What is missing, damaged or would need code is an error of one line.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint; give a file or a run folder")
+    if path.is_dir():
+        path = newest_encoder(path)
+    try:
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:90]
+        if path.suffix != ".safetensors" and not path.open("rb").read(2).startswith((b"PK", b"\x80")):
+            reason = "neither a zip or pickle of PyTorch nor .safetensors"
+        raise UserError(f"{path}: cannot be opened: it is damaged or no checkpoint ({reason})") from None
+    if isinstance(content, Stub):
+        raise UserError(f"{path}: cannot be opened: it needs code to run ({content.origin})")
+    return content
+
+
+def _read_pickle(path):
+    import torch
+    mapped = zipfile.is_zipfile(path)
+    try:
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError:
+        if not mapped and path.open("rb").read(2)[:1] != b"\x80":
+            raise
+        if mapped and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist()):
+            raise ValueError("a TorchScript archive") from None
+        return torch.load(str(path), map_location="cpu", weights_only=False, mmap=mapped, pickle_module=_STUBS)
+
+
+def _read_safetensors(path):
+    """{key: tensor}, or the content of a file of ours."""
+    from safetensors import safe_open
+    with safe_open(path, "pt") as file:
+        tensors, about = {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("wren")
+    return tensors if about is None else ours.from_tensors(tensors, about)
+
+
+def write_safetensors(tensors, path, about=None):
+    """Write {key: tensor} as .safetensors with {name: text} beside it; a reader sees the old file or the new one."""
+    from safetensors.torch import save_file
+    temporary = Path(f"{path}.tmp")
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    save_file(tensors, temporary, {"format": "pt"} | (about or {}))
+    temporary.replace(path)

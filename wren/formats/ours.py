@@ -1,0 +1,62 @@
+"""Our own files: an encoder's, a fine-tuned model's, a run's training checkpoint, and the same as .safetensors."""
+import json
+from pathlib import Path
+
+from wren.cli import UserError
+from wren.formats.common import Checkpoint
+from wren.recipes import EncoderConfig
+
+VERSION = 1
+
+
+def read(content, path):
+    """What a file of ours holds -> Checkpoint, or None where the file is not ours."""
+    if not isinstance(content, dict):
+        return None
+    if {"version", "objective", "optimizer"} <= content.keys():
+        content = _of_run(content, path)
+    elif not {"version", "config", "model"} <= content.keys():
+        return None
+    if content["version"] != VERSION:
+        raise UserError(f"{path}: written by another version of wren (file version {content['version']}, here "
+                        f"{VERSION})")
+    try:
+        return Checkpoint("wren", EncoderConfig.from_dict(content["config"]), content["model"],
+                          content.get("heads", {}), labels=content.get("labels", []))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _of_run(content, path):
+    """A training checkpoint, its config from the run folder: the encoder that the run exports, for ATST its
+    teacher's, and the objective's heads."""
+    settings = Path(path).parent / "config.json"
+    if not settings.exists():
+        raise UserError(f"{path}: a training checkpoint, but its run's config.json is not beside it")
+    state = content["objective"]
+    encoder = "teacher.encoder." if any(k.startswith("teacher.projector.") for k in state) else "encoder."
+    return {"version": content["version"], "config": json.loads(settings.read_text())["encoder"],
+            "model": {k.removeprefix(encoder): v for k, v in state.items() if k.startswith(encoder)},
+            "heads": {"objective": {k: v for k, v in state.items() if not k.startswith(("encoder.", "teacher."))}}}
+
+
+def content(found):
+    """A Checkpoint as what `model.save_encoder` writes."""
+    return {"version": VERSION, "config": found.config.to_dict(), "labels": found.labels, "model": found.state,
+            "heads": found.heads}
+
+
+def to_tensors(found):
+    """A Checkpoint as what .safetensors can hold: ({"group.key": tensor}, {name: text})."""
+    about = {k: v for k, v in content(found).items() if k not in ("model", "heads")}
+    groups = {"model": found.state} | found.heads
+    return {f"{g}.{k}": v for g, group in groups.items() for k, v in group.items()}, {"wren": json.dumps(about)}
+
+
+def from_tensors(tensors, about):
+    """The reverse of `to_tensors` -> the content of a file of ours; `about`: the text under "wren"."""
+    groups = {"model": {}}
+    for key, tensor in tensors.items():
+        group, name = key.split(".", 1)
+        groups.setdefault(group, {})[name] = tensor
+    return json.loads(about) | {"model": groups.pop("model"), "heads": groups}
