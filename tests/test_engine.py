@@ -316,6 +316,68 @@ def test_a_finished_run_says_so_and_can_be_extended(command, tmp_path, capsys):
     assert (out / "DONE").read_text() == "4 steps\n" and rows(out)[-1]["step"] == 4
 
 
+def test_a_finished_run_refuses_changed_settings_with_both_values(command, tmp_path):
+    out = tmp_path / "run"
+    pretrain.main(command(out, "--steps", "2"))
+    with pytest.raises(UserError, match="was made with lr 0.002, now it is 0.0005: start another run with --out$"):
+        pretrain.main(command(out, "--steps", "2", "--lr", "5e-4"))
+    with pytest.raises(UserError, match="steps 2, now it is 4.*--extend"):
+        pretrain.main(command(out, "--steps", "4"))
+    with pytest.raises(UserError, match="lr 0.002"):
+        pretrain.main(command(out, "--steps", "4", "--extend", "--lr", "5e-4"))
+    assert rows(out)[-1]["step"] == 2
+
+
+def test_held_out_clips_that_vanish_are_counted_and_named_and_all_of_them_end_the_run(tiny, command, tmp_path,
+                                                                                      monkeypatch, capsys):
+    from wren.sound import loading
+    from wren.sound.audio import BadAudio
+    original, gone = loading.Cropper.__call__, [0]
+
+    def call(self, manifest, row, seed, *more):
+        if self.crop == "start" and row in gone:
+            raise BadAudio("no such file", manifest.path(row))
+        return original(self, manifest, row, seed, *more)
+    monkeypatch.setattr(loading.Cropper, "__call__", call)
+    pretrain.main(command(tmp_path / "run", "--steps", "1"))
+    assert "1 of 4 held-out clips can't be read" in capsys.readouterr().err
+    assert {r["valid_unreadable"] for r in rows(tmp_path / "run", "valid_loss")} == {1}
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad.jsonl").read_text().splitlines()]
+    assert [entry["held_out"] for entry in listed] == [0, 0] and "no such file" in listed[0]["error"]
+    gone.extend(range(1, 4))
+    with pytest.raises(UserError, match="none of the held-out clips can be read"):
+        pretrain.main(command(tmp_path / "none", "--steps", "1"))
+
+
+def test_a_killed_process_leaves_one_line_of_the_others(command, tmp_path):
+    process = torchrun(command(tmp_path / "run", "--timeout", "60"), "--standalone", "--max-restarts=0", script=SCRIPT,
+                       env={"WREN_FAULT": "kill"})
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    said = output.split("error: ", 1)[1].splitlines()[0]
+    assert said == "process 1 has gone; the newest checkpoint is step 2; the same command goes on", output
+    assert "gloo" not in output and "faulty_pretrain.py\", line" not in output, output
+
+
+def test_a_collapse_ends_the_run_with_the_remedy_unless_told_otherwise(command, tmp_path, monkeypatch):
+    original = engine.Trainer.evaluate
+    monkeypatch.setattr(engine.Trainer, "evaluate", lambda self, batches: original(self, batches) | {"spread": 0.001})
+    flags = "--eval-every", "1"
+    with pytest.raises(UserError, match="step 3: the encoder has collapsed.*--lr.*--allow-collapse"):
+        pretrain.main(command(tmp_path / "run", *flags))
+    assert [row["step"] for row in rows(tmp_path / "run", "collapsed")] == [3]
+    pretrain.main(command(tmp_path / "allowed", *flags, "--allow-collapse"))
+    assert (tmp_path / "allowed" / "DONE").exists()
+
+
+def test_a_collapse_is_three_low_spreads_in_a_row():
+    from wren.training.runlog import Collapse
+    watch = Collapse()
+    spreads = (0.0, 0.0, 0.5, 0.0, 0.0, 0.0)
+    assert [bool(watch.update({"spread": spread}, 1)) for spread in spreads] == [False] * 5 + [True]
+    assert Collapse().update({}, 1) is None, "nothing is held out"
+
+
 # ------------------------------------------------------------------------------------------------------ small parts
 
 def test_schedules_are_functions_of_the_step():
