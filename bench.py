@@ -93,29 +93,13 @@ def ceiling(bench):
     bench.row("copy 256 MB", 2 * big.nbytes / bench.seconds(big.clone) / 1e9, "GB/s")
 
 
-def read(bench):
-    """Reading 10 s clips at 16 kHz, and with resampling from 44.1 kHz, one process."""
-    import numpy as np
-    import soundfile
-
-    from wren.sound import audio
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, rate in (("wav", 16000), ("flac", 16000), ("ogg", 16000), ("wav", 44100)):
-            path = Path(folder) / f"{rate}.{name}"
-            soundfile.write(path, 0.1 * rng.standard_normal(10 * rate), rate)
-            took = bench.seconds(lambda: [audio.read(path, 0, 10 * rate, rate=16000) for _ in range(10)]) / 10
-            bench.row(f"read 10 s {name} {rate / 1000:g} kHz", took * 1e3, "ms/clip")
-
-
 def load(bench):
     """Clips a second through the loader with one worker: 10 s clips from files and from shards."""
     import numpy as np
     import soundfile
 
-    from wren.sound import loading
-    from wren.sound.opening import open_manifest
     from wren.sound import shards
+    from wren.sound.opening import open_manifest
     rng, n = np.random.default_rng(0), 128
     with tempfile.TemporaryDirectory() as folder:
         rates = {}
@@ -141,10 +125,9 @@ def load(bench):
             bench.row(f"load {name}, 10 s", value, "clips/s", *ratio)
             if name.startswith("shard"):
                 bench.row(f"load {name}, 2 s crops", loading(bench, rows, 2), "clips/s")
-                bench.row(f"read {name}, 2 s crops, this process", reading(rows, 2), "clips/s")
-                mine = bench.row(f"read {name}, this process", reading(rows, seconds), "clips/s")
+                ours = bench.row(f"read {name}, this process", reading(rows, seconds), "clips/s")
                 if (theirs := webdataset_rate(place)) is not None:
-                    bench.row(f"read {name}, webdataset, this process", theirs, "clips/s", theirs / mine, "ours")
+                    bench.row(f"read {name}, webdataset, this process", theirs, "clips/s", theirs / ours, "ours")
 
 
 def reading(rows, seconds):
@@ -167,11 +150,10 @@ def field_noise(rng, n):
 
 def loading(bench, rows, seconds, batch=16):
     """Clips a second through loading.loader with one worker, after its start."""
-    from wren.sound import loading
-    from wren.sound.opening import open_manifest
+    from wren.sound.loading import loader
     times = []
     for _ in range(3):
-        batches = iter(loading.loader(rows, sample_rate=16000, clip_seconds=seconds, batch_size=batch, seed=0, workers=1))
+        batches = iter(loader(rows, sample_rate=16000, clip_seconds=seconds, batch_size=batch, seed=0, workers=1))
         for _ in range(4):  # the worker's start and what it prefetches
             next(batches)
         began = time.perf_counter()
@@ -214,23 +196,20 @@ def frontend(bench):
                 torchaudio.compliance.kaldi.fbank(
                     clip[None], htk_compat=True, sample_frequency=16000, use_energy=False, window_type="hanning",
                     num_mel_bins=128, dither=0.0, frame_shift=10, frame_length=window * 1000)
-        ours = KaldiFbank(replace(PRESETS["ssast-base-patch"], window=window)).to(bench.device)
+        batched = KaldiFbank(replace(PRESETS["ssast-base-patch"], window=window)).to(bench.device)
         label = f"{window * 1000:.0f} ms window"
         theirs = bench.row(f"front end, torchaudio, {label}", bench.seconds(kaldi) / 32 * 1e3, "ms/clip")
-        mine = bench.seconds(lambda: ours(wave)) / 32 * 1e3
-        bench.row(f"front end, batch 32, {label}", mine, "ms/clip", mine / theirs, "torchaudio")
+        ours = bench.seconds(lambda: batched(wave)) / 32 * 1e3
+        bench.row(f"front end, batch 32, {label}", ours, "ms/clip", ours / theirs, "torchaudio")
 
 
 def mask(bench):
     """64 masks of 400 among 512 tokens."""
     import torch
 
-    from masking import patch_mask, patch_mask_upstream
+    from masking import patch_mask
     seeds = torch.arange(64, device=bench.device)
-    theirs = bench.seconds(lambda: patch_mask_upstream(seeds, (64, 8), 400)) / 64 * 1e3
-    bench.row("mask, upstream's loop", theirs, "ms/clip")
-    mine = bench.seconds(lambda: patch_mask(seeds, (64, 8), 400)) / 64 * 1e3
-    bench.row("mask, batch 64", mine, "ms/clip", mine / theirs, "upstream's loop")
+    bench.row("mask, batch 64", bench.seconds(lambda: patch_mask(seeds, (64, 8), 400)) / 64 * 1e3, "ms/clip")
 
 
 def forward(bench):
@@ -286,7 +265,7 @@ def extract(bench):
 
 
 def step(bench):
-    """The full SSAST step: wave to updated weights; beside it the published code's form on the CPU."""
+    """The full SSAST step: wave to updated weights."""
     import torch
 
     from wren.training.engine import Trainer, make_optimizer
@@ -304,10 +283,7 @@ def step(bench):
     name = f"step, {config.name}, batch {batch}"
     bench.row(name, took, "s", flops * batch / took / bench.flops, "matmul ceiling")
     bench.row(f"{name}, arithmetic", flops * batch / 1e9, "GFLOP")
-    if bench.device.type == "cpu" and bench.procs.world == 1:
-        theirs = bench.row("step, published form, two passes", bench.seconds(PublishedStep(config, clips).step, 3), "s")
-        bench.row(f"{name}, against it", took, "s", took / theirs, "published form")
-    elif bench.device.type == "cuda":
+    if bench.device.type == "cuda":
         bench.row(f"{name}, memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
 
 
@@ -377,9 +353,8 @@ def train(bench):
 
 
 def probes(bench):
-    """Probes at the size of BEANS's largest set, 14,000 × 768 vectors of 264 classes, beside scikit-learn's."""
+    """Probes at the size of BEANS's largest set, 14,000 × 768 vectors of 264 classes; kNN beside scikit-learn's."""
     import numpy as np
-    from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -391,95 +366,22 @@ def probes(bench):
     centres = rng.standard_normal((classes, 768), np.float32)
     x = (centres[y] + 4 * rng.standard_normal((14000, 768), np.float32)).astype(np.float16)
     data = x, y, x[:1000], y[:1000], x[:3620], classes, lambda scores, truth: float((scores.argmax(1) == truth).mean())
-    rows = p.Vectors(x, *p.standardiser(x)).batch(slice(None))[0]
 
-    def theirs(model):
+    def sklearn():
         """Standardise, fit, predict: what a probe does, at one setting."""
-        model = make_pipeline(StandardScaler(), model).fit(x.astype(np.float32), y)
+        model = make_pipeline(StandardScaler(), KNeighborsClassifier(10, metric="cosine", algorithm="brute"))
+        model.fit(x.astype(np.float32), y)
         return [model.predict(part.astype(np.float32)) for part in (x[:1000], x[:3620])]
-
-    def row(name, function, ours=None, to=""):
-        value = bench.seconds(function, min(3, bench.args.repeat), min)
-        return bench.row(name, value, "s", value / ours if ours else None, to)
     with threadpool_limits(bench.args.threads):
-        product = row("kNN, its matrix product", lambda: rows[:3620] @ rows.T)
-        row("kNN, 3620 queries, k = 10", lambda: p.nearest(x, x[:3620], 10), product, "its matrix product")
-        sklearn = row("kNN, scikit-learn", lambda: theirs(KNeighborsClassifier(10, metric="cosine", algorithm="brute")))
-        row("kNN probe", lambda: p.knn_probe(*data), sklearn, "scikit-learn")
-        one = row("ridge, one penalty", lambda: p.ridge(*data, (1e-2,)))
-        row(f"ridge, {len(p.PENALTIES)} penalties", lambda: p.ridge(*data), one, "one penalty")
-        sklearn = row("ridge, scikit-learn, one penalty", lambda: theirs(RidgeClassifier(140.0)))
-        row("ridge, one penalty, against it", lambda: p.ridge(*data, (1e-2,)), sklearn, "scikit-learn")
-        sklearn = row("logistic, scikit-learn", lambda: theirs(LogisticRegression(C=1 / 140)))
-        row("logistic, the same tolerance", lambda: p.logistic(*data, decays=(1e-2,)), sklearn, "scikit-learn")
+        took = {name: bench.seconds(function, min(3, bench.args.repeat), min) for name, function in (
+            ("scikit-learn", sklearn), ("kNN probe", lambda: p.knn_probe(*data)), ("ridge", lambda: p.ridge(*data)),
+            ("logistic", lambda: p.logistic(*data)))}
+    theirs = bench.row("kNN, scikit-learn", took.pop("scikit-learn"), "s")
+    for name, seconds in took.items():
+        bench.row(name, seconds, "s", *((seconds / theirs, "scikit-learn") if name == "kNN probe" else ()))
 
 
-class PublishedStep:
-    """SSAST's step in the form of its released code, written anew for comparison: a front end call a clip, two passes
-    with two masks drawn in Python, softmax attention spelled out, heads and losses clip by clip, Adam by parameter."""
-
-    def __init__(self, config, clips):
-        import torch
-
-        from model import Encoder
-        from wren.objectives import SSAST
-        torch.manual_seed(0)
-        self.objective, self.clips = SSAST(Encoder(config)), clips
-        self.optimizer = torch.optim.Adam(self.objective.parameters(), 1e-4, foreach=False, fused=False)
-
-    def attention(self, attn, x):
-        q, k, v = attn.qkv(x).unflatten(-1, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
-        weights = ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(-1)
-        return attn.proj((weights @ v).transpose(1, 2).flatten(2))
-
-    def tokens(self, spec, mask):
-        e, c = self.objective.encoder, self.objective.encoder.config
-        import torch
-        kernel = e.patch.weight.view(c.dim, 1, *c.patch)
-        x = torch.nn.functional.conv2d(spec[:, None], kernel, e.patch.bias, stride=c.stride)  # (B, D, F', T')
-        x = x.permute(0, 3, 2, 1)
-        x = torch.where(mask[..., None], e.mask_token, x) + e.positions
-        x = torch.cat([(e.specials + e.special_positions).expand(len(x), -1, -1), x.flatten(1, 2)], 1)
-        for block in e.blocks:
-            x = x + self.attention(block.attn, block.norm1(x))
-            x = x + block.mlp(block.norm2(x))
-        return e.norm(x)[:, c.specials:]
-
-    def one_pass(self, spec, seeds, kind):
-        import torch
-
-        from masking import patch_mask_upstream
-        o = self.objective
-        mask = patch_mask_upstream(seeds, o.encoder.config.grid, 400 / 512)
-        tokens, target = self.tokens(spec, mask), o.encoder.patches(spec).flatten(1, 2)
-        loss = 0
-        for x, y, hidden in zip(tokens, target, mask.flatten(1)):
-            if kind == "nce":
-                logits = y[hidden] @ o.classify(x[hidden]).T
-                loss = loss - logits.log_softmax(1).diagonal().mean() / len(spec)
-                (logits.softmax(1).argmax(0) == torch.arange(len(logits))).sum().item()
-            else:
-                loss = loss + (o.reconstruct(x[hidden]) - y[hidden]).square().mean() / len(spec)
-        return loss
-
-    def step(self):
-        import torch
-        import torchaudio
-        c, rows = self.objective.encoder.config, []
-        for wave in self.clips["wave"]:
-            rows.append(torchaudio.compliance.kaldi.fbank(
-                (wave - wave.mean())[None], htk_compat=True, sample_frequency=c.sample_rate, use_energy=False,
-                window_type="hanning", num_mel_bins=c.n_mels, dither=0.0, frame_shift=10))
-        spec = torch.stack(rows).transpose(1, 2)
-        spec = (torch.nn.functional.pad(spec, (0, c.frames - spec.shape[2])) - c.mean) / c.scale
-        loss = self.one_pass(spec, self.clips["seed"], "nce") + 10 * self.one_pass(spec, self.clips["seed"] + 99, "mse")
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-
-
-GROUPS = {f.__name__: f for f in (ceiling, read, load, frontend, mask, forward, extract, step, recipes, train,
-                                       probes)}
+GROUPS = {f.__name__: f for f in (ceiling, load, frontend, mask, forward, extract, step, recipes, train, probes)}
 
 
 def main(argv=None):

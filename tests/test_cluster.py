@@ -15,7 +15,8 @@ def batch(folder, *arguments, ends="true", state="RUNNING", job=41):
     tools.mkdir(exist_ok=True)
     (tools / "srun").write_text(f'#!/bin/bash\necho "srun $*" >> {folder}/calls\n{ends}\n')
     (tools / "scontrol").write_text(f'#!/bin/bash\necho "scontrol $*" >> {folder}/calls\n'
-                                    f'[[ $2 == hostnames ]] && echo node1\n[[ $2 == job ]] && echo "JobState={state} "\n'
+                                    '[[ $2 == hostnames ]] && echo node1\n'
+                                    f'[[ $2 == job ]] && echo "JobState={state} "\n'
                                     'exit 0\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)
@@ -58,7 +59,8 @@ def test_a_crash_is_no_reason_to_come_back(tmp_path):
 
 
 def test_kubernetes_and_slurm_start_the_same_torchrun():
-    flags = lambda text: set(re.findall(r"--(nnodes|nproc_per_node|rdzv-\w+|max-restarts=\d|signals-to-handle=\S+)", text))
+    flags = lambda text: set(re.findall(r"--(nnodes|nproc_per_node|rdzv-\w+|max-restarts=\d|signals-to-handle=\S+)",
+                                        text))
     slurm, manifest = ((EXAMPLES / name).read_text() for name in ("slurm.sh", "kubernetes.yaml"))
     assert flags(slurm) == flags(manifest) and len(flags(slurm)) == 7
     assert "completionMode: Indexed" in manifest and "clusterIP: None" in manifest

@@ -52,8 +52,15 @@ def weights(out):
     return torch.cat([v.flatten() for v in torch.load(out / "encoder.pt")["model"].values()])
 
 
-def distance(a, b):
-    return float((a - b).norm() / b.norm())
+@pytest.fixture(scope="module")
+def apart(tiny, straight, tmp_path_factory):
+    """apart(out) -> how far a run's weights end from the undisturbed run's, as a share of how far those moved."""
+    out = tmp_path_factory.mktemp("untrained") / "run"
+    pretrain.main(["--data", str(tiny / "pretrain.csv"), "--out", str(out), *TINY, "--steps", "1", "--lr", "1e-12",
+                   "--weight-decay", "0"])
+    moved = float((straight - weights(out)).norm())
+    assert moved > 0.1
+    return lambda run: float((weights(run) - straight).norm()) / moved
 
 
 def rows(out, key="loss"):
@@ -77,22 +84,23 @@ def wait_for(condition, seconds=60):
 
 # --------------------------------------------------------------------------------------------------- same result
 
-def test_two_processes_train_the_encoder_of_one(command, straight, tmp_path):
+def test_two_processes_train_the_encoder_of_one(command, apart, tmp_path):
     process = torchrun(command(tmp_path / "two"))
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert distance(weights(tmp_path / "two"), straight) < 1e-5
+    assert apart(tmp_path / "two") < 1e-3
     assert output.count("masked-patch accuracy") == 3, "one process speaks: once at the last step, twice in the summary"
 
 
-def test_micro_batches_do_not_change_the_result(command, straight, straight_run, tmp_path):
+def test_micro_batches_do_not_change_the_result(command, apart, straight_run, tmp_path):
     """Other shapes of matrices round in another way, a ReLU near 0 may then take another side, and Adam makes a whole
-    step of a gradient that is only rounding: weights part by 1e-6 to 2e-3 from processor to processor, losses hardly.
+    step of a gradient that is only rounding: some weights part, more or less from processor to processor, losses
+    hardly.
     What a wrong weight of a micro-batch does is in the next test."""
     pretrain.main(command(tmp_path / "whole", "--micro-batch", "4"))
     losses = [row["loss"] for row in rows(tmp_path / "whole")]
     assert losses == pytest.approx([row["loss"] for row in rows(straight_run)], rel=1e-4) and len(losses) == 6
-    assert distance(weights(tmp_path / "whole"), straight) < 2e-2
+    assert apart(tmp_path / "whole") < 0.2
 
 
 def test_clips_of_different_length_count_by_their_hidden_tokens(tiny):
@@ -154,7 +162,7 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(command, s
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_sigterm_under_torchrun_saves_and_one_process_finishes_the_run(command, straight, tmp_path, workers):
+def test_sigterm_under_torchrun_saves_and_one_process_finishes_the_run(command, apart, tmp_path, workers):
     """torchrun signals each trainer's process group, to which its loader's workers would belong."""
     out = tmp_path / "run"
     process = torchrun(command(out, "--workers", workers), script=SCRIPT, env={"WREN_FAULT": "slow"})
@@ -163,20 +171,20 @@ def test_sigterm_under_torchrun_saves_and_one_process_finishes_the_run(command, 
     output = process.communicate(timeout=60)[0]
     assert (out / "PREEMPTED").exists(), output
     pretrain.main(command(out))
-    assert distance(weights(out), straight) < 1e-5
+    assert apart(out) < 1e-3
 
 
-def test_a_killed_worker_restarts_and_ends_with_the_same_weights(command, straight, tmp_path):
+def test_a_killed_worker_restarts_and_ends_with_the_same_weights(command, apart, tmp_path):
     out = tmp_path / "run"
     process = torchrun(command(out, "--timeout", "60"), "--standalone", "--max-restarts=3", script=SCRIPT,
                        env={"WREN_FAULT": "kill"})
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert distance(weights(out), straight) < 1e-5
+    assert apart(out) < 1e-3
     assert "resumed at step 2" in output
 
 
-def test_two_nodes_train_together_and_go_on_after_one_is_killed_and_restarted(command, straight, tmp_path):
+def test_two_nodes_train_together_and_go_on_after_one_is_killed_and_restarted(command, apart, tmp_path):
     """Two torchrun agents on one machine; the second, with its worker, is killed after two steps and started anew."""
     out, port = tmp_path / "run", random.randint(20000, 40000)
     flags = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=wren",
@@ -197,7 +205,7 @@ def test_two_nodes_train_together_and_go_on_after_one_is_killed_and_restarted(co
     output = first.communicate(timeout=120)[0]
     second.wait(timeout=30)
     assert first.returncode == 0 and (out / "DONE").exists(), output
-    assert distance(weights(out), straight) < 1e-5
+    assert apart(out) < 1e-3
 
 
 # ------------------------------------------------------------------------------------------------- bad conditions
@@ -442,8 +450,8 @@ def test_the_step_takes_the_gradient_of_the_mean_clipped(tiny, clip):
             norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), clip or 1e9).item()
             optimizer.step()
         else:
-            trainer = engine.Trainer(objective, optimizer, processes.start_processes("cpu"), batch_size=4, micro_batch=2,
-                                     steps=10, warmup=0, clip=clip)
+            trainer = engine.Trainer(objective, optimizer, processes.start_processes("cpu"), batch_size=4,
+                                     micro_batch=2, steps=10, warmup=0, clip=clip)
             assert trainer.train(batch)["grad_norm"] == pytest.approx(norm, rel=1e-4) and norm > 0.5
         ends.append(torch.nn.utils.parameters_to_vector(objective.parameters()))
     torch.manual_seed(1)
@@ -480,8 +488,8 @@ def test_compiled_blocks_are_those_that_run(name, blocks, monkeypatch):
     recipe = RECIPES[name]["laptop"]
     config = PRESETS[recipe["preset"]]
     objective = objective_of(recipe, Encoder(config))
-    trainer = engine.Trainer(objective, engine.make_optimizer(objective), processes.start_processes("cpu"), batch_size=1,
-                             micro_batch=1, steps=10, warmup=0, compile=True)
+    trainer = engine.Trainer(objective, engine.make_optimizer(objective), processes.start_processes("cpu"),
+                             batch_size=1, micro_batch=1, steps=10, warmup=0, compile=True)
     trainer.train({"wave": 0.1 * torch.randn(1, config.clip_samples), "seed": torch.arange(1),
                    "lengths": torch.full((1,), config.clip_samples)})
     assert len(ran) == len(set(ran)) == blocks
