@@ -243,6 +243,36 @@ def test_atst_opens_lightning_and_dino_files_alike(tmp_path):
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.parametrize("format", ["atst-clip", "atst-frame"])
+def test_a_bare_atst_encoder_opens_as_the_one_inside_a_training_file(tmp_path, format):
+    state, _, _ = case(TOKENS[format], blocks=2)
+    inside = opened(tmp_path, format, state)
+    torch.save(state, tmp_path / "bare.pt")
+    bare = load_encoder(tmp_path / "bare.pt")
+    assert bare.config == inside.config
+    assert all(torch.equal(a, b) for a, b in zip(bare.state_dict().values(), inside.state_dict().values()))
+
+
+@pytest.mark.parametrize("format, frames", [("atst-clip", 601), ("atst-frame", 1001)])
+@pytest.mark.parametrize("seconds", [12.1, 20.5])
+def test_atst_cuts_long_clips_as_published_one_frame_late(tmp_path, format, frames, seconds):
+    encoder = opened(tmp_path, format, case(TOKENS[format], blocks=2)[0])
+    wave = 0.1 * torch.randn(1, int(16000 * seconds), generator=torch.Generator().manual_seed(0))
+    parts = [part for part in encoder.frontend(wave).split(frames, 2) if part.shape[2] >= 4]
+    assert len(parts) > 1
+    wanted = torch.cat([encoder.tokens(part)[:, encoder.config.specials:] for part in parts], 1)
+    assert far(encoder.frames(wave), wanted) < 1e-5
+
+
+def test_an_audiomae_without_classes_but_with_a_norm_for_them_is_refused_as_a_classifier_in_one_line(tmp_path):
+    """timm's with global_pool="avg" and num_classes=0."""
+    state, _, _ = case("audiomae_base_tokens", blocks=2)
+    state = nested("audiomae", state, "fine-tuned")["model"]
+    torch.save({k: v for k, v in state.items() if not k.startswith("head.")}, tmp_path / "in.pt")
+    with pytest.raises(UserError, match="in.pt: holds no head, so it can't score"):
+        heads.load(tmp_path / "in.pt")
+
+
 # --------------------------------------------------------------------------------------- Hugging Face's folders
 
 AST_NAMES = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
@@ -252,7 +282,8 @@ AST_NAMES = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj
 def published_ast():
     """An AST of two blocks, 64 wide, with three classes, in its authors' keys."""
     draw = torch.Generator().manual_seed(0)
-    shapes = {"cls_token": (1, 1, 64), "dist_token": (1, 1, 64), "pos_embed": (1, 2 + 13 * 12, 64), "norm.weight": (64,),
+    shapes = {"cls_token": (1, 1, 64), "dist_token": (1, 1, 64), "pos_embed": (1, 2 + 13 * 12, 64),
+              "norm.weight": (64,),
               "patch_embed.proj.weight": (64, 1, 16, 16), "patch_embed.proj.bias": (64,), "norm.bias": (64,)}
     for i in range(2):
         for name, out, inside in (("attn.qkv", 192, 64), ("attn.proj", 64, 64), ("mlp.fc1", 256, 64),
@@ -278,13 +309,15 @@ def as_transformers(state, prefix):
             else:
                 out[f"{layer}{AST_NAMES[name]}.{kind}"] = value
         else:
-            for old, new in (("v.cls_token", "embeddings.cls_token"), ("v.pos_embed", "embeddings.position_embeddings"),
-                             ("v.dist_token", "embeddings.distillation_token"), ("v.norm", "layernorm"),
+            for old, new in (("v.cls_token", "embeddings.cls_token"), ("v.norm", "layernorm"),
+                             ("v.pos_embed", "embeddings.position_embeddings"),
+                             ("v.dist_token", "embeddings.distillation_token"),
                              ("v.patch_embed.proj", "embeddings.patch_embeddings.projection")):
                 if key.startswith(old):
                     out[prefix + key.replace(old, new)] = value
             if prefix and key.startswith("mlp_head"):
-                out[key.replace("mlp_head.0", "classifier.layernorm").replace("mlp_head.1", "classifier.dense")] = value
+                part = "classifier.layernorm" if key.startswith("mlp_head.0") else "classifier.dense"
+                out[key.replace(key[:10], part)] = value
     return out
 
 

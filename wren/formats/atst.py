@@ -15,7 +15,12 @@ def prefix_of(state):
 
 def read(state, format, path):
     """ATST-Clip or -Frame, Lightning or DINO-style, or the encoder alone: the teacher's encoder, as downstream code
-    uses it. Slot 0 of the positions is the class token's; Frame has none and never reads it."""
+    uses it. Slot 0 of the positions is the class token's; Frame has none and never reads it.
+
+    Longer clips are cut as in the published code, every 601 (Clip) or 1001 frames (Frame), of which the last fills no
+    token: each later window begins 10 ms later than tokens of 40 ms would. Its clip vectors differ in two ways: Frame's
+    counts every window alike, however full, and both leave out a window that is at most half full.
+    """
     prefix = prefix_of(state)
     if prefix is None:
         raise KeyError("patch_embed.patch_embed.weight")
@@ -39,7 +44,7 @@ def read(state, format, path):
     dim = positions.shape[1]
     config = replace(PRESETS["atst-base" if clip else "atst-frame-base"], name=f"{format}-{dim}", dim=dim,
                      depth=depth_of(used), heads=dim // 64, frames=4 * (len(positions) - 1), pad="published",
-                     pool="both" if clip else "mean")
+                     pool="both" if clip else "mean", chunk=601 if clip else 4 * (len(positions) - 1) + 1)
     trained = {k.removeprefix("model.student."): state[k] for k in rest
                if k.startswith(("model.student.projector.", "model.student.predictor."))}
     rest = [k for k in rest if k.removeprefix("model.student.") not in trained]

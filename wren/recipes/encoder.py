@@ -113,7 +113,8 @@ class EncoderConfig:
             (self.pool != "foreground" or self.denoise is not None, "pool 'foreground' needs denoise, which tells it"),
             (bool(self.convs) == (self.frontend == "wave"), "convs belong to frontend 'wave', and it needs them"),
             (self.chunk == 0 or self.chunk >= self.patch[1], f"chunk {self.chunk} is shorter than one patch"),
-            (not self.chunk or self.chunk <= self.frames or self.positions in ("sincos", "conv"),
+            (not self.chunk or self.positions in ("sincos", "conv")
+             or self.columns(self.chunk) <= self.columns(self.frames),
              f"chunk {self.chunk} is longer than the {self.frames} frames that have learned positions"),
             (0 <= self.prenet < max(1, self.depth), f"prenet {self.prenet} leaves none of {self.depth} blocks"),
             (not (self.alibi or self.positions == "conv") or self.specials == 0,
