@@ -133,7 +133,7 @@ def load(bench):
 def reading(rows, seconds):
     """Clips a second without a loader process: what `webdataset_rate` is compared with."""
     from wren.sound import loading
-    crop, times = loading.Cropper(16000, seconds), []
+    crop, times = loading.Cropper(loading.Sampling(16000), seconds), []
     for seed in range(3):
         began = time.perf_counter()
         for i in range(len(rows)):
@@ -149,11 +149,12 @@ def field_noise(rng, n):
 
 
 def loading(bench, rows, seconds, batch=16):
-    """Clips a second through loading.loader with one worker, after its start."""
-    from wren.sound.loading import loader
+    """Clips a second through loading.Loader with one worker, after its start."""
+    from wren.sound import loading
     times = []
     for _ in range(3):
-        batches = iter(loader(rows, sample_rate=16000, clip_seconds=seconds, batch_size=batch, seed=0, workers=1))
+        crop = loading.Cropper(loading.Sampling(16000), seconds)
+        batches = iter(loading.Loader(rows, crop, batch, workers=1))
         for _ in range(4):  # the worker's start and what it prefetches
             next(batches)
         began = time.perf_counter()
@@ -323,7 +324,7 @@ def recipes(bench):
 def train(bench):
     """Training as it is: the demo's clips through a loader process and the whole step; time spent without data."""
     from wren.sound import demo
-    from wren.sound.loading import loader
+    from wren.sound.loading import Cropper, Loader, Sampling
     from wren.sound.opening import open_manifest
     from wren.training.engine import Trainer, make_optimizer
     from model import Encoder
@@ -335,8 +336,8 @@ def train(bench):
     objective = SSAST(Encoder(config)).to(bench.device)
     trainer = Trainer(objective, make_optimizer(objective), bench.procs, batch_size=batch, micro_batch=args.batch_size,
                       steps=1000, warmup=10, amp=args.amp, compile=args.compile)
-    batches = iter(loader(rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, seed=0, workers=1,
-                          batch_size=batch, rank=bench.procs.rank, world=world))
+    batches = iter(Loader(rows, Cropper(Sampling.of(config), config.clip_seconds), batch, workers=1,
+                          rank=bench.procs.rank, world=world))
     for steps in (2, 2 * args.repeat):  # the first two pay for the loader's start and the first allocations
         meter = Meter(bench.procs, batch, objective)
         for _ in range(steps):

@@ -283,7 +283,8 @@ def detect(args, run):
     """Write events, and compare them with annotations."""
     from wren.tasks.annotations import write_annotations
     from wren.probing.metrics import decode_events
-    truth = read_truth(args.against, args.label) if args.against else []  # now: hours later is too late for an error in it
+    # now: hours later is too late for an error in it
+    truth = read_truth(args.against, args.label) if args.against else []
     limits = args.threshold if args.threshold is not None else run.model.thresholds or 0.5
     minimum = args.minimum if args.minimum is not None else run.model.minimum_seconds
     events, files = [], {}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from wren.sound import audio
+from wren.sound import audio, loading
 from wren.sound.audio import BadAudio
 
 
@@ -20,6 +20,11 @@ def write(path, wave, rate=16000, **kwargs):
 def noise(n, seed=0, channels=None):
     shape = n if channels is None else (n, channels)
     return (0.1 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def cropper(seconds, rate=16000, crop="random", candidates=4, **sampling):
+    """What a loader takes of each row."""
+    return loading.Cropper(loading.Sampling(rate, **sampling), seconds, crop, candidates)
 
 
 @pytest.mark.parametrize("name, rate", [("a.wav", 22050), ("a.flac", 22050), ("a.ogg", 22050), ("a.ogg", 48000),

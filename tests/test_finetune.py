@@ -18,8 +18,10 @@ from wren import cli
 from wren.cli import UserError
 from wren.probing import scoring
 from wren.recipes import PRESETS, finetuning
+from wren.sound.loading import Sampling
 from wren.tasks import Split, augment, load_task
 from wren.tasks.annotations import Event
+from wren.tasks.batches import LabelledLoader
 from wren.tasks.beans import BEANS
 from wren.training import engine, heads, processes, supervised
 
@@ -53,7 +55,7 @@ class Units:
 def test_mixed_labels_belong_to_the_mixed_sound_of_two_different_clips():
     split = Units()
     seen = 0
-    for batch in augment.LabelledLoader(split, 16000, 4, 12, seed=0, steps=4, mixup=0.7):
+    for batch in LabelledLoader(split, Sampling(16000), 4, 12, seed=0, steps=4, mixup=0.7):
         wave, onehot = batch["wave"].numpy(), np.eye(4)[split.targets]
         assert np.allclose(wave @ onehot, batch["target"], atol=1e-6), "each label in its clip's proportion"
         parts = (wave > 0).sum(1)
@@ -64,14 +66,14 @@ def test_mixed_labels_belong_to_the_mixed_sound_of_two_different_clips():
 
 def test_frame_labels_are_mixed_like_clip_labels():
     frames = [np.eye(12, dtype=bool)[[i]].repeat(2 + i % 3, 0) for i in range(12)]  # of different lengths
-    batch = next(iter(augment.LabelledLoader(Units(classes=12), 16000, 12, 12, seed=1, mixup=1.0,
+    batch = next(iter(LabelledLoader(Units(classes=12), Sampling(16000), 12, 12, seed=1, mixup=1.0,
                                              frames=frames.__getitem__)))
     assert torch.allclose(batch["frames"][:, 0], batch["target"]) and batch["frames"].shape[1] == 4
 
 
 def test_batches_do_not_depend_on_the_number_of_processes_or_on_the_start():
     def load(**more):
-        return list(augment.LabelledLoader(Units(), 16000, 4, 6, seed=3, mixup=0.5, balanced=True, **more))
+        return list(LabelledLoader(Units(), Sampling(16000), 4, 6, seed=3, mixup=0.5, balanced=True, **more))
     whole, halves = load(steps=4), [load(steps=4, rank=r, world=2) for r in (0, 1)]
     later = load(first=12, steps=2)
     for key in ("wave", "target", "seed"):
@@ -84,13 +86,13 @@ def test_balanced_sampling_draws_rare_and_unlabelled_clips_as_often_as_others():
     split = Units(40)
     split.targets = np.zeros((40, 3), dtype=bool)
     split.targets[:30, 0] = split.targets[30:32, 1] = split.targets[32:36, 2] = True  # and four without a label
-    loader = augment.LabelledLoader(split, 1, 3, 40, seed=0, steps=25, balanced=True)
+    loader = LabelledLoader(split, Sampling(1), 3, 40, seed=0, steps=25, balanced=True)
     drawn = sum(batch["target"].sum(0) for batch in loader)
     assert torch.all((drawn - 250).abs() < 60), drawn
 
 
 def test_one_clip_alone_is_never_mixed():
-    batch = next(iter(augment.LabelledLoader(Units(1, 1), 16000, 2, 2, seed=0, mixup=1.0)))
+    batch = next(iter(LabelledLoader(Units(1, 1), Sampling(16000), 2, 2, seed=0, mixup=1.0)))
     assert batch["wave"].tolist() == [[1.0], [1.0]]
 
 

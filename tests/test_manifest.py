@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT
-from test_audio import noise
+from test_audio import cropper, noise
 
 from wren.sound import corpus
 from wren.sound import loading
@@ -122,7 +122,7 @@ def test_names_that_are_not_utf8_are_indexed_and_read(tmp_path):
     assert b"caf\xe9.wav" in (tmp_path / "m.csv").read_bytes()
     os.truncate(raw, 50)
     both = manifest.join(rows, twin(tmp_path))
-    batch = next(iter(loading.loader(both, sample_rate=16000, clip_seconds=1, batch_size=2, seed=0)))
+    batch = next(iter(loading.Loader(both, cropper(1), 2)))
     assert "caf\\xe9.wav" in json.dumps(batch["bad"]).replace("\\\\", "\\")
 
 
@@ -226,8 +226,9 @@ def pss(pid):
 rows = open_manifest(sys.argv[1])
 chosen, small = subset(rows, "1.23M"), subset(rows, "0.12M")
 nested = (chosen.keys()[:len(small)] == small.keys()).all()
+crop = loading.Cropper(loading.Sampling(16000), 1)
 for workers in (2, 4):
-    batches = iter(loading.loader(chosen, sample_rate=16000, clip_seconds=1, batch_size=8, seed=0, workers=workers))
+    batches = iter(loading.Loader(chosen, crop, 8, workers=workers))
     next(batches), next(batches)
     children = [child.pid for child in multiprocessing.active_children()]
     print(*(round(pss(pid)) for pid in [os.getpid(), *children]), flush=True)

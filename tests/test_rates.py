@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from test_audio import cropper
 
 from wren.sound import audio
 from wren.sound import loading
@@ -216,9 +217,9 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def batches(folder, **more):
+def batches(folder, any_rate=False, lower=0.0, **more):
     rows = open_manifest(folder / "all.csv")
-    return list(loading.loader(rows, sample_rate=24000, clip_seconds=1.0, batch_size=8, seed=0, steps=6, **more))
+    return list(loading.Loader(rows, cropper(1.0, 24000, any_rate=any_rate, lower=lower), 8, steps=6, **more))
 
 
 def test_batches_of_any_rate_hold_the_clips_of_the_fixed_order_cut_by_rate(corpus):
@@ -446,21 +447,22 @@ def test_streams_go_through_pre_training_evaluation_and_fine_tuning(collars, tmp
 def test_a_stream_is_left_out_of_a_share_of_the_clips_by_their_seed(collars):
     rows = open_manifest(collars / "collars.csv")
     rows = rows.select(np.flatnonzero(np.arange(24) % 3 != 1))
-    wanted = dict(sample_rate=24000, clip_seconds=1.28, batch_size=16, seed=0, steps=4, streams=[("motion", 3, 50.0)])
-    missing = [b["streams"]["motion"].isnan().all((1, 2)) for b in loading.loader(rows, **wanted, stream_drop=0.4)]
+    all_there, dropped = (cropper(1.28, 24000, streams=[("motion", 3, 50.0)], stream_drop=share) for share in (0, 0.4))
+    missing = [b["streams"]["motion"].isnan().all((1, 2)) for b in loading.Loader(rows, dropped, 16, steps=4)]
     assert 0.2 < torch.cat(missing).float().mean() < 0.6
-    again = loading.loader(rows, **wanted, stream_drop=0.4, workers=1)
+    again = loading.Loader(rows, dropped, 16, steps=4, workers=1)
     again = [b["streams"]["motion"].isnan().all((1, 2)) for b in again]
     assert all(torch.equal(a, b) for a, b in zip(missing, again))
-    assert not any(b["streams"]["motion"].isnan().all() for b in loading.loader(rows, **wanted))
+    assert not any(b["streams"]["motion"].isnan().all() for b in loading.Loader(rows, all_there, 16, steps=4))
 
 
 def test_streams_of_mixed_clips_are_mixed_as_their_sound_and_labels_are(collars):
-    from wren.tasks.augment import LabelledLoader
+    from wren.sound.loading import Sampling
     from wren.tasks import load_task
+    from wren.tasks.batches import LabelledLoader
     split = load_task(collars / "collars").splits["train"]
-    wanted = dict(any_rate=True, streams=[("motion", 3, 50.0)], steps=2)
-    plain, mixed = ([part for batch in LabelledLoader(split, 48000, 2, 12, 0, mixup=share, **wanted)
+    sampling = Sampling(48000, True, streams=[("motion", 3, 50.0)])
+    plain, mixed = ([part for batch in LabelledLoader(split, sampling, 2, 12, 0, mixup=share, steps=2)
                      for part in batch["parts"]] for share in (0.0, 1.0))
     for one, other in zip(plain, mixed):
         missing = other["streams"]["motion"].isnan().all((1, 2))

@@ -1,7 +1,6 @@
 """Tar shards: what is packed is what is read, a killed pack is completed, other people's tars work."""
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT
-from test_audio import noise
+from test_audio import cropper, noise
 from test_data import stream
 from test_manifest import fails, names, recordings
 
@@ -151,7 +150,7 @@ def test_damage_in_a_shard_is_found_by_check_and_replaced_in_training(corpus, ca
     data.main(["check", str(corpus / "out")])
     assert "11 rows, 10 of them sound; 1 unreadable" in capsys.readouterr().out
     tar.write_bytes(content[:int(packed.entries.offset[8]) + 5000])  # copied incompletely, index whole
-    batch = next(iter(loading.loader(packed, sample_rate=16000, clip_seconds=0.5, batch_size=11, seed=0)))
+    batch = next(iter(loading.Loader(packed, cropper(0.5), 11)))
     assert sum("ends before" in bad["reason"] for bad in batch["bad"]) >= 3
     assert "not a whole, uncompressed tar" in fails(open_manifest, corpus / "out")
 

@@ -18,9 +18,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from wren.sound.audio import BadAudio
-from wren.tasks.augment import Reader
+from wren.tasks.batches import Whole
 from wren.cli import UserError
-from wren.sound.loading import by_rate, stack
+from wren.sound.loading import Sampling, by_rate, stack
 from wren.nets.frontends import KaldiFbank
 from model import at_rate, fingerprint
 from wren.recipes import EncoderConfig
@@ -34,7 +34,7 @@ class _Clips(torch.utils.data.Dataset):
     """Whole clips of a split as an encoder of this config hears them; one that can't be read is its error."""
 
     def __init__(self, split, config):
-        self.split, self.read = split, Reader(split, config.sample_rate, config.rate == "any", config.stream_rates)
+        self.split, self.read = split, Whole(split, Sampling.of(config))
 
     def __len__(self):
         return len(self.split)

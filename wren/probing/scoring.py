@@ -9,7 +9,7 @@ from model import at_rate
 from wren.cli import Pulse
 from wren.probing import metrics
 from wren.sound import loading
-from wren.tasks.augment import InOrder
+from wren.tasks.batches import InOrder
 
 BATCH = 32  # clips a forward pass
 GAP = 0.2  # seconds: frames of a class at most this far apart are one event
@@ -51,8 +51,7 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
     does its share, all have the result."""
     model.eval()
     config = model.encoder.config
-    loader = InOrder(split, config.sample_rate, BATCH, any_rate=config.rate == "any", streams=config.stream_rates,
-                     rank=procs.rank, world=procs.world, workers=workers)
+    loader = InOrder(split, loading.Sampling.of(config), BATCH, rank=procs.rank, world=procs.world, workers=workers)
     rows, clip, frame, done = [], [], [], 0
     pulse = Pulse("scoring", ceil(len(split) / procs.world), "windows" if split.files else "clips", 0, procs.main)
     for batch in loading.parts(loader):

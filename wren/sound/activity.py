@@ -37,8 +37,3 @@ def _levels(wave, rate, frame):
     edges = edges[np.concatenate([[True], np.diff(edges) > 0])]  # narrow bands at the bottom fall together
     bands = np.add.reduceat(power[:, :edges[-1]], edges[:-1], axis=1)
     return 10 * np.log10(np.maximum(bands, 1e-6 * bands.max() + 1e-20))
-
-
-def most_active(waves, rate):
-    """The wave with the most activity; the first of equals."""
-    return max(waves, key=lambda wave: activity(wave, rate))

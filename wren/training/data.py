@@ -9,6 +9,7 @@ from wren import cli
 from wren.cli import DEMO, UserError
 from wren.sound import loading
 from wren.sound.audio import BadAudio
+from wren.sound.augment import augment
 from wren.sound.opening import open_manifest
 from wren.sound.quality import list_problems, summary
 from wren.sound.subsets import holdout, subset
@@ -45,20 +46,17 @@ def open_data(data, out, procs):
 def training_loader(settings, rows, config, procs, first):
     """Batches of this process from step `first` to the last, in a window of the encoder's length."""
     s, o = settings, settings.optimisation
-    any_rate = config.rate == "any"
-    return loading.loader(
-        rows, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, batch_size=o.batch_size, seed=o.seed,
+    sampling = loading.Sampling.of(config, s.encoder.lower_rate, s.encoder.stream_drop)
+    return loading.Loader(
+        rows, loading.Cropper(sampling, config.clip_seconds, s.data.crop), o.batch_size, o.seed,
         first=first * o.batch_size, steps=o.steps - first, rank=procs.rank, world=procs.world, workers=s.data.workers,
-        crop=s.data.crop, partner=s.augmentation.mix_snr is not None or bool(s.terms.get("mix")), any_rate=any_rate,
-        lower=s.encoder.lower_rate if any_rate else 0.0, streams=config.stream_rates,
-        stream_drop=s.encoder.stream_drop)
+        partner=s.augmentation.mix_snr is not None or bool(s.terms.get("mix")))
 
 
 def held_out(valid, config, procs, bad, batch_size=32):
     """This process's share of the held-out clips in batches: each clip from its start, with the same mask at every
     call. bad: a list that gets a dict for each clip that can no longer be read."""
-    crop = loading.Cropper(config.sample_rate, config.clip_seconds, "start", any_rate=config.rate == "any",
-                           streams=config.stream_rates)
+    crop = loading.Cropper(loading.Sampling.of(config), config.clip_seconds, "start")
     own = range(procs.rank, len(valid), procs.world)
     for first in range(0, len(own), batch_size):
         clips = []
@@ -77,6 +75,6 @@ def augmenter(augmentation):
     a = augmentation
     if not (a.gain or a.shift or a.mix_snr or a.polarity):
         return None
-    return lambda clips: loading.augment(
+    return lambda clips: augment(
         clips["wave"], clips["lengths"], clips["seed"], clips.get("partner"), clips.get("partner_lengths"),
         gain=a.gain or 0.0, shift=a.shift, mix_snr=a.mix_snr, polarity=a.polarity)

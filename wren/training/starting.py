@@ -96,9 +96,9 @@ def measure_streams(wanted, train, config, seed, clips=256):
         column = config.stride[1] * config.hop
         values = max(1, round(float(hertz) * column))
         channels = len(streams.load(train.stream(rows[0], name))[1])
-        batches = loading.loader(train.select(rows), sample_rate=config.sample_rate, clip_seconds=config.clip_seconds,
-                                 batch_size=1, seed=seed, steps=min(clips, len(rows)),
-                                 streams=[(name, channels, values / column)])
+        sampling = loading.Sampling(config.sample_rate, streams=((name, channels, values / column),))
+        batches = loading.Loader(train.select(rows), loading.Cropper(sampling, config.clip_seconds), 1, seed,
+                                 steps=min(clips, len(rows)))
         found = np.concatenate([batch["streams"][name][0] for batch in batches], 1)
         mean, scale = np.nanmean(found, 1), np.maximum(np.nanstd(found, 1), 1e-6)
         out.append((name, values, [float(f"{m:.3g}") for m in mean], [float(f"{s:.3g}") for s in scale]))
@@ -111,8 +111,8 @@ def measure(train, config, seed, clips=256):
     config = replace(config, mean=0.0, scale=1.0, depth=0, prenet=0, pad="masked", streams=())
     encoder, total, square, count = Encoder(config), 0.0, 0.0, 0
     clips = min(clips, len(train))
-    for batch in loading.loader(train, sample_rate=config.sample_rate, clip_seconds=config.clip_seconds, batch_size=1,
-                             seed=seed, steps=clips, any_rate=config.rate == "any"):
+    crop = loading.Cropper(loading.Sampling.of(config), config.clip_seconds)
+    for batch in loading.Loader(train, crop, 1, seed, steps=clips):
         batch, = loading.parts([batch])
         with torch.inference_mode():
             own = encoder.at(batch.get("rate", config.sample_rate))

@@ -14,8 +14,9 @@ from wren import cli
 from wren.probing.scoring import FrameTargets, metric_of, predict
 from wren.recipes.finetuning import Settings
 from wren.sound import loading
-from wren.tasks.augment import LabelledLoader
+from wren.sound.augment import augment
 from wren.tasks import Task
+from wren.tasks.batches import LabelledLoader
 from wren.training import checkpoints, engine, heads, processes, runlog
 
 
@@ -149,14 +150,14 @@ class Trial:
         """Model, optimiser, data and log, from the newest checkpoint if there is one."""
         s, machine, mask = self.settings, self.job.machine, self.job.settings.augmentation
         self.objective = build(self.job, self.seed)
-        augment = None
+        change = None
         if mask.gain or mask.roll:
-            augment = lambda clips: loading.augment(clips["wave"], clips["lengths"], clips["seed"], gain=mask.gain,
-                                                    shift=mask.roll)
+            change = lambda clips: augment(clips["wave"], clips["lengths"], clips["seed"], gain=mask.gain,
+                                           shift=mask.roll)
         self.trainer = trainer = engine.Trainer(
             self.objective, make_optimizer(self.objective, s, self.lr), self.procs, batch_size=s.batch_size,
             micro_batch=machine.micro_batch or s.batch_size, steps=self.steps, warmup=round(s.warmup * self.steps),
-            schedule=s.schedule, floor=s.floor, clip=s.clip, amp=machine.amp, seed=self.seed, augment=augment)
+            schedule=s.schedule, floor=s.floor, clip=s.clip, amp=machine.amp, seed=self.seed, augment=change)
         if state := checkpoints.load_checkpoint(self.folder):
             trainer.load_state_dict(state)
             self.curve, self.average = state["curve"], state["average"]
@@ -176,10 +177,9 @@ class Trial:
         if self.job.settings.model.head != "linear":
             frames = FrameTargets(split, labels, self.objective.model.frame_seconds)
         return LabelledLoader(
-            split, config.sample_rate, len(labels), s.batch_size, self.seed, any_rate=config.rate == "any",
-            streams=config.stream_rates, first=step * s.batch_size, steps=self.steps - step, rank=self.procs.rank,
-            world=self.procs.world, workers=self.job.machine.workers, mixup=mask.mixup, alpha=mask.alpha,
-            balanced=mask.balanced, frames=frames)
+            split, loading.Sampling.of(config), len(labels), s.batch_size, self.seed, first=step * s.batch_size,
+            steps=self.steps - step, rank=self.procs.rank, world=self.procs.world, workers=self.job.machine.workers,
+            mixup=mask.mixup, alpha=mask.alpha, balanced=mask.balanced, frames=frames)
 
     def _loop(self):
         """Train to the end, or until patience is at an end; False when a signal came."""
