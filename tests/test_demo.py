@@ -13,7 +13,7 @@ from scipy.signal import resample_poly
 from wren.sound import audio as reading
 from wren import cli
 import data
-from wren.sound import demo
+from wren.sound import demo, scenes
 from wren.sound import demo_rates
 from wren.tasks import load_task
 
@@ -70,7 +70,7 @@ def test_every_species_is_in_each_split_and_no_individual_in_two(corpus):
     for split, row, _ in clips(corpus, "species"):
         animals[split].add(row["individual"])
         species[split].add(row["label"])
-    assert all(seen == set(demo.NAMES) for seen in species.values())
+    assert all(seen == set(scenes.NAMES) for seen in species.values())
     assert len(set.union(*animals.values())) == sum(len(some) for some in animals.values())
 
 
@@ -115,12 +115,12 @@ def test_rates_formats_and_levels_say_nothing_about_the_label(corpus):
     assert {ending for _, ending, _, _ in rows} == {f".{name}" for name in demo.FORMATS}
     assert {path_rate for _, _, path_rate, _ in rows} <= set(demo.RATES)
     assert {soundfile.info(p).samplerate for p in audio(corpus)} == set(demo.RATES)
-    species = np.array([demo.NAMES.index(label.split("-")[0]) for label, *_ in rows])
+    species = np.array([scenes.NAMES.index(label.split("-")[0]) for label, *_ in rows])
     plain = np.array([[ending == ".flac", rate == 8000, np.log(level)] for _, ending, rate, level in rows])
     for column in plain.T:  # the variance that species explain (R²) is near chance, (k−1)/(n−1)
         means = np.array([column[species == s].mean() for s in species])
-        assert means.var() / column.var() < 3 * (len(demo.NAMES) - 1) / (len(rows) - 1)
-    assert not any(name in Path(path).stem for _, _, path in clips(corpus, "species") for name in demo.NAMES)
+        assert means.var() / column.var() < 3 * (len(scenes.NAMES) - 1) / (len(rows) - 1)
+    assert not any(name in Path(path).stem for _, _, path in clips(corpus, "species") for name in scenes.NAMES)
 
 
 def test_ensure_keeps_a_current_corpus_and_renews_an_old_one(corpus, monkeypatch):
@@ -190,9 +190,9 @@ def test_individuals_and_rates_are_spread_as_they_should_be(many):
 
 def test_calls_of_the_audible_task_end_at_3500_hz_and_ultrasonic_ones_begin_at_15_khz(monkeypatch, tmp_path):
     flat = 1e-4 * np.random.default_rng(0).standard_normal(400_000).astype(np.float32)  # below what we look for
-    monkeypatch.setattr(demo, "background", lambda n, rate, rng: flat[:n].copy())
-    monkeypatch.setattr(demo, "levelled", lambda scene, *rest: 0.5 * scene / np.abs(scene).max())
-    monkeypatch.setattr(demo, "signal_to_noise", lambda rng: 60)  # calls and next to nothing else
+    monkeypatch.setattr(scenes, "background", lambda n, rate, rng: flat[:n].copy())
+    monkeypatch.setattr(scenes, "levelled", lambda scene, *rest: 0.5 * scene / np.abs(scene).max())
+    monkeypatch.setattr(scenes, "signal_to_noise", lambda rng: 60)  # calls and next to nothing else
     for part, folder, low, high in (("rates", "rates-48k", 0, 3500), ("ultrasound", "ultrasound", 15000, 1e6)):
         for number in range(8):
             rng = np.random.default_rng(number)

@@ -5,7 +5,7 @@
     behaviour                       task: what an animal does, by its collar's microphone and accelerometer
     pretrain.csv                    unlabelled recordings of all of these, by other animals
 
-Calls, backgrounds and files are demo.py's. What the label must not be read from (in ultrasound all that is below
+Calls and backgrounds are those of scenes.py, files demo.py's. What the label must not be read from (in ultrasound all that is below
 15 kHz, levels, lengths, rates) is drawn without it. Every file is a pure function of (seed, part, split, number).
 
     demo_rates.ensure()           # data/demo-rates, made if it isn't there
@@ -16,7 +16,7 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from wren.sound import demo
+from wren.sound import demo, scenes
 
 VERSION = "rates-1"
 BAT_RATES, CALLER_RATES, COLLAR_RATE = (192000, 250000), (8000, 16000, 48000), 8000
@@ -28,7 +28,7 @@ RECORDINGS = {"callers": 42, "bats": 25, "collars": 20}  # unlabelled
 BEHAVIOUR_SECONDS, COLLAR_SECONDS, BAT_SECONDS = 4, 20, 4
 
 AUDIBLE = ("seesaw", "valley", "uptrill", "downtrill", "riser", "faller", "barker", "moaner")
-ULTRASONIC = [  # as demo.SPECIES
+ULTRASONIC = [  # as scenes.SPECIES
     ("sweeper", "trill",   dict(pitch=36000, count=8, every=.06, duty=.10, slope=.45)),
     ("looper",  "trill",   dict(pitch=21500, count=5, every=.11, duty=.11, slope=.75)),
     ("steady",  "whistle", dict(pitch=70000, notes=((1, 1, .035),) * 4, gap=.03)),
@@ -59,7 +59,7 @@ def limited(wave, rate, low=0, high=np.inf):
 def bat(seed, species, use, rng):
     """One of the individuals of an ultrasonic species (index) set aside for `use` -> (number, voice)."""
     number = int(rng.integers(*demo.INDIVIDUALS[use]))
-    return number, demo.voiced(ULTRASONIC[species], np.random.default_rng([seed, 98, species, number]))
+    return number, scenes.voiced(ULTRASONIC[species], np.random.default_rng([seed, 98, species, number]))
 
 
 def bat_scene(voices, seconds, rate, rng):
@@ -67,12 +67,12 @@ def bat_scene(voices, seconds, rate, rng):
 
     The level is the background's: calls of much energy would else lower what is heard beside them.
     """
-    place = demo.background(int(seconds * rate), rate, rng)
+    place = scenes.background(int(seconds * rate), rate, rng)
     scene = place.copy()
     for voice in voices:
-        dry = limited(demo.bout(voice, rate, len(scene), rng), rate, ULTRASOUND_BOTTOM)
-        demo.add_call(scene, place, dry, rate, rng.random(), demo.signal_to_noise(rng), rng)
-    return demo.levelled(place + limited(scene - place, rate, ULTRASOUND_BOTTOM), place, rng)
+        dry = limited(scenes.bout(voice, rate, len(scene), rng), rate, ULTRASOUND_BOTTOM)
+        scenes.add_call(scene, place, dry, rate, rng.random(), scenes.signal_to_noise(rng), rng)
+    return scenes.levelled(place + limited(scene - place, rate, ULTRASOUND_BOTTOM), place, rng)
 
 
 def ultrasound(root, name, seed, split, number, rng):
@@ -92,10 +92,10 @@ def row(path, label, animal):
 def rates(root, name, seed, split, number, rng):
     """demo.py's clip of one animal, calls bounded, written at 48 kHz and decimated under the same name."""
     label, full = AUDIBLE[number % len(AUDIBLE)], max(CALLER_RATES)
-    species = demo.NAMES.index(label)
+    species = scenes.NAMES.index(label)
     animal, voice = demo.draw(seed, species, split, rng)
     scene, place = demo.clip(seed, split, species, voice, full, rng)
-    scene = demo.levelled(place + limited(scene - place, full, high=AUDIBLE_TOP), scene, rng)
+    scene = scenes.levelled(place + limited(scene - place, full, high=AUDIBLE_TOP), scene, rng)
     for folder, factor in DECIMATED.items():
         path = demo.save(root / folder / "audio" / f"{name}.flac", decimated(scene, factor), full // factor)
     return [row(path, label, f"{label}-{animal:02d}")], len(scene) / full
@@ -112,7 +112,8 @@ def wearer(seed, number):
     """One collared animal: its voice, its pace and strength, and how its collar sits (a rotation)."""
     rng = np.random.default_rng([seed, 97, number])
     axes, triangle = np.linalg.qr(np.eye(3) + rng.normal(0, 0.25, (3, 3)))
-    return {"voice": demo.voiced(demo.SPECIES[demo.NAMES.index("barker")], rng), "pace": np.exp(rng.normal(0, 0.08)),
+    barker = scenes.SPECIES[scenes.NAMES.index("barker")]
+    return {"voice": scenes.voiced(barker, rng), "pace": np.exp(rng.normal(0, 0.08)),
             "strength": np.exp(rng.normal(0, 0.15)), "rotation": axes * np.sign(np.diag(triangle))}  # near upright
 
 
@@ -120,7 +121,7 @@ def motion(behaviour, seconds, animal, rng):
     """What the accelerometer measures -> (n, 3) in g, and the times in seconds at which a cycle of it begins."""
     _, kind, pace, strength = BEHAVIOURS[behaviour]
     t = np.arange(round(seconds * MOTION_RATE)) / MOTION_RATE
-    wobble = demo.slow(len(t), MOTION_RATE, 0.5, rng, 0.05)
+    wobble = scenes.slow(len(t), MOTION_RATE, 0.5, rng, 0.05)
     cycles = np.cumsum(pace * animal["pace"] * wobble) / MOTION_RATE + rng.random()
     amplitude = strength * animal["strength"] * np.exp(rng.normal(0, 0.15)) * np.ones(len(t))
     if kind == "bouts":  # on and off, about a second each
@@ -139,20 +140,20 @@ def motion(behaviour, seconds, animal, rng):
 def thump(rate, rng):
     """A footfall -> wave [n]."""
     t = np.arange(int(0.12 * rate)) / rate
-    return np.sin(2 * np.pi * rng.uniform(90, 150) * t) * np.exp(-t / 0.025) * demo.edges(len(t), 0.02)
+    return np.sin(2 * np.pi * rng.uniform(90, 150) * t) * np.exp(-t / 0.025) * scenes.edges(len(t), 0.02)
 
 
 def scrape(rate, rng):
     """A stroke of digging -> wave [n]."""
     n = int(rng.uniform(0.08, 0.13) * rate)
     low, high = rng.uniform(500, 800), rng.uniform(1800, 2800)
-    return demo.shaped(rng.standard_normal(n), rate, lambda f: (f > low) / (1 + (f / high) ** 4)) * demo.edges(n)
+    return scenes.shaped(rng.standard_normal(n), rate, lambda f: (f > low) / (1 + (f / high) ** 4)) * scenes.edges(n)
 
 
 def collar(behaviours, seconds, animal, rng):
     """`seconds` of each behaviour, one after another -> scene [n] at COLLAR_RATE, accelerometer (m, 3)."""
     rate = COLLAR_RATE
-    place = demo.background(len(behaviours) * seconds * rate, rate, rng)
+    place = scenes.background(len(behaviours) * seconds * rate, rate, rng)
     scene, felt = place.copy(), []
     for k, behaviour in enumerate(behaviours):
         part = slice(k * seconds * rate, (k + 1) * seconds * rate)
@@ -161,12 +162,12 @@ def collar(behaviours, seconds, animal, rng):
         sound, snr = BEHAVIOURS[behaviour][0], rng.uniform(4, 18)
         if sound == "calls":
             for _ in range(rng.integers(1, 3)):
-                dry = demo.bout(animal["voice"], rate, seconds * rate, rng)
-                demo.add_call(scene[part], place[part], dry, rate, rng.random(), snr, rng)
+                dry = scenes.bout(animal["voice"], rate, seconds * rate, rng)
+                scenes.add_call(scene[part], place[part], dry, rate, rng.random(), snr, rng)
         for at in begins if sound in ("steps", "scrapes") else ():
             dry = (thump if sound == "steps" else scrape)(rate, rng)
             where = min(1, at * rate / (seconds * rate - len(dry)))
-            demo.add_call(scene[part], place[part], dry, rate, where, snr + rng.uniform(-2, 2), rng)
+            scenes.add_call(scene[part], place[part], dry, rate, where, snr + rng.uniform(-2, 2), rng)
     return scene, np.concatenate(felt)
 
 
@@ -180,7 +181,7 @@ def behaviour(root, name, seed, split, number, rng):
     label = list(BEHAVIOURS)[number % len(BEHAVIOURS)]
     animal = int(rng.integers(*demo.INDIVIDUALS[split]))
     scene, felt = collar([label], BEHAVIOUR_SECONDS, wearer(seed, animal), rng)
-    path = demo.save(root / "behaviour/audio" / f"{name}.flac", demo.levelled(scene, scene, rng), COLLAR_RATE)
+    path = demo.save(root / "behaviour/audio" / f"{name}.flac", scenes.levelled(scene, scene, rng), COLLAR_RATE)
     stream = ""
     if number % 10 != 9:
         stream = f"accelerometer/{name}.csv"
@@ -219,7 +220,7 @@ def collars(root, name, seed, split, number, rng):
 
 def unlabelled(root, name, scene, reference, rate, seconds, rng):
     """Write a recording, at the level that `reference` is brought to if there is one -> its rows, its length in s."""
-    scene = scene if reference is None else demo.levelled(scene, reference, rng)
+    scene = scene if reference is None else scenes.levelled(scene, reference, rng)
     rows = demo.segments(demo.save(root / f"recordings/{name}.flac", scene, rate), len(scene), rate, seconds)
     return [one | {"stream:accelerometer": ""} for one in rows], len(scene) / rate
 
