@@ -315,7 +315,7 @@ class Run:
         listed = Path(folder) / "broken.csv"
         listed.unlink(missing_ok=True)
         if self.bad:
-            rows = [(audio.shown(self.recordings.path(k)), reason) for k, reason in sorted(self.bad.items())]
+            rows = [(audio.printable(self.recordings.path(k)), reason) for k, reason in sorted(self.bad.items())]
             Path(folder).mkdir(parents=True, exist_ok=True)
             write_table(listed, ("file", "reason"), rows)
             text = (f"{len(rows)} of {len(self.recordings)} recordings can't be read, for example {rows[0][0]}: "

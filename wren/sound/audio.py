@@ -50,7 +50,7 @@ class Sound:
     def __init__(self, file, name=None):
         import soundfile
         self.path = os.fspath(file) if isinstance(file, (str, bytes, os.PathLike)) else ""
-        self.name = shown(name or self.path)
+        self.name = printable(name or self.path)
         try:
             with _quiet(str(self.path).lower().endswith(".mp3")):
                 self._file = soundfile.SoundFile(os.fsencode(file) if self.path else file)  # any bytes
@@ -136,7 +136,7 @@ def info(path):
         try:
             return sound.count(), sound.rate, sound.channels
         except (OSError, RuntimeError) as error:
-            raise BadAudio(_why(error, path), shown(path)) from None
+            raise BadAudio(_why(error, path), printable(path)) from None
 
 
 def read(file, start=0, frames=-1, rate=None):
@@ -221,7 +221,7 @@ def _why(error, path):
     return f"not readable as sound: {text.splitlines()[0] if text else type(error).__name__}".rstrip(".")
 
 
-def shown(path):
+def printable(path):
     """A path as text that can be printed whatever bytes its name holds."""
     raw = path if isinstance(path, bytes) else str(path).encode("utf-8", "surrogateescape")
     return raw.decode("utf-8", "backslashreplace")

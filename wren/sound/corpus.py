@@ -131,7 +131,7 @@ def check(source, root, tasks, jobs, segment, out, clean):
     folder = os.path.isdir(source) and not any(Path(source).glob("*.tar"))
     rows, files = scan_folder(source, segment) if folder else (open_manifest(source, root, segment), [])
     rows = build([], bases=(str(source),)) if rows is None else rows
-    found = [(audio.shown(path), 0, verdict.problem, verdict.detail) for path, verdict in files
+    found = [(audio.printable(path), 0, verdict.problem, verdict.detail) for path, verdict in files
              if verdict.problem != "dead channels"]  # that is found in its rows
     lost, first, heads, unusable = sum(not v.usable for _, v in files), {}, {}, np.zeros(len(rows), bool)
     for i, (problems, whole, head) in enumerate(examine_all(rows, jobs, "decoding")):
@@ -139,7 +139,7 @@ def check(source, root, tasks, jobs, segment, out, clean):
             problems = [*problems, ("duplicate", f"same samples as {name(rows, twin)}")]
         heads.setdefault(head, i)
         unusable[i] = any(kind not in ("clipped", *USED) for kind, _ in problems)
-        found += [(audio.shown(rows.path(i)), int(rows.start[i]), kind, detail) for kind, detail in problems]
+        found += [(audio.printable(rows.path(i)), int(rows.start[i]), kind, detail) for kind, detail in problems]
     counts = Counter(row[2] for row in found)
     overlaps = [row for task in tasks for row in overlap(rows, first, heads, task, jobs)]
     out = out or (Path(source) / "check.csv" if Path(source).is_dir() else Path(source).with_suffix(".check.csv"))
@@ -161,7 +161,7 @@ def check(source, root, tasks, jobs, segment, out, clean):
 
 def name(rows, i):
     """A row for people."""
-    return audio.shown(rows.path(i)) + (f" from sample {rows.start[i]}" if rows.start[i] else "")
+    return audio.printable(rows.path(i)) + (f" from sample {rows.start[i]}" if rows.start[i] else "")
 
 
 def xeno_canto(path):
@@ -185,7 +185,7 @@ def overlap(rows, whole, heads, task, jobs):
         for why, table, key in (("same content", whole, content_hash), ("same first second", heads, head),
                                 ("same Xeno-canto number", numbers, xeno_canto(test.path(i)))):
             if key is not None and key in table:
-                found.append((audio.shown(test.path(i)), 0, "overlap",
+                found.append((audio.printable(test.path(i)), 0, "overlap",
                               f"{why} as {name(rows, table[key])}: test clip of {task.name}", table[key]))
                 break
     return found

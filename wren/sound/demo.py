@@ -46,8 +46,8 @@ def save(path, scene, rate):
     """Write scene [n] in the format that the path's ending names -> path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with soundfile.SoundFile(path, "w", rate, 1, format=path.suffix[1:].upper()) as file:
-        for at in range(0, len(scene), 65536):  # libsndfile's Vorbis encoder overflows its stack on long blocks
-            file.write(scene[at:at + 65536])
+        for start in range(0, len(scene), 65536):  # libsndfile's Vorbis encoder overflows its stack on long blocks
+            file.write(scene[start:start + 65536])
     return path
 
 
@@ -170,17 +170,17 @@ def segments(path, frames, rate, seconds):
 
 def plan(root, seed, scale):
     """Every file to make: [(root, seed, part, split, number)]."""
-    def some(count, least):
+    def scaled(count, least):
         return range(max(least, round(count * scale)))
 
     first, last = INDIVIDUALS["individual"]
-    jobs = [(root, seed, "recordings", "train", i) for i in some(RECORDINGS, 4)]
+    jobs = [(root, seed, "recordings", "train", i) for i in scaled(RECORDINGS, 4)]
     for split in SPLITS:
         least = 2 if split == "train" else 1
-        per_class = len(some(CLIPS_PER_SPECIES[split], least)), len(some(CLIPS_PER_INDIVIDUAL[split], least))
+        per_class = len(scaled(CLIPS_PER_SPECIES[split], least)), len(scaled(CLIPS_PER_INDIVIDUAL[split], least))
         jobs += [(root, seed, "species", split, i) for i in range(per_class[0] * len(scenes.SPECIES))]
         jobs += [(root, seed, "individual", split, i) for i in range(per_class[1] * 2 * (last - first))]
-        jobs += [(root, seed, "detection", split, i) for i in some(DETECTION_RECORDINGS[split], 2)]
+        jobs += [(root, seed, "detection", split, i) for i in scaled(DETECTION_RECORDINGS[split], 2)]
     return jobs
 
 
@@ -196,15 +196,15 @@ def write_tables(root, results):
     tables = {}
     for part, split, rows, _ in results:
         tables.setdefault((part, split), []).extend(rows)
-    for (part, split), some in tables.items():
-        some.sort(key=lambda r: (r["path"], r.get("start", 0)))
+    for (part, split), rows in tables.items():
+        rows.sort(key=lambda r: (r["path"], r.get("start", 0)))
         if part == "recordings":
-            save(root / "pretrain.csv", some)
+            save(root / "pretrain.csv", rows)
         elif part == "detection":
-            (root / part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+            (root / part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         else:
-            save(root / part / f"{split}.csv", some, index=True)
-    return {" ".join(key): len(some) for key, some in sorted(tables.items())}
+            save(root / part / f"{split}.csv", rows, index=True)
+    return {" ".join(key): len(rows) for key, rows in sorted(tables.items())}
 
 
 def described(out):

@@ -5,8 +5,9 @@
     behaviour                       task: what an animal does, by its collar's microphone and accelerometer
     pretrain.csv                    unlabelled recordings of all of these, by other animals
 
-Calls and backgrounds are those of scenes.py, files demo.py's. What the label must not be read from (in ultrasound all that is below
-15 kHz, levels, lengths, rates) is drawn without it. Every file is a pure function of (seed, part, split, number).
+Calls and backgrounds are those of scenes.py, files demo.py's. What the label must not be read from (in ultrasound all
+that is below 15 kHz, levels, lengths, rates) is drawn without it. Every file is a pure function of (seed, part, split,
+number).
 
     demo_rates.ensure()           # data/demo-rates, made if it isn't there
 """
@@ -240,13 +241,13 @@ def build(job):
 
 def plan(root, seed, scale):
     """Every file to make: [(root, seed, part, split, number)]."""
-    def some(count, least):
+    def scaled(count, least):
         return max(least, round(count * scale))
 
-    jobs = [(root, seed, part, "train", i) for part, count in RECORDINGS.items() for i in range(some(count, 3))]
+    jobs = [(root, seed, part, "train", i) for part, count in RECORDINGS.items() for i in range(scaled(count, 3))]
     for part, classes in (("ultrasound", ULTRASONIC), ("rates", AUDIBLE), ("behaviour", BEHAVIOURS)):
         jobs += [(root, seed, part, split, i) for split in demo.SPLITS
-                 for i in range(some(CLIPS[split], 2 if split == "train" else 1) * len(classes))]
+                 for i in range(scaled(CLIPS[split], 2 if split == "train" else 1) * len(classes))]
     return jobs
 
 

@@ -66,7 +66,7 @@ class Cropper:
         with manifest.open(i) as clip:
             if clip.frames < max(1, MIN_SECONDS * clip.rate):
                 raise audio.BadAudio(f"{clip.frames} frames are shorter than {MIN_SECONDS} s",
-                                     audio.shown(manifest.path(i)))
+                                     audio.printable(manifest.path(i)))
             start, wave = self._stretch(clip, seed, purpose)
             rate = rate or self.sampling.rate_for(clip.rate, seed)
             out = {"wave": audio.resample(wave, clip.rate, rate)[:self.samples(rate)], "rate": rate}
@@ -235,7 +235,7 @@ class Loader:
             try:
                 return self.take(self.manifest, row, seed, purpose, rate), row
             except audio.BadAudio as error:
-                bad.append({"path": audio.shown(self.manifest.path(row)), "start": int(self.manifest.start[row]),
+                bad.append({"path": audio.printable(self.manifest.path(row)), "start": int(self.manifest.start[row]),
                             "reason": error.reason})
         raise UserError(f"{len(bad)} clips one after another can't be read, for example {bad[-1]['path']}: "
                         f"{bad[-1]['reason']}. Do the manifest's paths start at {' or '.join(self.manifest.bases)}?")

@@ -144,7 +144,7 @@ class Manifest:
         if rate and rate != sound.rate:
             sound.close()
             raise audio.BadAudio(f"is sampled at {sound.rate} Hz, the manifest says {rate}: index it again",
-                                 audio.shown(self.path(i)))
+                                 audio.printable(self.path(i)))
         return Clip(sound, first, frames)
 
     def read(self, i, offset=0, frames=-1, rate=None):

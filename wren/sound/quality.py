@@ -98,7 +98,7 @@ def judge_row(rows, i, keep=None, min_seconds=MIN_SECONDS):
 
 def list_problems(path, found, add=False):
     """Write the table of problems [(file, Verdict)], or take away an old one if there are none; add: to that table."""
-    rows = [(audio.shown(file), verdict.problem, verdict.detail, "yes" if verdict.usable else "no")
+    rows = [(audio.printable(file), verdict.problem, verdict.detail, "yes" if verdict.usable else "no")
             for file, verdict in found]
     if add and os.path.exists(path):
         with open(path, newline="", encoding="utf-8") as file:
@@ -113,11 +113,13 @@ def list_problems(path, found, add=False):
 def summary(found, total, what="files"):
     """One clause about problems [(file, Verdict)]: how many of `total` can't be used and how many are odd."""
     parts = []
-    for usable, text in ((False, "can't be used"), (True, "are used although odd")):
+    for usable in (False, True):
         files = [(file, verdict) for file, verdict in found if verdict.usable == usable]
         if files:
             file, verdict = files[0]
-            parts.append(f"{len(files)} of {total} {what} {text}, for example {audio.shown(file)}: {verdict.detail}")
+            text = f"{'is' if len(files) == 1 else 'are'} used although odd" if usable else "can't be used"
+            parts.append(f"{len(files)} of {total} {what} {text}, for example {audio.printable(file)}: "
+                         f"{verdict.detail}")
     return "; ".join(parts)
 
 

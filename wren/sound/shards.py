@@ -311,9 +311,9 @@ def _in_processes(manifest, todo, jobs):
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # fork shares the manifest
-    with ProcessPoolExecutor(jobs, context, initializer=_hold, initargs=(manifest,)) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=_take, initargs=(manifest,)) as pool:
         try:
-            for future in as_completed([pool.submit(_write_held, *job) for job in todo]):
+            for future in as_completed([pool.submit(_write, *job) for job in todo]):
                 yield future.result()
         except BrokenProcessPool:
             raise UserError("a packing process was ended from outside (out of memory?): the same command goes on "
@@ -323,19 +323,19 @@ def _in_processes(manifest, todo, jobs):
             raise
 
 
-_held = None
+_manifest = None  # of a packing process
 
 
-def _hold(manifest):
-    global _held
-    _held = manifest
+def _take(manifest):
+    global _manifest
+    _manifest = manifest
     if "torch" in sys.modules:  # a process forked from one that had loaded it
         import torch
         torch.set_num_threads(1)
 
 
-def _write_held(*job):
-    return write_shard(_held, *job)
+def _write(*job):
+    return write_shard(_manifest, *job)
 
 
 def write_shard(manifest, path, which, rate, format):
@@ -348,7 +348,7 @@ def write_shard(manifest, path, which, rate, format):
             try:
                 data, frames, own_rate, scaled = encode(manifest, i, rate, format)
             except audio.BadAudio as error:
-                report["skipped"].append({"path": audio.shown(manifest.path(i)), "start": int(manifest.start[i]),
+                report["skipped"].append({"path": audio.printable(manifest.path(i)), "start": int(manifest.start[i]),
                                           "reason": error.reason})
                 continue
             row = {"path": manifest.path(i), "start": int(manifest.start[i]),

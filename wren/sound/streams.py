@@ -29,11 +29,11 @@ def cut(rows, i, start, seconds, streams):
         path, found = rows.stream(i, name), None
         try:
             if path is not None:
-                if (there := len(load(path)[1])) != channels:
-                    raise BadAudio(f"has {there} channels, {channels} are wanted", audio.shown(path))
+                if (recorded := len(load(path)[1])) != channels:
+                    raise BadAudio(f"has {recorded} channels, {channels} are wanted", audio.printable(path))
                 found = read(path, start, seconds, rate)
         except BadAudio as error:
-            raise BadAudio(f"stream {name}: {error}", audio.shown(rows.path(i))) from None
+            raise BadAudio(f"stream {name}: {error}", audio.printable(rows.path(i))) from None
         out[name] = np.full((channels, round(seconds * rate)), np.nan, np.float32) if found is None else found
     return out
 
@@ -46,23 +46,24 @@ def read(path, start, seconds, rate):
     ends by more than one interval. None: nothing of the stretch is there. Raises BadAudio.
     """
     time, values, interval = load(path)
-    at = start + np.arange(round(seconds * rate)) / rate
+    wanted = start + np.arange(round(seconds * rate)) / rate
     half = 0.5 / rate if interval < 0.99 / rate else 0.0
     margin = half + (_GAP + 1) * interval  # so that a gap at the border is seen as one
     low = max(0, bisect_left(time, start - margin) - 1)
     high = bisect_left(time, start + seconds + margin) + 1
-    near, cells = np.asarray(time[low:high], np.float64), np.full((len(values), len(at)), np.nan, np.float32)
+    near, cells = np.asarray(time[low:high], np.float64), np.full((len(values), len(wanted)), np.nan, np.float32)
     for cell, channel in zip(cells, values):
         value = np.asarray(channel[low:high], np.float64)
         known = np.isfinite(value)
         if known.any():
-            cell[:] = _mean(near[known], value[known], at, half)
-            cell[_unknown(near[known], at, interval)] = np.nan
+            cell[:] = _mean(near[known], value[known], wanted, half)
+            cell[_unknown(near[known], wanted, interval)] = np.nan
     return cells if np.isfinite(cells).any() else None
 
 
-def _mean(time, value, at, half):
-    """Samples (n,) at rising times -> means of the line through them over at - half … at + half, less at the ends."""
+def _mean(time, value, wanted, half):
+    """Samples (n,) at rising times -> means (m,) of the line through them, over `half` on either side of the times
+    `wanted` (m,), over less at the ends."""
     def line(t):
         return np.interp(t, time, value)
 
@@ -72,18 +73,18 @@ def _mean(time, value, at, half):
         return whole[k] + (t - time[k]) * (value[k] + line(t)) / 2
 
     if not half:
-        return line(at)
+        return line(wanted)
     whole = np.concatenate([[0.0], np.cumsum(np.diff(time) * (value[1:] + value[:-1]) / 2)])
-    half = np.clip(np.minimum(at - time[0], time[-1] - at), 0, half)
-    return np.where(half > 1e-6, (area(at + half) - area(at - half)) / np.maximum(2 * half, 1e-6), line(at))
+    half = np.clip(np.minimum(wanted - time[0], time[-1] - wanted), 0, half)
+    return np.where(half > 1e-6, (area(wanted + half) - area(wanted - half)) / np.maximum(2 * half, 1e-6), line(wanted))
 
 
-def _unknown(time, at, interval):
-    """Which times `at` are further than an interval from the samples around them, where those lie far apart."""
-    after = np.searchsorted(time, at - 1e-9)
+def _unknown(time, wanted, interval):
+    """Which times `wanted` are further than an interval from the samples around them, where those lie far apart."""
+    after = np.searchsorted(time, wanted - 1e-9)
     left, right = np.append(-np.inf, time)[after], np.append(time, np.inf)[after]
     slack = interval * (1 + 1e-6)  # for rounding
-    return (right - left > _GAP * slack) & (at - left > slack) & (right - at > slack)
+    return (right - left > _GAP * slack) & (wanted - left > slack) & (right - wanted > slack)
 
 
 def load(path):
@@ -92,7 +93,7 @@ def load(path):
     try:
         changed = os.stat(path).st_mtime_ns
     except OSError as error:
-        raise BadAudio("no such file" if not os.path.exists(path) else error.strerror, audio.shown(path)) from None
+        raise BadAudio("no such file" if not os.path.exists(path) else error.strerror, audio.printable(path)) from None
     return _load(path, changed)
 
 
@@ -104,14 +105,14 @@ def _load(path, changed):
         else:
             table = _read_csv(path)
     except (OSError, EOFError, ValueError) as error:
-        raise BadAudio(f"not readable as a stream: {str(error).splitlines()[0]}", audio.shown(path)) from None
+        raise BadAudio(f"not readable as a stream: {str(error).splitlines()[0]}", audio.printable(path)) from None
     if table.ndim != 2 or table.shape[1] < 2 or len(table) < 2 or table.dtype.kind not in "fiu":
         raise BadAudio(f"holds {table.dtype} {table.shape}: a stream has at least two rows of numbers, the time in "
-                       "seconds and its channels", audio.shown(path))
+                       "seconds and its channels", audio.printable(path))
     time = table[:, 0]
     if len(wrong := np.flatnonzero(~(np.diff(time) > 0))):
         raise BadAudio(f"time doesn't rise after sample {wrong[0] + 1} ({time[wrong[0]]:g} s, then "
-                       f"{time[wrong[0] + 1]:g})", audio.shown(path))
+                       f"{time[wrong[0] + 1]:g})", audio.printable(path))
     return time, table[:, 1:].T, float(np.median(np.diff(time[:_HEAD].astype(np.float64))))
 
 

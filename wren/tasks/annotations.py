@@ -96,7 +96,7 @@ def meant(file, table, files):
     the table's own. None: none, or several."""
     here, parts = os.path.abspath(os.path.dirname(table)), re.split(r"[\\/]", file)
     if not file:
-        found = next((some for stem in stems(table) if (some := [f for f in files if Path(f).stem == stem])), [])
+        found = next((named for stem in stems(table) if (named := [f for f in files if Path(f).stem == stem])), [])
         found = [f for f in found if os.path.dirname(f) == here] or found
     elif (path := os.path.abspath(os.path.join(here, file))) in files:
         return path
@@ -235,12 +235,12 @@ def columns(header):
 def _one_view(rows, selection, view):
     """Raven writes a selection once for each view that shows it: one is kept, the spectrogram's, which has the
     frequencies."""
-    kept = {}
+    chosen = {}
     for number, row in rows:
         key = row[selection]
-        if key not in kept or (row[view].startswith("Spectrogram") and kept[key][1][view].startswith("Waveform")):
-            kept[key] = (number, row)
-    return list(kept.values())
+        if key not in chosen or (row[view].startswith("Spectrogram") and chosen[key][1][view].startswith("Waveform")):
+            chosen[key] = (number, row)
+    return list(chosen.values())
 
 
 def _event(path, number, row):

@@ -26,7 +26,7 @@ def without_broken(task, folder, max_bad=0.01, memory=None, quiet=False):
     for name, split in task.splits.items():
         found = _remembered(split, f"{task.name}, {name} split", memory)
         splits[name] = _without(split, sorted(found)) if found else split
-        listed += [(name, audio.shown(file), start, verdict.problem, verdict.detail)
+        listed += [(name, audio.printable(file), start, verdict.problem, verdict.detail)
                    for file, start, verdict in [*found.values(), *((f, 0, v) for f, v in split.unreadable)]]
     if not listed:
         return task
@@ -45,8 +45,8 @@ def without_broken(task, folder, max_bad=0.01, memory=None, quiet=False):
             raise UserError(f"task {task.name}: {text}: mend them, take them out of the table, or raise --max-bad "
                             f"{max_bad:g}")
         if rows and not quiet:
-            kept = f"scores stand on the other {len(split)}" if name == "test" else "left out"
-            (warn if name == "test" else print)(f"task {task.name}: {text}: {kept}")
+            outcome = f"scores stand on the other {len(split)}" if name == "test" else "left out"
+            (warn if name == "test" else print)(f"task {task.name}: {text}: {outcome}")
     return replace(task, splits=splits)
 
 
@@ -70,10 +70,10 @@ def _without(split, rows):
     lost = set(split.file_index[rows].tolist())
     left = [k for k in range(len(split.files)) if k not in lost]
     names = {split.files[k][0] for k in left}
-    some = split.select(np.isin(split.file_index, left))
-    return replace(some, files=[split.files[k] for k in left],
+    rest = split.select(np.isin(split.file_index, left))
+    return replace(rest, files=[split.files[k] for k in left],
                    events=[event for event in split.events if event.file in names],
-                   file_index=np.searchsorted(left, some.file_index).astype(np.int32))
+                   file_index=np.searchsorted(left, rest.file_index).astype(np.int32))
 
 
 def _remembered(split, what, memory):

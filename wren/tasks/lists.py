@@ -34,12 +34,12 @@ class Source:
             rows.bases = tuple(dict.fromkeys([*rows.bases, str(path.parent), *parents, "."]))
         for i in range(len(rows)):
             if not os.path.exists(rows.locate(i)):
-                raise UserError(f"{path} names {audio.shown(rows.path(i))}, which is neither in "
+                raise UserError(f"{path} names {audio.printable(rows.path(i))}, which is neither in "
                                 f"{' nor in '.join(rows.bases)}")
         for name, (codes, _) in rows.streams.items():
             for i in np.unique(codes, return_index=True)[1]:
                 if (stream := rows.stream(i, name)) and not os.path.exists(stream):
-                    raise UserError(f"{path} names the stream {audio.shown(stream)}, which is not there")
+                    raise UserError(f"{path} names the stream {audio.printable(stream)}, which is not there")
         return rows
 
     def classes(self, seen):

@@ -72,7 +72,7 @@ def _windows(source, path, recordings, labels, width, hop):
     unreadable = [(whole.path(k), about) for k, about in enumerate(opened) if isinstance(about, Verdict)]
     readable = [k for k, about in enumerate(opened) if not isinstance(about, Verdict)]
     if unreadable:
-        lost = f"for example {audio.shown(unreadable[0][0])}: {unreadable[0][1].detail}"
+        lost = f"for example {audio.printable(unreadable[0][0])}: {unreadable[0][1].detail}"
         if not readable:
             raise UserError(f"{path}: none of its {len(whole)} recordings can be read, {lost}")
         warn(f"{path}: {len(unreadable)} of {len(whole)} recordings can't be read, {lost}: left out")
@@ -128,7 +128,7 @@ def _files(path, whole, opened, lengths):
     for k, seconds in enumerate(lengths):
         frames[k], rate = opened[k]
         if seconds is not None and seconds > frames[k] / rate + _PAST_END:
-            raise UserError(f"{path} says that {audio.shown(whole.path(k))} lasts {seconds:g} s, the file has "
+            raise UserError(f"{path} says that {audio.printable(whole.path(k))} lasts {seconds:g} s, the file has "
                             f"{frames[k] / rate:g} s")
         files.append((whole.path(k), float(frames[k] / rate) if seconds is None else seconds, rate))
     return files, frames
@@ -140,8 +140,8 @@ def _events(source, path, whole, recordings, seconds):
     One that ends after its recording (seconds (R,)) is an error in own tasks; BEANS's lists are taken as they are.
     """
     events, of_file, outside = [], [], 0
-    for k, (file, _, some) in enumerate(recordings):
-        for event in some:
+    for k, (file, _, calls) in enumerate(recordings):
+        for event in calls:
             if event.end > seconds[k] + _PAST_END:
                 if not source.settings:
                     raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside "
