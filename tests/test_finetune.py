@@ -422,7 +422,7 @@ def test_off_a_terminal_training_and_scoring_give_signs_of_life(tiny, tmp_path, 
 def test_what_the_first_process_does_alone_may_take_longer_than_the_longest_wait(tmp_path):
     (tmp_path / "script.py").write_text("""
 import time
-from wren.training import engine
+from wren.training import processes
 procs = processes.start_processes("cpu", timeout=3)
 print(procs.first(lambda: time.sleep(6 if procs.main else 0) or f"process {procs.rank}", every=0.5), flush=True)
 procs.stop()

@@ -317,7 +317,8 @@ def test_neighbours_in_a_large_file_take_little_memory(tmp_path):
     """150,000 × 384 vectors are 115 MB on disk and 230 MB as float32: anonymous memory stays below both."""
     code = """
 import sys; sys.path.insert(0, sys.argv[2])
-import numpy as np, probes, threading, time
+import numpy as np, threading, time
+from wren.probing import probes
 def anonymous():
     return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon')) // 1024
 x = np.lib.format.open_memmap(sys.argv[1], 'w+', np.float16, (150_000, 384))
