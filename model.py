@@ -514,8 +514,8 @@ class Encoder(nn.Module):
 def check_batch(wave, lengths):
     """Refuse what is no batch of waves: arrays, one wave alone, 16-bit integers, lengths in seconds."""
     if not (torch.is_tensor(wave) and wave.is_floating_point() and wave.dim() == 2):
-        raise UserError("waves are a float tensor (B, S) of values in [-1, 1], mono: loading.pad_batch([wave, …]) makes "
-                        "one, and lengths, of arrays")
+        raise UserError("waves are a float tensor (B, S) of values in [-1, 1], mono: wren.sound.loading.pad_batch([wave, "
+                        "…]) makes one, and lengths, of arrays")
     if lengths is not None and not (torch.is_tensor(lengths) and lengths.shape == wave.shape[:1] and
                                     not lengths.is_floating_point()):
         raise UserError(f"lengths are an integer tensor of {len(wave)} numbers of samples, one a wave")
