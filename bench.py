@@ -189,7 +189,7 @@ def frontend(bench):
     import torch
     import torchaudio
 
-    from wren.nets.frontends import KaldiFbank
+    from wren.nets.spectrograms import KaldiFbank
     wave = 0.1 * torch.randn(32, 160000, device=bench.device)
     for window in (0.025, 0.050):
         def kaldi():

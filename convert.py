@@ -3,6 +3,7 @@
     python convert.py FILE                          # what is in it
     python convert.py FILE encoder.pt               # or .safetensors: as our encoder
     python convert.py runs/x/encoder.pt out.pth --to ssast    # our encoder in SSAST's layout
+    python convert.py FILE encoder.onnx             # from the wave on, clips of the training length
 
 FILE may be a folder of Hugging Face's (config.json beside model.safetensors). Formats are recognised by their keys.
 GPM-BT's files are SSAST's to the letter but were trained on another front end, and fine-tuned SSAST differs from AST
@@ -20,7 +21,7 @@ from wren.recipes import PRESETS
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="convert.py")
     p.add_argument("file", metavar="FILE", help="a checkpoint, ours or a published one, or a run folder")
-    p.add_argument("out", metavar="OUT", nargs="?", help="write it here; .pt, .pth or .safetensors (default: only say "
+    p.add_argument("out", metavar="OUT", nargs="?", help="write it here; .pt, .pth, .safetensors or .onnx (default: only say "
                    "what is in it)")
     p.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"where keys can't decide: {', '.join(FORMATS)}")
     p.add_argument("--to", choices=("wren", "ssast", "dasheng"), default="wren",
@@ -78,8 +79,10 @@ def describe(found):
 def write(found, out, to, source):
     """Write a checkpoint as ours (with its heads) or in a published layout."""
     from model import write_atomically
-    if Path(out).suffix not in (".pt", ".pth", ".safetensors"):
-        raise UserError(f"{out}: write to a name that ends in .pt, .pth or .safetensors")
+    if Path(out).suffix not in (".pt", ".pth", ".safetensors", ".onnx"):
+        raise UserError(f"{out}: write to a name that ends in .pt, .pth, .safetensors or .onnx")
+    if Path(out).suffix == ".onnx":
+        return write_onnx(found, out, to)
     safetensors = Path(out).suffix == ".safetensors"
     if to == "ssast":
         content = ssast.write(found, source)
@@ -94,6 +97,17 @@ def write(found, out, to, source):
         write_safetensors(tensors, out, about)
     else:
         write_safetensors(content, out)
+
+
+def write_onnx(found, out, to):
+    """Write an encoder from the wave on: (B, samples of the training length) -> clip vectors."""
+    from model import Encoder
+    from wren.formats import onnx
+    if to != "wren":
+        raise UserError(f"{out}: ONNX has no layout {to}; leave --to out")
+    encoder = Encoder(found.config).eval()
+    encoder.load_state_dict(found.state)
+    onnx.write(encoder, out)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def parse_args(argv=None):
                    "same labels, and only the test clips from --task")
     g.add_argument("--pool", choices=("mean", "foreground", "specials", "both"), help="clip vectors (default: the "
                    "checkpoint's); foreground: tokens weighted by how far they rise above the background")
-    g.add_argument("--hear", choices=("all", "sound", "streams"), help="of an encoder that knows streams: sound and "
+    g.add_argument("--inputs", choices=("all", "sound", "streams"), help="of an encoder that knows streams: sound and "
                    "streams, or one of them (default: all)")
     g.add_argument("--low", action="store_true", help="train on BEANS's low-data lists (train-low)")
     g.add_argument("--depth", type=cli.positive_int, help="use the output of this many blocks (default: all)")
@@ -139,12 +139,13 @@ def contestants(args):
     import torch
 
     from wren.probing.embeddings import MelStatistics
-    from model import Encoder, fingerprint, load_encoder, newest_encoder
+    from model import Encoder, fingerprint, load_encoder
+    from wren.formats import newest_encoder
     found, names = {}, {}
     for source in args.checkpoint or [newest_encoder("runs")]:
         name = str(Path(source).parent if Path(source).name == "encoder.pt" else source)
         torch.manual_seed(args.seed)  # for a preset's name, which is an untrained encoder
-        encoder = load_encoder(source, args.format, **{k: getattr(args, k) for k in ("hear", "pool")
+        encoder = load_encoder(source, args.format, **{k: getattr(args, k) for k in ("inputs", "pool")
                                                         if getattr(args, k)})
         depth = encoder.config.depth
         for flag, wanted in (("depth", args.depth), ("layers", args.layers)):

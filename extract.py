@@ -158,7 +158,8 @@ def demo_soundscapes():
 
 def open_model(args, old):
     """(encoder, or fine-tuned model where scores are wanted; its name). old: settings of a searched folder."""
-    from model import load_encoder, newest_encoder
+    from model import load_encoder
+    from wren.formats import newest_encoder
     if args.predict or args.events:
         from wren.training import heads
         if args.checkpoint is None:

@@ -146,7 +146,7 @@ def fingerprint(source):
 
 def find_encoder(checkpoint):
     """(file, published folder or preset's name, folder for its results) of --checkpoint."""
-    from model import newest_encoder
+    from wren.formats import newest_encoder
     from wren.recipes import PRESETS
     if checkpoint in PRESETS:
         return checkpoint, Path("runs") / checkpoint

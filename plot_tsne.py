@@ -130,7 +130,8 @@ def open_encoders(args):
     """{name: encoder}: "untrained" is the first of the others with new weights."""
     import torch
 
-    from model import Encoder, load_encoder, newest_encoder
+    from model import Encoder, load_encoder
+    from wren.formats import newest_encoder
     sources = args.checkpoint or ["untrained", str(newest_encoder("runs").parent)]
     found = {s: load_encoder(s, args.format) for s in sources if s != "untrained"}
     if "untrained" in sources:

@@ -412,7 +412,7 @@ def test_decay_spares_biases_norms_positions_and_special_tokens():
     decayed, kept = (g["params"] for g in engine.make_optimizer(encoder).param_groups)
     names = {id(p): n for n, p in encoder.named_parameters()}
     assert all(names[id(p)].endswith("weight") and p.ndim == 2 for p in decayed)
-    assert {"mask_token", "positions", "specials", "special_positions", "norm.weight"} <= {names[id(p)] for p in kept}
+    assert {"mask_token", "positions.table", "specials", "positions.specials", "norm.weight"} <= {names[id(p)] for p in kept}
 
 
 def test_fused_adamw_equals_the_plain_loop():

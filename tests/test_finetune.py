@@ -133,7 +133,7 @@ def test_structured_drop_leaves_out_whole_columns_and_rows_of_the_valid_grid():
 def test_the_front_end_runs_once_a_window_and_not_on_the_whole_recording(tiny):
     task = load_task("detection", tiny)
     encoder, seen = small(), []
-    encoder.fbank.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    encoder.frontend.spectrogram.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     model = heads.FineTuned(encoder, task.labels, "sigmoid", "frames")
     scoring.predict(model, task.splits["valid"], ONE, engine.precision("fp32", ONE.device)[0])
     assert sum(shape[0] for shape in seen) == len(task.splits["valid"]), "each window once"
@@ -159,13 +159,15 @@ def test_a_clip_has_the_same_scores_alone_and_padded_in_a_batch(pool, kind, seco
 
 def test_what_is_saved_scores_as_before_and_opens_as_an_encoder_too(tmp_path):
     model = heads.FineTuned(small(), ["a", "b"], "sigmoid", "frames", [0.25, 0.5], 2.0, 1.0, 0.3).eval()
+    model.valid, model.chance = 0.107, 0.039
     heads.save(model, tmp_path / "finetuned.pt")
     again, wave = heads.load(tmp_path / "finetuned.pt"), torch.randn(1, 32000)
     with torch.inference_mode():
         assert torch.equal(again.scores(wave), model.scores(wave))
         assert torch.equal(again.frame_scores(wave), model.frame_scores(wave))
         assert torch.equal(load_encoder(tmp_path / "finetuned.pt")(wave), model.encoder(wave))
-    for name in ("labels", "thresholds", "window_seconds", "hop_seconds", "minimum_seconds", "activation", "kind"):
+    for name in ("labels", "thresholds", "window_seconds", "hop_seconds", "minimum_seconds", "activation", "kind",
+                 "valid", "chance"):
         assert getattr(again, name) == getattr(model, name)
 
 
@@ -389,6 +391,7 @@ def test_detection_ends_with_windows_events_and_thresholds_and_is_not_run_twice(
         assert {"collar_f1", "onset_error_ms", "offset_error_ms"} <= row.keys()
     model = heads.load(tmp_path / "detection" / "finetuned.pt")
     assert model.kind == "frames" and len(model.thresholds) == len(model.labels) and model.window_seconds == 2
+    assert (model.valid, model.chance) == max((row["valid"], row["valid_chance"]) for row in rows)
     text = capsys.readouterr().out
     assert "event F1" in text and "tie-aware" in text and "taken to hold no calls" not in text
     assert f"--events raven --checkpoint {tmp_path / 'detection'}  " in text

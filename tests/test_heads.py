@@ -64,7 +64,7 @@ def test_any_number_of_times_can_be_asked_for_and_each_has_its_own_answer(monkey
     with torch.inference_mode():
         every = model(wave)[1]
         some = torch.tensor([[3, 50, 99], [0, 1, 2]])
-        assert torch.allclose(model(wave, at=some)[1], every.gather(1, some[..., None].expand(-1, -1, 2)), atol=1e-5)
+        assert torch.allclose(model(wave, queries=some)[1], every.gather(1, some[..., None].expand(-1, -1, 2)), atol=1e-5)
         model.resolution = 0.002
         fine = model.frame_scores(wave)
         assert fine.shape[1] == 500 and model.frame_seconds == 0.002
@@ -74,12 +74,13 @@ def test_any_number_of_times_can_be_asked_for_and_each_has_its_own_answer(monkey
 @pytest.mark.parametrize("preset", FAMILIES)
 def test_times_stay_right_where_windows_are_joined(preset):
     """The third window of a long clip has, away from the seams, the scores that it has as a clip of its own."""
-    model = detector(preset, seconds=2.0, chunk=0)
+    model = detector(preset, seconds=2.0, chunk=0, denoise=None)  # backgrounds are of whole clips
+    decibels = model.encoder.config.frontend == "mel-db"  # cut as spectrograms, whose ends see what comes next
     wave = noise(1, 8 * model.encoder.config.sample_rate)
     third = wave.chunk(4, 1)[2]
     with torch.inference_mode():
         joined, alone = model.frame_scores(wave)[0, 400:600], model.frame_scores(third)[0]
-    assert torch.allclose(joined[50:-55], alone[50:-55], atol=0.01) and alone[50:-55].std() > 0.1
+    assert torch.allclose(joined[50:-55], alone[50:-55], atol=0.03 if decibels else 0.01) and alone[50:-55].std() > 0.1
 
 
 def test_a_query_is_told_how_far_a_token_is_and_not_when_it_is():

@@ -8,7 +8,8 @@ import torchaudio
 import model
 from wren import formats
 from wren.cli import UserError
-from wren.nets.frontends import LOG_FLOOR, KaldiFbank, conv_time, foreground, mel_filters
+from wren.nets.spectrograms import LOG_FLOOR, KaldiFbank, foreground, mel_filters
+from wren.nets.wave import conv_time
 from model import Encoder, load_encoder, save_encoder
 from wren.recipes import PRESETS, EncoderConfig
 
@@ -226,7 +227,7 @@ def test_encoding_visible_tokens_only_equals_attending_to_them_only():
     mask = torch.rand(3, 6, 4, generator=torch.Generator().manual_seed(1)) < 0.5
     with torch.inference_mode():
         gathered = encoder.tokens(spec, mask, visible_only=True)
-        x = (encoder.patch(encoder.patches(spec)) + encoder.positions[:6]).flatten(1, 2)
+        x = (encoder.patch(spec, encoder.config) + encoder.positions.table[:6]).flatten(1, 2)
         keep = ~mask.flatten(1)
         for block in encoder.blocks:
             x = block(x, keep[:, None, None])[0]
@@ -262,11 +263,11 @@ def test_positions_are_cut_to_shorter_and_interpolated_to_longer_and_finer_grids
     encoder = Encoder(SMALL)
     save_encoder(encoder, tmp_path / "encoder.pt")
     shorter = load_encoder(tmp_path, frames=48)
-    assert torch.equal(shorter.positions, encoder.positions[:3])
+    assert torch.equal(shorter.positions.table, encoder.positions.table[:3])
     finer = load_encoder(tmp_path, stride=(10, 10))
-    assert finer.positions.shape == (10, 5, 32)
+    assert finer.positions.table.shape == (10, 5, 32)
     longer = load_encoder(tmp_path, frames=200)
-    assert longer.positions.shape == (13, 4, 32)
+    assert longer.positions.table.shape == (13, 4, 32)
     assert longer(noise(1, 32000)).shape == (1, 32)
 
 
@@ -281,7 +282,7 @@ def test_every_preset_builds_and_embeds(name):
     with torch.device("meta"):
         encoder = Encoder(PRESETS[name])
     if PRESETS[name].positions != "conv":  # those are no table
-        assert encoder.positions.shape[:2] == PRESETS[name].grid
+        assert encoder.positions.table.shape[:2] == PRESETS[name].grid
     if "tiny" in name or "laptop" in name:
         assert load_encoder(name)(noise(1, 20000)).shape == (1, PRESETS[name].dim)
 
@@ -347,7 +348,7 @@ def test_what_is_no_batch_of_waves_is_refused_in_one_line():
 
 
 def test_an_encoder_of_one_rate_refuses_another():
-    encoder = Encoder(PRESETS["ssast-laptop-patch"])
-    assert encoder.at(16000) is encoder
+    encoder, wave = Encoder(PRESETS["ssast-laptop-patch"]).eval(), noise(1, 16000)
+    assert torch.equal(encoder.embed(wave, rate=16000), encoder.embed(wave))
     with pytest.raises(UserError, match="16000 Hz only, not 44100"):
-        encoder.at(44100)
+        encoder.embed(wave, rate=44100)

@@ -86,7 +86,7 @@ def test_a_clip_counts_the_same_alone_and_padded_in_a_batch():
     wave, lengths, seeds = 0.1 * noise(3, 15360), torch.tensor([15360, 9000, 3000]), torch.tensor([5, 6, 7])
     with torch.inference_mode():
         batch, m = objective(wave, lengths, seeds)
-        mask = draw_mask("patch", 400 / 512, objective.encoder, seeds, lengths)
+        mask = draw_mask("patch", 400 / 512, objective.encoder.config, seeds, lengths)
         alone = [objective(wave[i:i + 1, :n], mask=mask[i:i + 1]) for i, n in enumerate(lengths)]
     counts = torch.tensor([float(a["count"]) for _, a in alone])
     assert counts.sum() == m["count"]

@@ -18,9 +18,10 @@ import finetune
 from wren.recipes.run import settings_for
 import pretrain
 from wren.cli import UserError
-from wren.nets.frontends import OctaveFbank
+from wren.nets.positions import physical_positions
+from wren.nets.spectrograms import OctaveFbank
 from wren.sound.manifest import build
-from model import Encoder, at_rate, load_encoder, physical_positions, save_encoder
+from model import Encoder, foreground_weights, load_encoder, save_encoder
 from wren.objectives import ATST, EAT, MAE, SSAST, Animal2Vec
 from wren.recipes import PRESETS, any_rate, octave_band, octave_hertz
 
@@ -51,14 +52,14 @@ def test_the_band_axis_and_its_inverse_agree_and_octaves_are_rows():
         assert octave_hertz(octave_band(hertz)) == pytest.approx(hertz)
     assert [octave_band(500 * 2 ** k) for k in range(4)] == [12, 24, 36, 48]
     top = any_rate(PRESETS["ssast-laptop-patch"], 250000)
-    assert [(top.at(r).grid[1], top.at(r).absent) for r in (8000, 16000, 32000, 48000, 250000)] == [
+    assert [(top.at_rate(r).grid[1], top.at_rate(r).absent) for r in (8000, 16000, 32000, 48000, 250000)] == [
         (4, 0), (5, 0), (6, 0), (7, 5), (9, 1)]
 
 
 @pytest.mark.parametrize("rate", RATES)
 def test_a_sound_has_the_same_values_in_the_same_bands_at_every_rate(rate):
     config = any_rate(PRESETS["ssast-laptop-patch"], 250000)
-    one, other = (OctaveFbank(config.at(r))(wave(r)) for r in (32000, rate))
+    one, other = (OctaveFbank(config.at_rate(r))(wave(r)) for r in (32000, rate))
     bands, frames = int(octave_band(3300)), min(one.shape[2], other.shape[2])
     assert one.shape[2] == other.shape[2] == 198
     assert (one - other[:, :one.shape[1]] if one.shape[1] <= other.shape[1] else one[:, :other.shape[1]] - other)[
@@ -66,7 +67,7 @@ def test_a_sound_has_the_same_values_in_the_same_bands_at_every_rate(rate):
 
 
 def test_frames_begin_at_exact_times_also_where_a_hop_is_no_whole_number_of_samples():
-    fbank = OctaveFbank(any_rate(PRESETS["ssast-laptop-patch"], 48000).at(22050))
+    fbank = OctaveFbank(any_rate(PRESETS["ssast-laptop-patch"], 48000).at_rate(22050))
     click = torch.zeros(1, 22050)
     click[0, round(0.75 * 22050)] = 1.0
     heard = torch.nonzero(fbank(click)[0].amax(0) > -10)[:, 0]
@@ -75,17 +76,16 @@ def test_frames_begin_at_exact_times_also_where_a_hop_is_no_whole_number_of_samp
 
 def test_bands_above_nyquist_are_neither_heard_nor_silence():
     encoder = small()
-    view = encoder.at(22050)
-    assert view.config.absent == 7 and not view.frontend(wave(22050))[:, -7:].any()
-    tokens = view.tokens(view.frontend(wave(22050)))
+    spec = encoder.frontend(wave(22050), rate=22050)
+    assert encoder.config.at_rate(22050).absent == 7 and not spec[:, -7:].any()
+    tokens = encoder.tokens(spec, rate=22050)
     with torch.no_grad():
-        encoder.absent += 1  # what stands there is learned, and reaches the tokens
-    assert (view.tokens(view.frontend(wave(22050))) - tokens).abs().max() > 1e-3
-    at16 = encoder.at(16000)
-    before = at16.embed(wave(16000))
+        encoder.patch.absent += 1  # what stands there is learned, and reaches the tokens
+    assert (encoder.tokens(spec, rate=22050) - tokens).abs().max() > 1e-3
+    before = encoder.embed(wave(16000), rate=16000)
     with torch.no_grad():
-        encoder.absent -= 5
-    assert torch.equal(at16.embed(wave(16000)), before)  # no band of 16 kHz is absent
+        encoder.patch.absent -= 5
+    assert torch.equal(encoder.embed(wave(16000), rate=16000), before)  # no band of 16 kHz is absent
 
 
 def test_a_clip_and_its_decimated_copy_embed_alike():
@@ -93,9 +93,9 @@ def test_a_clip_and_its_decimated_copy_embed_alike():
     high = torch.from_numpy(chirp(48000))[None]
     for rate in (24000, 16000, 12000):
         low = torch.from_numpy(audio.resample(high[0].numpy(), 48000, rate))[None]
-        spec = [encoder.at(r).frontend(w) for r, w in ((48000, high), (rate, low))]
-        rows = encoder.at(rate).config.grid[1]
-        patches = [encoder.at(r).patch_tokens(s)[:, :, :rows - 1] for r, s in zip((48000, rate), spec)]
+        spec = [encoder.frontend(w, rate=r) for r, w in ((48000, high), (rate, low))]
+        rows = encoder.config.at_rate(rate).grid[1]
+        patches = [encoder.grid(s, rate=r)[0][:, :, :rows - 1] for r, s in zip((48000, rate), spec)]
         assert torch.nn.functional.cosine_similarity(*(p.flatten() for p in patches), 0) > 0.999
 
 
@@ -103,7 +103,7 @@ def test_foreground_pooling_weighs_tokens_by_their_sound_and_joins_windows():
     encoder = small(top=16000, frames=208, pool="foreground")
     x = torch.cat([wave(16000, seconds=2.08), torch.zeros(1, 33280)], 1)  # a sound, then silence
     spec = encoder.frontend(x[:, :33280])
-    tokens, weights = encoder.tokens(spec)[:, 2:], encoder.foreground(spec).flatten(1)
+    tokens, weights = encoder.tokens(spec)[:, 2:], foreground_weights(encoder.patches(spec)).flatten(1)
     expected = (tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
     assert torch.allclose(encoder.embed(x[:, :33280]), expected, atol=1e-5)
     assert (encoder.embed(x) - expected).norm() < 0.1 * expected.norm()  # the silent window hardly counts
@@ -125,7 +125,7 @@ def test_positions_are_of_seconds_and_octaves_not_of_table_rows():
     middle = (b[1:-1:2] + b[2::2]) / 2  # the middles of two short patches lie around that of the long one before
     assert a.shape == (25, 7, 64) and b.shape[0] == 50
     assert torch.allclose(a[..., :32], b[::2, :, :32]) and (middle - a[1:]).abs()[..., 40:48].max() < 0.5
-    low = config.at(8000)
+    low = config.at_rate(8000)
     assert torch.equal(physical_positions(low, 64, "cpu"), a[:, :4])
 
 
@@ -134,25 +134,23 @@ def test_a_clip_alone_equals_the_clip_in_a_batch_at_every_rate():
     for rate in (8000, 22050, 48000):
         one, longer = chirp(rate, seconds=1.0), chirp(rate, seconds=2.5)
         batch, lengths = loading.pad_batch([one, longer])
-        view = encoder.at(rate)
-        both = view.embed(batch, lengths)
-        assert torch.allclose(both[0], view.embed(torch.from_numpy(one)[None])[0], atol=1e-5)
-        assert torch.allclose(both[1], view.embed(torch.from_numpy(longer)[None])[0], atol=1e-5)
+        both = encoder.embed(batch, lengths, rate=rate)
+        assert torch.allclose(both[0], encoder.embed(torch.from_numpy(one)[None], rate=rate)[0], atol=1e-5)
+        assert torch.allclose(both[1], encoder.embed(torch.from_numpy(longer)[None], rate=rate)[0], atol=1e-5)
 
 
 def test_a_fixed_rate_encoder_stays_what_it_is():
     torch.manual_seed(0)
     encoder = Encoder(replace(PRESETS["ssast-laptop-patch"], depth=1))
-    objective = SSAST(encoder)
-    assert encoder.at(16000) is encoder and at_rate(objective, 16000) is objective
+    assert encoder.config.at_rate(16000) is encoder.config
     assert not any("absent" in name for name in encoder.state_dict())
 
 
 def test_the_raw_wave_follows_the_sample_rate_and_its_positions_are_in_seconds():
     encoder = small("animal2vec-laptop", top=16000, prenet=1)
-    assert encoder.config.hop == 0.01 and encoder.at(8000).config.hop == 0.02
-    assert encoder.at(8000).frames(wave(8000)).shape[1] == 100 and encoder.frames(wave(16000)).shape[1] == 200
-    filters = encoder.patch.sinc.filters(), encoder.at(8000).patch.sinc.filters()
+    assert encoder.config.hop == 0.01 and encoder.config.at_rate(8000).hop == 0.02
+    assert encoder.frames(wave(8000), rate=8000).shape[1] == 100 and encoder.frames(wave(16000)).shape[1] == 200
+    filters = encoder.patch.sinc.filters(), encoder.patch.sinc.filters(8000)
     response = [torch.fft.rfft(f, 16 * 63)[5].abs().argmax() / (16 * 63) * r for f, r in zip(filters, (16000, 8000))]
     assert abs(response[0] - response[1]) < 200  # Hz
 
@@ -172,13 +170,13 @@ def test_every_objective_that_can_learns_from_two_rates_with_one_set_of_weights(
     losses = []
     for _ in range(15):
         optimizer.zero_grad()
-        loss = sum(at_rate(module, rate)(x, None, seeds)[0] for rate, x, seeds in batches)
+        loss = sum(module(x, None, seeds, rate=rate)[0] for rate, x, seeds in batches)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
-    if hasattr(encoder, "absent"):
-        assert encoder.absent.grad is not None
+    if hasattr(encoder.patch, "absent"):
+        assert encoder.patch.absent.grad is not None
 
 
 def test_absent_pixels_take_no_part_in_the_loss():
@@ -290,7 +288,7 @@ def test_evaluation_of_mixed_rates_gives_what_each_clip_alone_gives(trained, cor
     together, = vectors([encoder], split, batch_size=12)
     for i in (0, 1, 2):
         rate = split.rows.rate(i)
-        alone = encoder.at(rate).embed(torch.from_numpy(split.read(i))[None]).detach()[0].numpy()
+        alone = encoder.embed(torch.from_numpy(split.read(i))[None], rate=rate).detach()[0].numpy()
         assert np.abs(together[i] - alone).max() < 1e-4
 
 
@@ -317,7 +315,7 @@ def test_the_encoder_file_keeps_the_rates(tmp_path):
     save_encoder(encoder, tmp_path / "encoder.pt")
     again = load_encoder(tmp_path / "encoder.pt")
     assert again.config == encoder.config
-    assert torch.equal(again.at(8000).embed(wave(8000)), encoder.at(8000).embed(wave(8000)))
+    assert torch.equal(again.embed(wave(8000), rate=8000), encoder.embed(wave(8000), rate=8000))
 
 
 @pytest.mark.parametrize("flags, complaint", [
@@ -355,7 +353,7 @@ def test_a_stream_is_one_more_row_of_tokens_and_a_missing_one_changes_nothing_el
     streams = motion()
     streams[1] = float("nan")
     sound = wave(16000).expand(3, -1)
-    both, alone = encoder.at(16000, {"motion": streams}).embed(sound), encoder.embed(sound)
+    both, alone = encoder.embed(sound, streams={"motion": streams}), encoder.embed(sound)
     assert torch.allclose(both[1], alone[1], atol=1e-5)  # its stream is missing: neither attended nor pooled
     assert (both[0] - alone[0]).abs().max() > 1e-3 and (both[0] - both[2]).abs().max() > 1e-3
     assert torch.isfinite(both).all()
@@ -363,10 +361,10 @@ def test_a_stream_is_one_more_row_of_tokens_and_a_missing_one_changes_nothing_el
 
 def test_an_encoder_can_hear_the_sound_alone_or_the_streams_alone():
     torch.manual_seed(0)
-    encoders = {hear: listener(hear=hear) for hear in ("all", "sound", "streams")}
+    encoders = {hear: listener(inputs=hear) for hear in ("all", "sound", "streams")}
     out = {}
     for hear, encoder in encoders.items():
-        out[hear] = [encoder.at(16000, {"motion": m}).embed(w) for w, m in (
+        out[hear] = [encoder.embed(w, streams={"motion": m}) for w, m in (
             (wave(16000), motion(1)), (wave(16000, high=1000.0), motion(1)), (wave(16000), motion(1, seed=1)))]
     same = {hear: [torch.allclose(x[0], x[k], atol=1e-5) for k in (1, 2)] for hear, x in out.items()}
     assert same == {"all": [False, False], "sound": [False, True], "streams": [True, False]}
@@ -375,8 +373,8 @@ def test_an_encoder_can_hear_the_sound_alone_or_the_streams_alone():
 def test_windows_of_longer_clips_get_their_own_stretch_of_a_stream():
     encoder = listener(pool="mean")  # windows of equal weight
     x, m = wave(16000, seconds=4.16), torch.randn(1, 3, 208)
-    whole = encoder.at(16000, {"motion": m}).embed(x)
-    halves = [encoder.at(16000, {"motion": m[..., k:k + 104]}).embed(x[:, 320 * k:320 * k + 33280]) for k in (0, 104)]
+    whole = encoder.embed(x, streams={"motion": m})
+    halves = [encoder.embed(x[:, 320 * k:320 * k + 33280], streams={"motion": m[..., k:k + 104]}) for k in (0, 104)]
     assert torch.allclose(whole, (halves[0] + halves[1]) / 2, atol=1e-4)
 
 
@@ -396,13 +394,13 @@ def test_streams_are_predicted_from_the_sound_that_goes_with_them(objective):
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        loss, metrics = at_rate(module, 16000, {"motion": moves})(sound, mask=hidden)
+        loss, metrics = module(sound, mask=hidden, streams={"motion": moves})
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0] and metrics["count"] == 26
     hidden[:, :, 1:] = True
-    assert at_rate(module, 16000, {"motion": missing})(sound, mask=hidden)[1]["count"] == 2 * 13 * 4
+    assert module(sound, mask=hidden, streams={"motion": missing})[1]["count"] == 2 * 13 * 4
 
 
 def test_recipes_that_do_not_learn_from_streams_say_so():
@@ -435,7 +433,7 @@ def test_streams_go_through_pre_training_evaluation_and_fine_tuning(collars, tmp
     (name, values, mean, scale), = load_encoder(run).config.streams
     assert (name, values, len(mean)) == ("motion", 8, 3) and all(0.7 < s < 1.3 for s in scale)
     for hear in ("all", "sound", "streams"):
-        evaluate.main(["--knn", "--attentive", "--checkpoint", str(run), "--task", task, "--hear", hear, "--cache",
+        evaluate.main(["--knn", "--attentive", "--checkpoint", str(run), "--task", task, "--inputs", hear, "--cache",
                        str(tmp_path / "cache"), "--workers", "0", "--json", str(tmp_path / f"{hear}.json")])
     scores = [json.loads((tmp_path / f"{hear}.json").read_text())["results"][0] for hear in ("all", "sound", "streams")]
     assert all(0 <= row["value"] <= 1 for row in scores)

@@ -36,18 +36,20 @@ class Clip:
     name: str  # of the file
     start: float  # s in the file
     wave: object  # (1, S)
+    rate: int | None = None  # Hz; None: the encoder's own
     spec: object = None  # (1, F, T); (1, 1, S) of an encoder of raw waves
     grid: tuple = ()  # (T', F') tokens
 
     def __post_init__(self):
         import torch
         with torch.inference_mode():
-            self.spec = self.encoder.frontend(self.wave)
-            self.grid = tuple(self.encoder.patch_tokens(self.spec).shape[1:3])
+            self.spec = self.encoder.frontend(self.wave, rate=self.rate)
+            self.grid = tuple(self.encoder.grid(self.spec, rate=self.rate)[0].shape[1:3])
 
     @property
     def config(self):
-        return self.encoder.config
+        """The encoder's settings at the clip's sample rate."""
+        return self.encoder.config.at_rate(self.rate)
 
     @property
     def hears_waves(self):
@@ -102,7 +104,8 @@ def open_clip(args, path):
     import torch
 
     from wren.sound import audio
-    from model import load_encoder, newest_encoder
+    from model import load_encoder
+    from wren.formats import newest_encoder
     if args.checkpoint and len(args.checkpoint) > 1:
         raise UserError("--checkpoint: this figure shows one encoder, name one")
     source = Path(args.checkpoint[0]) if args.checkpoint else newest_encoder("runs").parent
@@ -110,12 +113,12 @@ def open_clip(args, path):
     encoder = load_encoder(source, args.format)
     path = path or lively_clip(args, encoder.config.clip_seconds)
     wave, rate = read_part(path, args.start, encoder.config.clip_seconds)
-    encoder = encoder.at(encoder.config.hears(rate))
-    config = encoder.config
+    config = encoder.config.at_rate(encoder.config.heard_rate(rate))
     wave = audio.resample(wave, rate, config.sample_rate)[:config.clip_samples]
     folder = source if source.is_dir() else source.parent
     run = folder if (folder / "config.json").exists() and (folder / "encoder.pt").exists() else None
-    return Clip(encoder, run, str(source), Path(path).name, args.start, torch.from_numpy(wave)[None])
+    return Clip(encoder, run, str(source), Path(path).name, args.start, torch.from_numpy(wave)[None],
+                config.sample_rate)
 
 
 def read_part(path, start, seconds):
@@ -177,11 +180,11 @@ def reconstruct(clip, mask, args):
     objective.eval()
     with torch.inference_mode():
         if isinstance(objective, SSAST):
-            tokens = encoder.tokens(clip.spec, mask)[0, clip.config.specials:]
+            tokens = encoder.tokens(clip.spec, mask, rate=clip.rate)[0, clip.config.specials:]
             return objective.reconstruct(tokens).unflatten(0, clip.grid)
-        patches = encoder.patches(clip.spec)[0]  # (T', F', P)
-        tokens = encoder.tokens(clip.spec, mask, visible_only=True)[:, clip.config.specials:]
-        guess = objective.decode(tokens, mask)[0].view_as(patches)
+        patches = encoder.patches(clip.spec, clip.rate)[0]  # (T', F', P)
+        tokens = encoder.tokens(clip.spec, mask, visible_only=True, rate=clip.rate)[:, clip.config.specials:]
+        guess = objective.decode(tokens, mask, layout=clip.config)[0].view_as(patches)
         return guess * (patches.var(2, keepdim=True) + objective.var_floor).sqrt() + patches.mean(2, keepdim=True)
 
 
@@ -203,7 +206,7 @@ def plot_masks(args):
         masks[kind] = hidden[:, :clip.grid[0]]  # (1, T', F')
     painted, text, about = None, "", {}
     if trained_with in masks and (guess := reconstruct(clip, masks[trained_with], args)) is not None:
-        hidden, patches = masks[trained_with][0], clip.encoder.patches(clip.spec)[0]
+        hidden, patches = masks[trained_with][0], clip.encoder.patches(clip.spec, clip.rate)[0]
         about = {"reconstruction_error": float((guess - patches)[hidden].square().mean()),
                  "error_of_visible_mean": float((patches[~hidden].mean() - patches)[hidden].square().mean())}
         painted = clip.paint(torch.where(hidden[..., None], guess, patches))
@@ -240,7 +243,7 @@ def plot_masks(args):
 
 # ---------------------------------------------------------------------------------------------------- attention
 
-def attention(encoder, spec, depth=None):
+def attention(encoder, spec, depth=None, rate=None):
     """What each patch token receives in one block: spec (1, F, T) -> (T', F'), the mean over heads and patch tokens
     of the attention weight, times the number of tokens, so that 1 is what even attention would give."""
     import torch
@@ -257,11 +260,11 @@ def attention(encoder, spec, depth=None):
     hook = block.attn.register_forward_pre_hook(note)
     try:
         with torch.inference_mode():
-            encoder.tokens(spec)
+            encoder.tokens(spec, rate=rate)
     finally:
         hook.remove()
     first, n = encoder.config.specials, seen["weights"].shape[-1]
-    return seen["weights"][:, first:, first:].mean((0, 1)).mul(n).unflatten(0, (-1, encoder.config.grid[1]))
+    return seen["weights"][:, first:, first:].mean((0, 1)).mul(n).unflatten(0, (-1, encoder.config.at_rate(rate).grid[1]))
 
 
 def plot_attention(args):
@@ -270,7 +273,7 @@ def plot_attention(args):
     config, depth = clip.config, args.depth or clip.config.depth
     if depth > config.depth:
         raise UserError(f"--depth {depth}: this encoder has {config.depth} blocks")
-    received = attention(clip.encoder, clip.spec, depth).numpy()
+    received = attention(clip.encoder, clip.spec, depth, clip.rate).numpy()
     middles = clip.start + (np.arange(len(received)) * config.stride[1] + config.patch[1] / 2) * config.hop
     caption = (f"{clip.name}: spectrogram, and the attention that each token of block {depth} of "
                f"{Path(clip.source).name} receives, mean over heads and over the tokens that attend; 1 is even "

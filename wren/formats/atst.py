@@ -35,9 +35,9 @@ def read(state, format, path):
     used, heads, dropped = rename(inside, [
         (r"patch_embed\.patch_embed\.(weight|bias)", r"patch.\1"), (BLOCK, r"\1"), (r"cls_token", "specials"),
         (rf"norm{'' if clip else '_frame'}\.(weight|bias)", r"norm.\1")], r"$^", path, format)
-    used["positions"] = positions[1:, None]
+    used["positions.table"] = positions[1:, None]
     if clip:
-        used |= {"specials": used["specials"][0], "special_positions": positions[:1]}
+        used |= {"specials": used["specials"][0], "positions.specials": positions[:1]}
         dropped.append(prefix + "mask_embed")  # never trained in Clip
     else:
         used["mask_token"] = mask[0, 0]

@@ -16,10 +16,12 @@ def read(state, format, path):
         (r"fc_norm\.(weight|bias)", r"head:norm.\1"), (r"head\.(weight|bias)", r"head:linear.\1")],
         r"decoder_.+|mask_token", path, format)
     if "linear.weight" not in heads.get("head", {"linear.weight": None}):  # the norm of a clip vector, without classes
-        heads["unused"] = heads.pop("head")
+        used |= {f"pool_{k}": v for k, v in heads.pop("head").items()}
     dim = len(kernel)
     used |= {"patch.weight": kernel[:, 0].transpose(1, 2).flatten(1), "specials": cls[0],
-             "special_positions": positions[0, :1], "positions": positions[0, 1:].view(-1, 8, dim)}
+             "positions.specials": positions[0, :1], "positions.table": positions[0, 1:].view(-1, 8, dim)}
+    pool_norm = "pool_norm.weight" in used
     config = replace(PRESETS["audiomae-base"], name=f"audiomae-{dim}", dim=dim, depth=depth_of(used), heads=dim // 64,
-                     frames=16 * len(used["positions"]), pad="published", final_norm=not heads)
+                     frames=16 * len(used["positions.table"]), pad="published", pool_norm=pool_norm,
+                     final_norm=not (heads or pool_norm))
     return Checkpoint(format, config, used, with_eps(heads, 1e-6), dropped)

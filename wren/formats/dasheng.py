@@ -10,7 +10,7 @@ def read(state, format, path):
     """Dasheng, Zenodo ('model' beside 'config', front-end tables inside) or Hugging Face (prefix "encoder.")."""
     import torch
 
-    from wren.nets.frontends import mel_filters_hertz
+    from wren.nets.spectrograms import mel_filters_hertz
     prefix = "encoder." if "encoder.time_pos_embed" in state else ""
     state = {k.removeprefix(prefix): v for k, v in state.items()}
     table = state.get("front_end.0.mel_scale.fb")
@@ -23,8 +23,8 @@ def read(state, format, path):
         (r"outputlayer\.0\.(weight|bias)", r"head:norm.\1"), (r"outputlayer\.1\.(weight|bias)", r"head:linear.\1")],
         r"front_end\..+", path, format)
     dim = len(kernel)
-    used |= {"patch.weight": kernel.flatten(1), "positions": time[0, :, 0].T[:, None],
-             "frequency_positions": rows[0, :, :, 0].T}
+    used |= {"patch.weight": kernel.flatten(1), "positions.table": time[0, :, 0].T[:, None],
+             "positions.rows": rows[0, :, :, 0].T}
     used.setdefault("input_norm.num_batches_tracked", torch.tensor(0))
     heads_of = {768: 12, 1280: 16, 1536: 24}
     config = replace(PRESETS["dasheng-base"], name=f"dasheng-{dim}", dim=dim, depth=depth_of(used), pad="published",
@@ -43,8 +43,8 @@ def write(found, path, huggingface=False):
         raise UserError(f"{path}: {c.name} is no Dasheng encoder, so Dasheng's layout cannot hold it")
     fb = torchaudio.functional.melscale_fbanks(c.window_samples // 2 + 1, c.f_min, c.f_max or c.sample_rate / 2,
                                                c.n_mels, c.sample_rate)
-    out = {"time_pos_embed": s["positions"][:, 0].T[None, :, None],
-           "freq_pos_embed": s["frequency_positions"].T[None, ..., None],
+    out = {"time_pos_embed": s["positions.table"][:, 0].T[None, :, None],
+           "freq_pos_embed": s["positions.rows"].T[None, ..., None],
            "front_end.0.spectrogram.window": torch.hann_window(c.window_samples), "front_end.0.mel_scale.fb": fb,
            "patch_embed.proj.weight": s["patch.weight"].view(c.dim, 1, *c.patch),
            "patch_embed.proj.bias": s["patch.bias"]}

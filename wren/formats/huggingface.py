@@ -58,8 +58,8 @@ def read(state, format, path):
         sample_rate=features.get("sampling_rate", 16000), mean=mean, scale=scale, pad="published", pool="specials")
     columns, rows = config.grid
     used |= {"patch.weight": kernel.flatten(1), "specials": torch.cat([cls[0], distillation[0]]),
-             "mask_token": torch.zeros(dim), "special_positions": positions[:2],
-             "positions": positions[2:].view(rows, columns, dim).transpose(0, 1)}
+             "mask_token": torch.zeros(dim), "positions.specials": positions[:2],
+             "positions.table": positions[2:].view(rows, columns, dim).transpose(0, 1)}
     names = about.get("id2label", {}) if heads else {}
     return Checkpoint(format, config, used, with_eps(heads, eps), dropped,
                       [names[k] for k in sorted(names, key=int)])

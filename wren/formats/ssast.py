@@ -21,8 +21,8 @@ def read(state, format, path):
         (r"mlp_head\.0\.(weight|bias)", r"head:norm.\1"), (r"mlp_head\.1\.(weight|bias)", r"head:linear.\1"),
         (r"v\.(head(_dist)?\.(weight|bias))", r"unused:\1")], r"p_input_[ft]dim|mask_correct", path, format)
     used |= {"patch.weight": kernel.flatten(1), "specials": torch.stack(specials), "mask_token": mask_token,
-             "special_positions": positions[:len(specials)],
-             "positions": positions[len(specials):].view(rows, columns, dim).transpose(0, 1)}
+             "positions.specials": positions[:len(specials)],
+             "positions.table": positions[len(specials):].view(rows, columns, dim).transpose(0, 1)}
     config = EncoderConfig(name=f"{format}-{dim}", dim=dim, depth=depth_of(used), heads=dim // 64,
                            patch=(height, width), stride=stride, specials=len(specials), frames=frames, n_mels=128,
                            pad="published", pool="specials" if format == "ast" else "mean")
@@ -62,7 +62,7 @@ def write(found, path):
         raise UserError(f"{path}: {c.name} is no SSAST encoder (two special tokens, learned positions, no "
                         "overlap, heads of width 64), so SSAST's layout cannot hold it")
     (t, f), (height, width) = c.grid, c.patch
-    positions = torch.cat([s["special_positions"], s["positions"].transpose(0, 1).reshape(t * f, c.dim)])
+    positions = torch.cat([s["positions.specials"], s["positions.table"].transpose(0, 1).reshape(t * f, c.dim)])
     out = {"p_input_fdim": torch.tensor(f * height), "p_input_tdim": torch.tensor(t * width),
            "mask_embed": s["mask_token"].view(1, 1, -1), "v.cls_token": s["specials"][:1, None],
            "v.dist_token": s["specials"][1:, None], "v.pos_embed": positions[None],

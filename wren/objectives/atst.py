@@ -59,7 +59,7 @@ class ATST(MeanTeacher):
         self.predictor = head(256, head_dim, 256)
         self.add_teacher(encoder=encoder, projector=self.projector)
 
-    def forward(self, x, lengths=None, seeds=None, mask=None, partner=None, partner_lengths=None):
+    def forward(self, x, lengths=None, seeds=None, mask=None, partner=None, partner_lengths=None, rate=None):
         """wave (B, S), lengths (B,), seeds (B,); partner (B, S): another clip for each, mixed in."""
         first, second, lengths = self.views(x, lengths, seeds, partner, partner_lengths)
         return self.agree(torch.cat([first, second]), lengths, seeds, mask)
@@ -94,12 +94,13 @@ class ATST(MeanTeacher):
         student = self.encoder.tokens(spec, mask, lengths)
         with torch.no_grad():
             teacher = self.teacher["encoder"].tokens(spec, lengths=lengths)
-        where = mask.flatten(1) if self.frames else None
+        hidden = mask.flatten(1) if self.frames else None
         with torch.autocast(spec.device.type, enabled=False):
-            picked = [x.float()[where] if self.frames else x[:, 0].float() for x in (student, teacher)]
-            prediction = self.predictor(self.projector(picked[0]))  # (2 M, 256)
+            student_rows, teacher_rows = (x.float()[hidden] if self.frames else x[:, 0].float()
+                                          for x in (student, teacher))
+            prediction = self.predictor(self.projector(student_rows))  # (2 M, 256)
             with torch.no_grad():
-                target = self.teacher["projector"](picked[1])
+                target = self.teacher["projector"](teacher_rows)
             swapped = target.roll(len(target) // 2, 0)
             loss = 2 - 2 * F.cosine_similarity(prediction, swapped).mean()
             count = torch.tensor(len(target) // 2, device=spec.device)
@@ -110,7 +111,7 @@ class ATST(MeanTeacher):
     def _frame_mask(self, spec, lengths, seeds, mask):
         columns = self.encoder.config.columns(spec.shape[2])
         if mask is None:
-            mask = draw_mask(self.masking, self.hidden, self.encoder, seeds,
+            mask = draw_mask(self.masking, self.hidden, self.encoder.config, seeds,
                              None if lengths is None else lengths[:len(seeds)], **self.options)
         return mask[:, :columns].repeat(2, 1, 1)
 

@@ -1,4 +1,4 @@
-"""What the methods share: masks by name, tokens back in their places, errors over valid pixels, and a measure of collapse."""
+"""What the methods share: masks by name, tokens back in their places, errors over valid pixels, a measure of collapse."""
 from typing import Literal
 
 import torch
@@ -15,20 +15,21 @@ Masking = Literal["patch", "frame", "upstream", "block", "group", "span", "struc
 CountOrShare, Count, Positive, Share, Pair = int | float, int, float, float, tuple[float, float]
 
 
-def draw_mask(kind, hidden, encoder, seeds, lengths=None, clones=1, **options):
-    """A mask for each clip, or `clones` of them in a row: bool (B · clones, T', F')."""
-    columns = encoder.valid_columns(lengths)
+def draw_mask(kind, hidden, layout, seeds, lengths=None, clones=1, **options):
+    """A mask for each clip, or `clones` of them in a row: bool (B · clones, T', F'). layout: the encoder's settings at
+    the sample rate; lengths (B,) valid samples or None."""
+    columns = layout.valid_columns(layout.extent(lengths))
     if clones > 1:
         numbers = hash64(torch.arange(clones, device=seeds.device))
         seeds = (seeds[:, None] ^ numbers).flatten()
         columns = None if columns is None else columns.repeat_interleave(clones)
-    return MASKS[kind](seeds, encoder.config.grid, hidden, columns, **options)
+    return MASKS[kind](seeds, layout.grid, hidden, columns, **options)
 
 
-def scattered(x, shown, fill):
-    """Visible tokens x (B, V, D) back to their places: shown (B, N) bool -> (B, N, D), `fill` elsewhere."""
-    rank = (shown.cumsum(1) - 1).clamp(min=0)
-    return torch.where(shown[..., None], x.gather(1, rank[..., None].expand(-1, -1, x.shape[2])), fill.to(x.dtype))
+def scattered(x, visible, fill):
+    """Visible tokens x (B, V, D) back to their places: visible (B, N) bool -> (B, N, D), `fill` elsewhere."""
+    rank = (visible.cumsum(1) - 1).clamp(min=0)
+    return torch.where(visible[..., None], x.gather(1, rank[..., None].expand(-1, -1, x.shape[2])), fill.to(x.dtype))
 
 
 def spread(tokens):
@@ -38,12 +39,12 @@ def spread(tokens):
     return mean.std(0, correction=0).square().mean().sqrt() * mean.shape[1] ** 0.5
 
 
-def pixel_error(prediction, target, present=None):
-    """Mean square over the pixels that there are: (B, N, P) twice, present None or bool (F', P) -> (B, N)."""
-    if present is None:
+def pixel_error(prediction, target, valid=None):
+    """Mean square over the valid pixels: (B, N, P) twice, valid None (all) or bool (F', P) -> (B, N)."""
+    if valid is None:
         return (prediction - target).square().mean(-1)
-    present = present.repeat(target.shape[1] // len(present), 1)  # (N, P)
-    return ((prediction - target).square() * present).sum(-1) / present.sum(-1)
+    valid = valid.repeat(target.shape[1] // len(valid), 1)  # (N, P)
+    return ((prediction - target).square() * valid).sum(-1) / valid.sum(-1)
 
 
 def n_of(hidden, total):

@@ -15,7 +15,7 @@ from wren.objectives.teacher import MIXED, MeanTeacher
 class ConvDecoder(nn.Module):
     """data2vec 2.0's decoder: grouped convolutions over the token grid, each with LayerNorm over channels, GELU and,
     where the widths agree, a residual; then a linear layer. x (B, T', F', D) -> (B, T', F', D); cells that are not
-    valid (B, T', F', 1) stay 0 on the way, as what lies beyond the grid."""
+    valid (B, T', F') stay 0 on the way, as what lies beyond the grid."""
 
     def __init__(self, dim, width, layers, kernel, groups):
         super().__init__()
@@ -29,7 +29,7 @@ class ConvDecoder(nn.Module):
 
     def forward(self, x, valid=None):
         for conv in self.convs:
-            x = x if valid is None else x * valid
+            x = x if valid is None else x * valid[..., None]
             y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             y = F.gelu(F.layer_norm(y, y.shape[-1:]))
             x = x + y if x.shape == y.shape else y
@@ -69,57 +69,49 @@ class Data2Vec(MeanTeacher):
         self.decoder = ConvDecoder(encoder.config.dim, decoder_dim, decoder_depth, kernel, decoder_groups)
         self.add_teacher(encoder=encoder)
 
-    def forward(self, x, lengths=None, seeds=None, mask=None):
+    def forward(self, x, lengths=None, seeds=None, mask=None, rate=None):
         """x: wave (B, S) or spec (B, F, T); mask bool (B · clones, T', F'), rows of one clip together."""
-        spec = self.encoder.frontend(x, lengths) if x.dim() == 2 else x
-        patches = self.encoder.patch_tokens(spec, lengths)  # (B, T', F', D)
+        encoder, layout = self.encoder, self.encoder.config.at_rate(rate)
+        spec = encoder.frontend(x, lengths, rate) if x.dim() == 2 else x
+        grid, valid = encoder.grid(spec, lengths, rate)  # (B, T', F', D), (B, T', F')
         if mask is None:
-            mask = draw_mask(self.masking, self.hidden, self.encoder, seeds, lengths, self.clones, **self.options)
-        mask = mask[:, :patches.shape[1]]
+            mask = draw_mask(self.masking, self.hidden, layout, seeds, lengths, self.clones, **self.options)
+        mask = mask[:, :grid.shape[1]]
         with torch.no_grad():
-            targets = self.targets(self.teacher_patches(spec, patches, lengths), lengths)  # (B, N, D) float32
-        tokens = self.encoder.contextual(patches, mask, lengths, visible_only=True)  # (B · C, K + V, D)
-        prediction = self.decode(tokens[:, self.encoder.config.specials:], mask, lengths, seeds)
+            targets = self.targets(self.teacher_grid(spec, grid, lengths, rate), valid, rate)  # (B, N, D) float32
+        tokens = encoder.contextual(grid, valid, mask, visible_only=True, rate=rate)  # (B · C, K + V, D)
+        prediction = self.decode(tokens[:, layout.specials:], mask, valid, seeds)
         with torch.autocast(x.device.type, enabled=False):
-            return self.losses(prediction.float(), tokens.float(), targets, mask, lengths)
+            return self.losses(prediction.float(), tokens.float(), targets, mask, valid)
 
-    def teacher_patches(self, spec, patches, lengths):
-        return self.teacher["encoder"].patch_tokens(spec, lengths)
+    def teacher_grid(self, spec, grid, lengths, rate):
+        return self.teacher["encoder"].grid(spec, lengths, rate)[0]
 
-    def targets(self, patches, lengths=None):
-        """patch tokens (B, T', F', D) -> y (B, N, D); what is not valid is 0."""
-        c = self.encoder.config
-        outputs = self.teacher["encoder"].ffn_outputs(patches, lengths)
-        valid = self.valid(patches, lengths)
-        with torch.autocast(patches.device.type, enabled=False):
-            outputs = [out[:, c.specials:].float() for out in outputs]
+    def targets(self, grid, valid=None, rate=None):
+        """The teacher's grid (B, T', F', D), valid (B, T', F') or None -> y (B, N, D); what is not valid is 0."""
+        outputs = self.teacher["encoder"].ffn_outputs(grid, valid, rate)
+        valid = None if valid is None else valid.flatten(1)
+        with torch.autocast(grid.device.type, enabled=False):
+            outputs = [out[:, self.encoder.config.specials:].float() for out in outputs]
             y = sum(standardised(out, valid) if self.target_norm == "clip" else F.layer_norm(out, out.shape[-1:])
                     for out in outputs) / len(outputs)
             y = F.layer_norm(y, y.shape[-1:]) if self.layer_norm else y
             return y if valid is None else y * valid[..., None]
 
-    def valid(self, grid, lengths):
-        """(B, N) bool: tokens of `grid` (B, T', F', …) that hold sound, or None if all do."""
-        columns = self.encoder.valid_columns(lengths)
-        if columns is None:
-            return None
-        t, f = grid.shape[1:3]
-        return (torch.arange(t, device=grid.device) < columns[:, None]).repeat_interleave(f, 1)
-
-    def decode(self, tokens, mask, lengths=None, seeds=None):
-        """Visible tokens (B · C, V, D), mask (B · C, T', F') -> predictions (B · C, N, D)."""
+    def decode(self, tokens, mask, valid=None, seeds=None):
+        """Visible tokens (B · C, V, D), mask (B · C, T', F'), valid (B, T', F') -> predictions (B · C, N, D)."""
         rows, n, dim = len(mask), mask[0].numel(), tokens.shape[2]
-        fill, shown = tokens.new_zeros(()), ~mask.flatten(1)
+        valid = None if valid is None else valid.repeat_interleave(rows // len(valid), 0)
+        fill, visible = tokens.new_zeros(()), (~mask if valid is None else ~mask & valid).flatten(1)
         if self.noise and seeds is not None:
             clones = (seeds[:, None] ^ hash64(torch.arange(rows // len(seeds), device=seeds.device))).flatten()
             fill = noise(clones, n, dim, 41) * (self.noise * 12 ** 0.5)
-        valid = self.valid(mask, lengths if lengths is None else lengths.repeat_interleave(rows // len(lengths)))
-        shown = shown if valid is None else shown & valid
-        x = scattered(tokens, shown, fill).unflatten(1, mask.shape[1:])
-        return self.decoder(x, None if valid is None else valid.view(*mask.shape, 1)).flatten(1, 2)
+        x = scattered(tokens, visible, fill).unflatten(1, mask.shape[1:])
+        return self.decoder(x, valid).flatten(1, 2)
 
-    def losses(self, prediction, tokens, targets, mask, lengths=None):
-        """prediction (B · C, N, D), tokens (B · C, K + V, D), targets (B, N, D), all float32 -> (loss, metrics)."""
+    def losses(self, prediction, tokens, targets, mask, valid=None):
+        """prediction (B · C, N, D), tokens (B · C, K + V, D), targets (B, N, D), all float32; mask (B · C, T', F'),
+        valid (B, T', F') or None -> (loss, metrics)."""
         hidden, clones, scale = mask.flatten(1), len(mask) // len(targets), targets.shape[2] ** -0.5
         count = hidden.sum()
         error = (prediction.unflatten(0, (-1, clones)) - targets[:, None]).square().sum(-1).flatten(0, 1) * scale
@@ -127,8 +119,7 @@ class Data2Vec(MeanTeacher):
         metrics = {"count": count, "frame_loss": frame.detach(),
                    "spread": spread(tokens[::clones, self.encoder.config.specials:])}
         if self.cls_weight:
-            valid = self.valid(mask[::clones], lengths)
-            mean = targets.mean(1) if valid is None else targets.sum(1) / valid.sum(1, keepdim=True)
+            mean = targets.mean(1) if valid is None else targets.sum(1) / valid.sum((1, 2))[:, None]
             error = (tokens[:, 0].unflatten(0, (-1, clones)) - mean[:, None]).square().sum(-1).flatten() * scale
             clip = (error * hidden.sum(1)).sum() / count
             loss = frame + self.cls_weight * clip
@@ -208,16 +199,16 @@ class Animal2Vec(Data2Vec):
         self.mix, self.takes = mix, MIXED
         self.teacher["encoder"].patch = None  # its convolutions are the student's
 
-    def forward(self, x, lengths=None, seeds=None, mask=None, partner=None, partner_lengths=None):
+    def forward(self, x, lengths=None, seeds=None, mask=None, partner=None, partner_lengths=None, rate=None):
         """As Data2Vec; partner (B, S): another clip for each, mixed in."""
         if partner is not None and self.mix:
             draw = uniform(seeds, 2, 42)
-            mixed = views.between_class(x, partner, 1 - draw[:, 0] / 2, self.encoder.config.sample_rate)
+            mixed = views.between_class(x, partner, 1 - draw[:, 0] / 2, rate or self.encoder.config.sample_rate)
             x = torch.where((draw[:, 1] < self.mix)[:, None], mixed, x)  # beyond a clip's end the front end cuts it
-        return super().forward(self.encoder.frontend(x, lengths), lengths, seeds, mask)
+        return super().forward(self.encoder.frontend(x, lengths, rate), lengths, seeds, mask, rate)
 
-    def teacher_patches(self, spec, patches, lengths):
-        return patches.detach()
+    def teacher_grid(self, spec, grid, lengths, rate):
+        return grid.detach()
 
 
 def standardised(y, valid=None):

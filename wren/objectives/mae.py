@@ -4,7 +4,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from wren.nets.transformer import Block, initialise, physical_positions
+from wren.nets.positions import physical_positions
+from wren.nets.transformer import Block, initialise
 from wren.objectives.common import (Count, CountOrShare, Masking, Positive, draw_mask, n_of, pixel_error, scattered,
                                     spread)
 
@@ -38,7 +39,7 @@ class MAE(nn.Module):
         c = encoder.config
         self.narrow = replace(c, dim=decoder_dim, depth=decoder_depth, heads=decoder_heads, norm="pre", drop_path=0.0,
                               qkv_bias=True, prenet=0, positions="learned", alibi=False, rate="fixed", streams=(),
-                              hear="all")
+                              inputs="all")
         self.embed = nn.Linear(c.dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(decoder_dim))
         self.positions = nn.Parameter(torch.zeros(*c.grid, decoder_dim)) if c.positions != "physical" else None
@@ -49,45 +50,44 @@ class MAE(nn.Module):
             initialise(part, c.init)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
-    def forward(self, x, lengths=None, seeds=None, mask=None):
+    def forward(self, x, lengths=None, seeds=None, mask=None, rate=None, streams=None):
         """x: wave (B, S) or spec (B, F, T); mask bool (B, T', F'), drawn by seeds (B,) unless given."""
-        spec = self.encoder.frontend(x, lengths) if x.dim() == 2 else x
-        target = self.encoder.patches(spec)  # (B, T', F', P)
+        encoder, layout = self.encoder, self.encoder.config.at_rate(rate)
+        spec = encoder.frontend(x, lengths, rate) if x.dim() == 2 else x
+        grid, valid = encoder.grid(spec, lengths, rate, streams)
         if mask is None:
-            mask = draw_mask(self.masking, self.hidden, self.encoder, seeds, lengths)
-        mask = self.encoder.only_there(mask[:, :target.shape[1]], spec)
-        tokens = self.encoder.tokens(spec, mask, lengths, visible_only=True)[:, self.encoder.config.specials:]
-        prediction = self.decode(tokens, mask, lengths, self.encoder.there(spec))  # (B, N, P)
+            mask = draw_mask(self.masking, self.hidden, layout, seeds, lengths)
+        mask = mask[:, :grid.shape[1]]
+        mask = mask if valid is None else mask & valid
+        tokens = encoder.contextual(grid, valid, mask, visible_only=True, rate=rate)[:, layout.specials:]
+        prediction = self.decode(tokens, mask, valid, layout)  # (B, N, P)
         with torch.autocast(x.device.type, enabled=False):
-            target, hidden, count = self.normed(target.float()).flatten(1, 2), mask.flatten(1), mask.sum()
-            loss = (pixel_error(prediction.float(), target, self.encoder.present()) * hidden).sum() / count
+            pixels, target = encoder.valid_pixels(rate), encoder.patches(spec, rate, streams).float()
+            target, hidden, count = self.normed(target, pixels).flatten(1, 2), mask.flatten(1), mask.sum()
+            loss = (pixel_error(prediction.float(), target, pixels) * hidden).sum() / count
             return loss, {"count": count, "loss": loss.detach(), "spread": spread(tokens)}
 
-    def normed(self, target):
-        """Each patch of target (B, T', F', P) brought to mean 0 and variance 1 over the pixels that there are."""
-        if (present := self.encoder.present()) is None:
+    def normed(self, target, valid=None):
+        """Each patch of target (B, T', F', P) brought to mean 0 and variance 1 over its valid pixels, (F', P) bool or
+        None (all)."""
+        if valid is None:
             return (target - target.mean(3, keepdim=True)) / (target.var(3, keepdim=True) + self.var_floor).sqrt()
-        n = present.sum(1, keepdim=True)
-        target = target - (target * present).sum(3, keepdim=True) / n
-        variance = (target.square() * present).sum(3, keepdim=True) / (n - 1).clamp(min=1)
+        n = valid.sum(1, keepdim=True)
+        target = target - (target * valid).sum(3, keepdim=True) / n
+        variance = (target.square() * valid).sum(3, keepdim=True) / (n - 1).clamp(min=1)
         return target / (variance + self.var_floor).sqrt()
 
-    def decode(self, tokens, mask, lengths=None, there=None):
-        """Visible tokens (B, V, D), mask (B, T', F'), there None or (B, T', F') -> predicted pixels (B, N, P)."""
-        columns, t = self.encoder.valid_columns(lengths), mask.shape[1]
-        shown, keep, valid = ~mask, None, there
-        if columns is not None:
-            valid = (torch.arange(t, device=mask.device) < columns[:, None])[:, :, None].expand_as(mask)
-            valid = valid if there is None else valid & there
-        if valid is not None:
-            shown, keep = shown & valid, valid.flatten(1)[:, None, None]
-        x = scattered(self.embed(tokens), shown.flatten(1), self.mask_token)
+    def decode(self, tokens, mask, valid=None, layout=None):
+        """Visible tokens (B, V, D), mask (B, T', F'), valid (B, T', F') or None -> predicted pixels (B, N, P)."""
+        visible = ~mask if valid is None else ~mask & valid
+        attend = None if valid is None else valid.flatten(1)[:, None, None]
+        x = scattered(self.embed(tokens), visible.flatten(1), self.mask_token)
         positions = self.positions
         if positions is None:
-            positions = physical_positions(self.encoder.config, self.narrow.dim, x.device)
-        x = x + positions[:t].flatten(0, 1)
+            positions = physical_positions(layout or self.encoder.config, self.narrow.dim, x.device)
+        x = x + positions[:mask.shape[1]].flatten(0, 1)
         for block in self.blocks:
-            x = block(x, keep)[0]
+            x = block(x, attend)[0]
         return self.predict(self.norm(x))
 
     @property

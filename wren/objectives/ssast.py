@@ -46,19 +46,23 @@ class SSAST(nn.Module):
         self.classify.requires_grad_(loss != "mse")
         self.reconstruct.requires_grad_(loss != "nce")
 
-    def forward(self, x, lengths=None, seeds=None, mask=None):
+    def forward(self, x, lengths=None, seeds=None, mask=None, rate=None, streams=None):
         """x: wave (B, S) or spec (B, F, T); seeds (B,) int64 draw the mask, unless one is given: bool (B, T', F')."""
-        spec = self.encoder.frontend(x, lengths) if x.dim() == 2 else x
-        target = self.encoder.patches(spec).flatten(1, 2)  # (B, N, P)
+        encoder, layout = self.encoder, self.encoder.config.at_rate(rate)
+        spec = encoder.frontend(x, lengths, rate) if x.dim() == 2 else x
+        grid, valid = encoder.grid(spec, lengths, rate, streams)
         if mask is None:
-            mask = draw_mask(self.masking, self.hidden, self.encoder, seeds, lengths)
-        mask = self.encoder.only_there(mask[:, :target.shape[1] // mask.shape[2]], spec)
-        tokens = self.encoder.tokens(spec, mask, lengths)[:, self.encoder.config.specials:]  # (B, N, D)
+            mask = draw_mask(self.masking, self.hidden, layout, seeds, lengths)
+        mask = mask[:, :grid.shape[1]]
+        mask = mask if valid is None else mask & valid
+        tokens = encoder.contextual(grid, valid, mask, rate=rate)[:, layout.specials:]  # (B, N, D)
+        target = encoder.patches(spec, rate, streams).flatten(1, 2)  # (B, N, P)
         with torch.autocast(x.device.type, enabled=False):
-            return self.losses(tokens.float(), target.float(), mask.flatten(1))
+            return self.losses(tokens.float(), target.float(), mask.flatten(1), encoder.valid_pixels(rate))
 
-    def losses(self, tokens, target, hidden):
-        """tokens (B, N, D), target (B, N, P), hidden (B, N) bool -> (loss, metrics), all in float32.
+    def losses(self, tokens, target, hidden, valid_pixels=None):
+        """tokens (B, N, D), target (B, N, P), hidden (B, N) bool, valid_pixels (F', P) bool or None -> (loss, metrics),
+        all in float32.
 
         The heads run on all tokens and the hidden ones are picked by mask: no loop over clips, no gather, no sync.
         """
@@ -71,7 +75,7 @@ class SSAST(nn.Module):
             metrics["nce"] = nce.detach()
             loss = loss + nce
         if self.loss != "nce":
-            error = pixel_error(self.reconstruct(tokens), target, self.encoder.present())  # (B, N)
+            error = pixel_error(self.reconstruct(tokens), target, valid_pixels)  # (B, N)
             mse = (error * hidden).sum() / count
             metrics["mse"] = mse.detach()
             loss = loss + (self.mse_weight if self.loss == "joint" else 1.0) * mse

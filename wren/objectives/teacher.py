@@ -47,8 +47,8 @@ class MeanTeacher(nn.Module):
         """teacher = decay · teacher + (1 - decay) · student."""
         for name in self.averaged:
             student, teacher = getattr(self, name), self.teacher[name]
-            mine = dict(student.named_parameters())
-            pairs = [(t, mine[key]) for key, t in teacher.named_parameters()]
+            weights = dict(student.named_parameters())
+            pairs = [(t, weights[key]) for key, t in teacher.named_parameters()]
             torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], 1 - decay)
         buffers = dict(self.encoder.named_buffers())
         for key, buffer in self.teacher["encoder"].named_buffers():

@@ -21,8 +21,9 @@ from wren.sound.audio import BadAudio
 from wren.tasks.batches import Whole
 from wren.cli import UserError
 from wren.sound.loading import Sampling, by_rate, stack
-from wren.nets.frontends import KaldiFbank
-from model import at_rate, fingerprint
+from wren.nets.lengths import valid_until
+from wren.nets.spectrograms import KaldiFbank, without_mean
+from model import fingerprint
 from wren.recipes import EncoderConfig
 
 VERSION = 2  # of the cache's files; part of their key
@@ -87,8 +88,8 @@ def vectors(models, split, device="cpu", batch_size=32, workers=0, call=torch.nn
     config = getattr(models[0], "encoder", models[0]).config
     for batch in batches(split, config, device, batch_size, workers):
         for rows, model in zip(out, models):
-            rows += in_order(batch, lambda rate, streams, *clips: call(at_rate(model, rate, streams),
-                                                                       *clips).float().cpu().numpy())
+            rows += in_order(batch, lambda rate, streams, *clips: call(
+                model, *clips, rate=rate, streams=streams).float().cpu().numpy())
     return [np.stack(rows) for rows in out]
 
 
@@ -100,22 +101,21 @@ class MelStatistics(torch.nn.Module):
         self.config = EncoderConfig(name="mel statistics", sample_rate=sample_rate)
         self.fbank = KaldiFbank(self.config)
 
-    def forward(self, wave, lengths=None):
+    def forward(self, wave, lengths=None, rate=None, streams=None):
         """wave (B, S), lengths (B,) -> (B, 256)."""
         if lengths is None:
             lengths = torch.full((len(wave),), wave.shape[1], device=wave.device)
-        valid = torch.arange(wave.shape[1], device=wave.device) < lengths[:, None]
-        wave = (wave - (wave * valid).sum(1, keepdim=True) / lengths[:, None]) * valid
-        wave = torch.nn.functional.pad(wave, (0, max(0, self.config.window_samples - wave.shape[1])))
-        spec = self.fbank(wave)  # (B, F, T)
-        keep = torch.arange(spec.shape[2], device=wave.device) < self.config.n_frames(lengths)[:, None]
+        valid = valid_until(lengths, wave.shape[1])
+        wave = without_mean(wave.masked_fill(~valid, 0), valid)
+        spec = self.fbank(torch.nn.functional.pad(wave, (0, max(0, self.config.window_samples - wave.shape[1]))))
+        keep = valid_until(self.config.n_frames(lengths), spec.shape[2])
         count = keep.sum(1)[:, None]
         mean = (spec * keep[:, None]).sum(2) / count
         square = ((spec - mean[..., None]).square() * keep[:, None]).sum(2) / count
         return torch.cat([mean, square.sqrt()], dim=1)
 
 
-def describe(encoder, wave, lengths=None, depth=None, layers=False):
+def describe(encoder, wave, lengths=None, depth=None, layers=False, rate=None, streams=None):
     """(clip vectors (B, L, D'), tokens: a list of B tensors (N_i, D), or None for an encoder without tokens).
 
     Without `layers` L is 1: `encoder.embed` of the first `depth` blocks. With it there is a vector for each of these
@@ -123,20 +123,18 @@ def describe(encoder, wave, lengths=None, depth=None, layers=False):
     """
     if not hasattr(encoder, "embed"):
         return encoder(wave, lengths)[:, None], None
-    streams = []
+    outputs = []
     with ExitStack() as stack:
         if layers:
             for module, register in _outputs_of_blocks(encoder, depth):
-                handle = register(module, lambda *call: streams.append(call[-1][0] if len(call) == 2 else call[-1]))
+                handle = register(module, lambda *call: outputs.append(call[-1][0] if len(call) == 2 else call[-1]))
                 stack.callback(handle.remove)
-        tokens, columns, clip, place, weights = encoder.pieces(wave, lengths, depth)
-    missing = tokens[..., :1].isnan()  # tokens of streams that are not there
-    pieces = [*(encoder.norm(x).masked_fill(missing, float("nan")) for x in streams), tokens] if layers else [tokens]
-    clips = torch.stack([encoder.pool(x, columns, clip, place, weights, len(wave)) for x in pieces], dim=1)
-    k, (_, f) = encoder.config.specials, encoder.config.grid
+        last = encoder.encode_windows(encoder.cut(wave, lengths, rate, streams), depth, rate)
+    each = [*(last.with_tokens(encoder.norm(x)) for x in outputs), last]
+    clips = torch.stack([encoder.pool(encoded) for encoded in each], dim=1)
     rows = [[] for _ in range(len(wave))]
-    for x, n, i in zip(tokens[:, k:], (columns * f).tolist(), clip.tolist()):  # windows of a clip are in order
-        rows[i].append(x[:n][~x[:n, 0].isnan()] if encoder.config.streams else x[:n])
+    for x, valid, i in zip(last.grid, last.valid, last.windows.clip.tolist()):  # windows of a clip are in order
+        rows[i].append(x[valid])
     return clips, [torch.cat(r) for r in rows]
 
 
@@ -247,7 +245,7 @@ def _write(missing, read, depth, layers, tokens):
         for batch in read:
             for _, _, encoder, clips, rows, offsets in writers:
                 def described(rate, streams, wave, lengths):
-                    vector, parts = describe(at_rate(encoder, rate, streams), wave, lengths, depth, layers)
+                    vector, parts = describe(encoder, wave, lengths, depth, layers, rate, streams)
                     return zip(vector, parts or [None] * len(vector))
                 vector, parts = zip(*in_order(batch, described))
                 clips.append(torch.stack(vector).float().cpu().numpy())

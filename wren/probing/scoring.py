@@ -5,7 +5,6 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
-from model import at_rate
 from wren.cli import Pulse
 from wren.probing import metrics
 from wren.sound import loading
@@ -59,7 +58,7 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
         lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(procs.device)
         streams = {name: x.to(procs.device) for name, x in batch.get("streams", {}).items()}
         with autocast():
-            logits, frame_logits, columns = at_rate(model, batch.get("rate"), streams)(wave, lengths)
+            logits, frame_logits, columns = model(wave, lengths, rate=batch.get("rate"), streams=streams)
         rows.append(batch["index"])
         clip.append(model.probabilities(logits).double())
         if frames:

@@ -3,13 +3,14 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, log2
 
+from wren.cli import UserError
+
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # log-mel statistics of AudioSet, SSAST's normalisation
 CHOICES = {"frontend": ("kaldi", "mel-db", "octave", "wave"), "rate": ("fixed", "any"),
-           "hear": ("all", "sound", "streams"), "pad": ("masked", "published"),
+           "inputs": ("all", "sound", "streams"), "pad": ("masked", "published"),
            "positions": ("learned", "fixed", "factorised", "sincos", "conv", "physical"), "norm": ("pre", "post"),
            "init": ("normal", "xavier"),
-           "pool": ("mean", "foreground", "specials", "both"), "features": ("tokens", "ffn"),
-           "floor_over": ("clip", "batch"), "chunk_mean": ("valid", "uncut")}
+           "pool": ("mean", "foreground", "specials", "both"), "features": ("tokens", "ffn")}
 CONV_POSITIONS = (5, 19)  # layers and kernel of animal2vec's convolutional positions
 
 
@@ -42,7 +43,7 @@ class EncoderConfig:
     name: str = "custom"
     # sound and front end
     sample_rate: int = 16000  # Hz; audio at another rate is resampled to it
-    rate: str = "fixed"  # or "any": recordings are heard at their own rate (see Encoder.at), only above sample_rate not
+    rate: str = "fixed"  # or "any": recordings are heard at their own rate, only above sample_rate not
     # kaldi: log-mel as Kaldi's. mel-db: decibels, centred frames. octave: a band a semitone. wave: convolutions
     frontend: str = "kaldi"
     window: float = 0.025  # s
@@ -52,17 +53,15 @@ class EncoderConfig:
     f_max: float = 0.0  # Hz; 0 is the Nyquist frequency
     denoise: float | None = None  # nats (mel-db: dB) above a band's median over the clip that are background, set to 0
     floor_db: float = 0.0  # mel-db: no value lies further below the loudest one, 0 is no floor
-    floor_over: str = "clip"  # of its own clip, or ("batch") of all clips at hand, which is Dasheng's defect
     mean: float = AUDIOSET_MEAN  # (log-mel - mean) / scale is what the encoder sees
     scale: float = 2 * AUDIOSET_STD
     convs: tuple = ()  # wave: (channels, kernel, stride) of the Sinc filters, then of each convolution, in samples
     # recorded together with the sound: (name, values of a channel in a token column, mean and scale of each channel)
     streams: tuple = ()
-    hear: str = "all"  # or "sound" alone, or its "streams" alone
+    inputs: str = "all"  # or "sound" alone, or its "streams" alone
     # tokens
     frames: int = 1024  # training length
     chunk: int = 0  # frames of the windows that longer input is cut into; 0 is the training length
-    chunk_mean: str = "valid"  # windows count by what they hold, or ("uncut") as in ATST-Clip's code (Encoder.embed)
     patch: tuple = (16, 16)  # (mel bands, frames)
     stride: tuple = (16, 16)
     specials: int = 2  # special tokens before the patch tokens
@@ -88,10 +87,11 @@ class EncoderConfig:
     init: str = "normal"  # linears of blocks: truncated normal of deviation 0.02 (DeiT), or "xavier" uniform (MAE)
     drop_path: float = 0.0  # share of clips that skip the last block's halves in training; rises linearly from 0
     # use
-    pad: str = "masked"  # masked: padding takes no part. published: as the published code does (see Encoder.frontend)
+    pad: str = "masked"  # masked: padding takes no part. published: as the published code does (see nets.spectrograms.Frontend)
     # clip vector: mean of patch tokens, or ("foreground") weighted by how far they rise above the background; of the
     # special tokens; or "both", specials and mean one after the other
     pool: str = "mean"
+    pool_norm: bool = False  # LayerNorm of the clip vector (timm's AudioMAE)
     features: str = "tokens"  # what is pooled: tokens, or ("ffn") feed-forward outputs averaged over the blocks
 
     def __post_init__(self):
@@ -110,6 +110,7 @@ class EncoderConfig:
             *((getattr(self, name) in known, f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
               for name, known in CHOICES.items()),
             (self.pool in ("mean", "foreground") or self.specials > 0, f"pool {self.pool!r} needs special tokens"),
+            (not self.pool_norm or self.pool == "mean" and not self.streams, "pool_norm is of pool 'mean' alone"),
             (self.pool != "foreground" or self.denoise is not None, "pool 'foreground' needs denoise, which tells it"),
             (bool(self.convs) == (self.frontend == "wave"), "convs belong to frontend 'wave', and it needs them"),
             (self.chunk == 0 or self.chunk >= self.patch[1], f"chunk {self.chunk} is shorter than one patch"),
@@ -125,7 +126,7 @@ class EncoderConfig:
              "rate 'any' needs positions 'physical' and frontend 'octave' or 'wave'"),
             (not self.streams or self.frontend == "octave" and self.frames % self.patch[1] == 0,
              f"streams need --rate any, no raw wave, and clips of whole columns of {self.patch[1]} frames"),
-            (self.hear == "all" or self.streams, f"hear {self.hear!r}: this encoder knows no streams"),
+            (self.inputs == "all" or self.streams, f"inputs {self.inputs!r}: this encoder knows no streams"),
             *((n * len(mean) <= self.patch[0] * self.patch[1], f"stream {name}: {n * len(mean)} values in a column of "
                f"{self.stride[1] * self.hop:g} s are more than a patch has") for name, n, mean, _ in self.streams),
             (self.frontend != "octave" or self.n_mels == octave_rows(self.sample_rate) * SEMITONES,
@@ -135,13 +136,18 @@ class EncoderConfig:
             if not ok:
                 raise ValueError(complaint)
 
-    def hears(self, recorded):
+    def heard_rate(self, recorded):
         """The rate in Hz at which it takes a recording of `recorded` Hz."""
         return min(recorded, self.sample_rate) if self.rate == "any" else self.sample_rate
 
-    def at(self, rate):
-        """The settings for waves at another rate: as many bands as lie below its Nyquist frequency, the same frames
-        (octave), or tokens as often as the convolutions give (wave)."""
+    def at_rate(self, rate):
+        """The settings for waves at another rate (None: its own): as many bands as lie below its Nyquist frequency, the
+        same frames (octave), or tokens as often as the convolutions give (wave)."""
+        if rate is None or rate == self.sample_rate:
+            return self
+        if self.rate == "fixed":
+            raise UserError(f"{self.name} hears {self.sample_rate} Hz only, not {rate}: resample (audio.read(path, "
+                            f"rate={self.sample_rate})), or pre-train with --rate any")
         if self.frontend == "octave":
             return replace(self, sample_rate=rate, n_mels=octave_rows(rate) * SEMITONES)
         frames = [round(n * rate / self.sample_rate) for n in (self.frames, self.chunk)]
@@ -197,6 +203,23 @@ class EncoderConfig:
     def stream_rates(self):
         """What a loader is asked for: (name, channels, rate in Hz) of each stream."""
         return tuple((name, len(mean), n / (self.stride[1] * self.hop)) for name, n, mean, _ in self.streams)
+
+    def extent(self, lengths):
+        """(B,) valid samples -> (B,) what is valid of the front end's last axis: frames, or samples of a raw wave. None
+        (all) stays None."""
+        return lengths if lengths is None or self.frontend == "wave" else self.n_frames(lengths)
+
+    def valid_columns(self, extent):
+        """(B,) valid frames (samples of a raw wave) -> (B,) token columns that may be attended; None: all may."""
+        if extent is None or (self.attends_padding and self.chunk_frames <= self.frames):
+            return None
+        columns = self.columns(self.n_frames(extent) if self.frontend == "wave" else extent)
+        return columns.clamp(min=self.grid[0]) if self.attends_padding else columns
+
+    @property
+    def alibi_unit(self):
+        """What a column counts for in ALiBi's distance: 1, or with physical positions its length in 20 ms."""
+        return self.stride[1] * self.hop / 0.02 if self.positions == "physical" else 1
 
     def n_frames(self, samples):
         """Frames of `samples` (an int or an integer tensor), at least one.

@@ -14,7 +14,7 @@ def any_rate(config, top):
     """
     shared = dict(rate="any", positions="physical")
     if config.frontend == "wave":
-        return replace(replace(config, **shared).at(top), name=f"{config.name}-any")
+        return replace(replace(config, **shared).at_rate(top), name=f"{config.name}-any")
     denoise = 2.0 if config.frontend == "mel-db" and config.denoise else config.denoise  # from dB to nats
     level = dict(mean=AUDIOSET_MEAN, scale=2 * AUDIOSET_STD) if config.frontend == "mel-db" else {}
     pool = "foreground" if config.pool == "mean" and denoise is not None else config.pool  # else all rows weigh alike

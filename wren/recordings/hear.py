@@ -16,7 +16,8 @@ from math import ceil
 import torch
 import torchaudio
 
-import model as wren
+from model import load_encoder
+from wren.formats import newest_encoder
 from wren.recordings.windows import token_columns
 
 RATES = (16000, 22050, 32000, 44100, 48000)  # Hz at which HEAR's tasks come
@@ -27,49 +28,48 @@ class Model(torch.nn.Module):
 
     def __init__(self, encoder):
         super().__init__()
-        own = min(encoder.config.sample_rate, RATES[-1]) if encoder.config.rate == "any" else encoder.config.sample_rate
-        self.encoder = encoder.at(own)
-        self.sample_rate = next((rate for rate in RATES if rate >= own), RATES[-1])  # resampled here if it isn't own
+        self.encoder, self.rate = encoder, encoder.config.heard_rate(RATES[-1])
+        self.sample_rate = next((rate for rate in RATES if rate >= self.rate), RATES[-1])  # resampled if it isn't rate
         self.scene_embedding_size, self.timestamp_embedding_size = encoder.config.width, encoder.config.dim
 
     def wave(self, audio):
         """audio (B, S) at sample_rate -> at the encoder's rate."""
-        return torchaudio.functional.resample(audio, self.sample_rate, self.encoder.config.sample_rate)
+        return torchaudio.functional.resample(audio, self.sample_rate, self.rate)
 
 
 def load_model(model_file_path=""):
     """A checkpoint (file, run folder, preset's name, published file; default: the newest run) as a `Model`."""
-    return Model(wren.load_encoder(model_file_path or wren.newest_encoder("runs")))
+    return Model(load_encoder(model_file_path or newest_encoder("runs")))
 
 
 @torch.no_grad()
 def get_scene_embeddings(audio, model):
     """audio (B, S) in [-1, 1] at model.sample_rate -> (B, scene_embedding_size) float32."""
-    return model.encoder.embed(model.wave(audio)).float()
+    return model.encoder.embed(model.wave(audio), rate=model.rate).float()
 
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio, model):
     """audio (B, S) in [-1, 1] at model.sample_rate -> (B, T', timestamp_embedding_size), (B, T') ms, float32."""
-    x, times = columns(model.encoder, model.wave(audio))
+    x, times = columns(model.encoder, model.wave(audio), model.rate)
     return x.float(), (1000 * times).float().expand(len(x), -1)
 
 
-def columns(encoder, wave):
+def columns(encoder, wave, rate=None):
     """Token columns at regular intervals, wave (B, S) -> (B, T', D), their centres (T',) in seconds, within the wave.
 
     Longer waves are cut into windows of the training length. These begin a whole number of columns apart: patches
     that overlap, or don't fill the window, would otherwise leave the regular grid where windows meet.
     """
-    c, samples = encoder.config, wave.shape[1]
+    c, samples = encoder.config.at_rate(rate), wave.shape[1]
     step, size = round(c.stride[1] * c.hop * c.sample_rate), c.chunk_samples
-    taken = max(1, min(token_columns(encoder, size), size // step))  # columns of each window but the last
+    taken = max(1, min(token_columns(c, size), size // step))  # columns of each window but the last
     hop, size = taken * step, min(size, samples)
     n = 1 + ceil((samples - size) / hop)
     windows = torch.nn.functional.pad(wave, (0, (n - 1) * hop + size - samples)).unfold(1, size, hop)  # (B, n, size)
     lengths = (samples - hop * torch.arange(n, device=wave.device)).clamp(max=size)
-    x = encoder.frames(windows.flatten(0, 1), lengths.repeat(len(wave))).unflatten(0, (-1, n))  # (B, n, T', D)
-    x = torch.cat([x[:, :-1, :taken].flatten(1, 2), x[:, -1, :token_columns(encoder, int(lengths[-1]))]], 1)
+    x = encoder.frames(windows.flatten(0, 1), lengths.repeat(len(wave)), rate=rate).unflatten(0, (-1, n))  # (B, n, T', D)
+    x = torch.cat([x[:, :-1, :taken].flatten(1, 2), x[:, -1, :token_columns(c, int(lengths[-1]))]], 1)
     centres = first_centre(c) + torch.arange(x.shape[1], device=x.device, dtype=torch.float64) * step / c.sample_rate
     end = samples / c.sample_rate
     inside = max(1, int((centres <= end).sum()))

@@ -26,7 +26,6 @@ from wren.sound import audio
 from wren.cli import UserError, warn, write_table
 from wren.sound.manifest import build
 from wren.sound.opening import open_manifest
-from model import at_rate
 from wren.sound.scan import find
 
 _PIECE = 1 << 20  # samples, at the recording's rate, that are decoded and resampled at a time
@@ -291,7 +290,7 @@ class Run:
         self.bad, self.done, self.seconds = {}, 0, 0.0  # {recording: why it can't be read}; how much was read
 
     def __call__(self, function, skip=lambda k: False):
-        """function (model as it is at their sample rate, wave (B, S), lengths (B,) or None) -> (B, …) tensor, over all
+        """function (model, wave (B, S), lengths (B,) or None, rate=their sample rate) -> (B, …) tensor, over all
         windows: yields (stretch, number of the window, array (…)). Of a recording that turns out to be broken only the
         first windows may come."""
         read = batches(self.recordings, self.cut, self.batch_size, self.workers, self.bad, skip)
@@ -299,8 +298,8 @@ class Run:
             for wave, lengths, places in read:
                 lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(self.device)
                 with torch.inference_mode(), self.autocast():
-                    model = at_rate(self.model, places[0][0].cut.rate)
-                    rows = function(model, wave.to(self.device), lengths).float().cpu().numpy()
+                    rows = function(self.model, wave.to(self.device), lengths, rate=places[0][0].cut.rate)
+                rows = rows.float().cpu().numpy()
                 for (stretch, n), row in zip(places, rows):
                     yield stretch, n, row
                     if n == len(stretch) - 1:
@@ -338,33 +337,27 @@ def pooled(windows, highest=False):
             yield stretch, total / weight
 
 
-def features(encoder, wave, lengths, granularity, depths, columns):
+def features(encoder, wave, lengths, rate, granularity, depths, columns):
     """wave (B, S), lengths (B,) or None -> clip (B, D), frame (B, T', D), patch (B, T', F', D) or all (B, K + N, D).
 
     depths: after how many blocks, several side by side in D; None: all. columns: T' of "all", 0 where a clip ends.
     """
     if granularity in ("clip", "frame"):
         function = encoder.embed if granularity == "clip" else encoder.frames
-        return torch.cat([function(wave, lengths, depth) for depth in depths], -1)
-    c, patches = encoder.config, encoder.patch_tokens(encoder.frontend(wave, lengths), lengths)
-    if c.features == "ffn":
-        outputs = encoder.ffn_outputs(patches, lengths)
-        x = torch.cat([torch.stack(outputs[:(depth or c.depth) - c.prenet]).mean(0) for depth in depths], -1)
-    else:
-        x = torch.cat([encoder.contextual(patches, lengths=lengths, depth=depth) for depth in depths], -1)
-    specials, x = x[:, :c.specials], x[:, c.specials:].unflatten(1, (-1, c.grid[1]))
+        return torch.cat([function(wave, lengths, depth, rate) for depth in depths], -1)
+    windows = encoder.cut(wave, lengths)
+    encoded = [encoder.encode_windows(windows, depth) for depth in depths]
+    x = torch.cat([one.grid for one in encoded], -1)
     if granularity == "patch":
         return x
-    if (valid := encoder.valid_columns(lengths)) is not None:
-        x = x * (torch.arange(x.shape[1], device=x.device) < valid[:, None])[..., None, None]
-    x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, columns - x.shape[1]))
-    return torch.cat([specials, x.flatten(1, 2)], 1)
+    x = torch.nn.functional.pad(x * encoded[0].valid[..., None], (0, 0, 0, 0, 0, columns - x.shape[1]))
+    return torch.cat([torch.cat([one.specials for one in encoded], -1), x.flatten(1, 2)], 1)
 
 
-def token_columns(encoder, samples):
-    """Valid token columns of a wave of at most the training length."""
-    valid = encoder.valid_columns(torch.tensor([samples]))
-    return encoder.config.grid[0] if valid is None else int(valid)
+def token_columns(layout, samples):
+    """Valid token columns of a wave of at most the training length; layout: the settings at its sample rate."""
+    columns = layout.valid_columns(layout.extent(torch.tensor([samples])))
+    return layout.grid[0] if columns is None else int(columns)
 
 
 def embeddings(run, granularity, layers, by_window, skip=lambda k: False):
@@ -380,10 +373,10 @@ def embeddings(run, granularity, layers, by_window, skip=lambda k: False):
     if granularity in ("patch", "all") and c.rate == "any":
         raise UserError(f"--granularity {granularity}: this encoder hears any rate, and has other tokens at each; give "
                         "clip or frame")
-    columns = token_columns(run.model, cut.samples)
+    columns = token_columns(run.config, cut.samples)
 
-    def function(encoder, wave, lengths):
-        return features(encoder, wave, lengths, granularity, layers or [None], columns)
+    def function(encoder, wave, lengths, rate):
+        return features(encoder, wave, lengths, rate, granularity, layers or [None], columns)
     windows = run(function, skip)
     if granularity in ("frame", "patch"):
         return _by_column(run, windows)
@@ -396,8 +389,6 @@ def embeddings(run, granularity, layers, by_window, skip=lambda k: False):
 
 def _by_column(run, windows):
     for stretch, n, row in windows:
-        encoder = run.model.at(stretch.cut.rate)
-        c = encoder.config
-        own, starts, ends = stretch.columns(n, token_columns(encoder, stretch.length(n)),
-                                            c.stride[1] * c.hop * c.sample_rate)
+        c = run.config.at_rate(stretch.cut.rate)
+        own, starts, ends = stretch.columns(n, token_columns(c, stretch.length(n)), c.stride[1] * c.hop * c.sample_rate)
         yield stretch, row[own], starts, ends, n == len(stretch) - 1

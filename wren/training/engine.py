@@ -10,7 +10,6 @@ from math import cos, pi
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from model import at_rate
 from wren.cli import UserError
 from wren.nets.transformer import Block
 
@@ -94,17 +93,6 @@ def means(names, sums):
     return {n: v if n == "count" else v / count for n, v in zip(names, sums)}
 
 
-class AtRate(torch.nn.Module):
-    """An objective that is called with the sample rate of its waves, and what came with them, before all else."""
-
-    def __init__(self, objective):
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, rate, streams, *arguments):
-        return at_rate(self.objective, rate, streams)(*arguments)
-
-
 class Trainer:
     """One optimisation step over a global batch, on any number of processes and micro-batches.
 
@@ -131,10 +119,10 @@ class Trainer:
             if procs.device.type == "cuda":
                 objective = torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
             ids = [procs.device] if procs.device.type == "cuda" else None
-            self.ddp = DistributedDataParallel(AtRate(objective), device_ids=ids, gradient_as_bucket_view=True,
+            self.ddp = DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True,
                                                broadcast_buffers=False)
         else:
-            self.ddp = AtRate(objective)
+            self.ddp = objective
 
     def lr_scale(self):
         return learning_rate(self.step, self.steps, self.warmup, self.schedule, self.floor) * self.plateau.scale
@@ -158,11 +146,11 @@ class Trainer:
                 for start in range(0, len(part["wave"]), self.micro_batch)]
         totals, names = 0.0, None
         for k, (part, start) in enumerate(cuts, 1):
-            arguments = self._to_device(part, slice(start, start + self.micro_batch), self.augment)
+            arguments, extra = self._to_device(part, slice(start, start + self.micro_batch), self.augment)
             last = k == len(cuts)
             with nullcontext() if last or self.procs.world == 1 else self.ddp.no_sync():
                 with self.autocast():
-                    loss, metrics = self.ddp(*arguments)
+                    loss, metrics = self.ddp(*arguments, **extra)
                 self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
             names, sums = weighted(metrics)
             totals = totals + sums
@@ -171,9 +159,9 @@ class Trainer:
         return self._update(sums, names, scale)
 
     def _to_device(self, batch, part, augment=None):
-        """Rate and streams of a micro-batch, then what the objective takes of it (wave, lengths or None, seeds, …),
-        augmented on the device. Lengths are left out when all clips are full: known here, on the CPU, so that the model
-        need not ask the GPU, and attention runs without a mask."""
+        """What the objective takes of a micro-batch (wave, lengths or None, seeds, …), augmented on the device, and by
+        name the waves' rate and streams, where the batch has them. Lengths are left out when all clips are full: known
+        here, on the CPU, so that the model need not ask the GPU, and attention runs without a mask."""
         takes = getattr(self.objective, "takes", ("wave", "lengths", "seed"))
         move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
                 if k in (*takes, "partner", "partner_lengths")}
@@ -182,8 +170,10 @@ class Trainer:
         for lengths, waves in (("lengths", "wave"), ("partner_lengths", "partner")):
             if lengths in batch and bool((batch[lengths][part] >= batch[waves].shape[1]).all()):
                 move[lengths] = None
-        streams = {name: x[part].to(self.procs.device) for name, x in batch.get("streams", {}).items()}
-        return batch.get("rate"), streams, *(move.get(k) for k in takes)
+        extra = {"rate": batch["rate"]} if "rate" in batch else {}
+        if batch.get("streams"):
+            extra["streams"] = {name: x[part].to(self.procs.device) for name, x in batch["streams"].items()}
+        return [move.get(k) for k in takes], extra
 
     def _update(self, sums, names, lr_scale):
         """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process:
@@ -217,8 +207,8 @@ class Trainer:
         totals, names = 0.0, None
         for batch in batches:
             with self.autocast():
-                rate, streams, *arguments = self._to_device(batch, slice(None))
-                names, sums = weighted(at_rate(self.objective, rate, streams)(*arguments)[1])
+                arguments, extra = self._to_device(batch, slice(None))
+                names, sums = weighted(self.objective(*arguments, **extra)[1])
             totals = totals + sums
         names = self.procs.first_of(names)
         if names is None:

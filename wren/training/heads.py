@@ -15,6 +15,7 @@ from wren.tasks.augment import drop_patches, mask_spectrogram
 from wren.cli import UserError
 from masking import uniform
 from model import VERSION, Encoder, load_exactly, write_atomically
+from wren.nets.lengths import valid_until
 from wren.nets.transformer import Mlp
 
 _QUERIES = 51  # stream of a clip's seed; augment.py has 41 to 46
@@ -87,7 +88,8 @@ class FineTuned(nn.Module):
     windows, whose features are joined before the head. activation: softmax where classes exclude each other, else
     sigmoid.
     thresholds: one a class, or None; of a detector they are those of its frame scores, above which an event lasts at
-    least minimum_seconds. window_seconds, hop_seconds: what it was trained on.
+    least minimum_seconds. window_seconds, hop_seconds: what it was trained on. valid, chance: its validation score and
+    what chance scores there; None: not known.
     """
 
     def __init__(self, encoder, labels, activation, kind="linear", thresholds=None, window_seconds=None,
@@ -96,6 +98,7 @@ class FineTuned(nn.Module):
         self.encoder, self.labels, self.activation, self.kind = encoder, list(labels), activation, kind
         self.thresholds, self.window_seconds, self.hop_seconds = thresholds, window_seconds, hop_seconds
         self.minimum_seconds, self.resolution, c = minimum_seconds, resolution, encoder.config
+        self.valid = self.chance = None
         self.head = Head(c.width, len(self.labels))
         self.frame_head = Head(c.dim, len(self.labels)) if kind == "frames" else None
         if kind == "query":
@@ -115,96 +118,70 @@ class FineTuned(nn.Module):
         """Time from one frame score to the next."""
         return self.resolution or self.encoder.config.stride[1] * self.encoder.config.hop
 
-    def frame_counts(self, wave, lengths=None):
+    def frame_counts(self, wave, lengths=None, rate=None):
         """wave (B, S), lengths (B,) -> (B,) int64: how many frames of `resolution` it takes to reach a clip's end."""
+        rate = rate or self.encoder.config.sample_rate
         samples = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
-        frames = samples.double() / (self.encoder.config.sample_rate * self.resolution)
+        frames = samples.double() / (rate * self.resolution)
         return (frames - 1e-6).ceil().long().clamp(min=1)
 
-    def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0, at=None):
+    def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0, queries=None, rate=None, streams=None):
         """wave (B, S), lengths (B,) -> logits (B, C), frame logits (B, T', C), valid frames (B,).
 
         seeds (B,) int64 with masks (arguments of `mask_spectrogram`) and patch_drop: the window that the encoder sees
-        is masked; when patches are dropped there are no frame logits (None). at (B, Q) int64: the frames that a query
-        head is asked about, T' = Q of them (default: all).
+        is masked; when patches are dropped there are no frame logits (None). queries (B, Q) int64: the frames that a
+        query head is asked about, T' = Q of them (default: all).
         """
-        c = self.encoder.config
-        windows, extent, clip, place = self.encoder.cut(wave, lengths, c.chunk_samples)
-        clip, place = clip.to(wave.device), place.to(wave.device)
-        seeds = None if seeds is None else seeds[clip] ^ place
-        encoder = self.encoder.for_windows(clip, place)
-        spec, columns = self._spectrograms(encoder, windows, extent, seeds, masks)
-        total = columns.new_zeros(len(wave)).index_add_(0, clip, columns)
+        encoder, layout = self.encoder, self.encoder.config.at_rate(rate)
+        windows = encoder.cut(wave, lengths, rate, streams)
+        seeds = None if seeds is None else seeds[windows.clip] ^ windows.place
+        if seeds is not None and masks:
+            valid = torch.full_like(windows.clip, windows.spec.shape[2]) if windows.extent is None else windows.extent
+            windows.spec = mask_spectrogram(windows.spec, valid.clamp(max=windows.spec.shape[2]), seeds, **masks)
         if seeds is not None and patch_drop:
-            vectors = self._of_the_rest(encoder, spec, extent, columns, seeds, patch_drop)
-            weight = columns.to(vectors.dtype)[:, None]
-            pooled = vectors.new_zeros(len(wave), vectors.shape[1]).index_add_(0, clip, vectors * weight)
-            return self.head(pooled / weight.new_zeros(len(wave), 1).index_add_(0, clip, weight)).float(), None, total
-        tokens = encoder.marked(self._tokens(spec, extent), spec)
-        weights = encoder.foreground(spec) if c.pool == "foreground" else None
-        pooled = encoder.pool(tokens, columns, clip, place, weights, len(wave))
-        logits, tokens = self.head(pooled).float(), tokens[:, c.specials:].unflatten(1, (-1, c.grid[1]))
-        valid = torch.arange(tokens.shape[1], device=wave.device) < columns[:, None]
-        tokens = tokens.masked_fill(~valid[..., None, None], 0)  # (M, T', F', D), NaN where a stream is missing
-
-        def joined(x):
-            """(M, T', …) of windows -> (B, P · T', …) of clips."""
-            out = x.new_zeros(len(wave), int(place.max()) + 1, *x.shape[1:])
-            out[clip, place] = x
-            return out.flatten(1, 2)
+            pooled, total = self._of_the_rest(windows, layout, rate, seeds, patch_drop)
+            return self.head(pooled).float(), None, total
+        encoded = encoder.encode_windows(windows, rate=rate)
+        pooled = encoder.pool(encoded)
+        logits = self.head(pooled).float()
         if self.kind != "query":
-            frames = joined(self.encoder.over_rows(tokens))[:, :int(total.max())]
-            return logits, self._frame_logits(frames, pooled).float(), total
+            return logits, self._frame_logits(encoded.frames(), pooled).float(), windows.total(encoded.columns)
+        return logits, *self._answers(wave, lengths, encoded, layout, queries)
 
-        keep = joined(valid)
-        total, token_times = self.frame_counts(wave, lengths), self._token_times(keep.shape[1], tokens.shape[1])
-        at = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1) if at is None else at
-        times = (at + 0.5) * self.resolution
-        tokens, token_times = joined(self._all_rows(tokens)), token_times.to(wave.device)
-        return logits, self.frame_head(tokens, token_times, times, keep).float(), total
+    def _answers(self, wave, lengths, encoded, layout, queries):
+        """Frame logits (B, Q, C) of a query head and the valid frames (B,)."""
+        windows, valid = encoded.windows, encoded.valid[..., None]
+        columns = valid_until(encoded.columns, encoded.valid.shape[1])
+        keep = windows.joined(columns)
+        total = self.frame_counts(wave, lengths, layout.sample_rate)
+        token_times = _token_times(layout, keep.shape[1], columns.shape[1]).to(wave.device)
+        if queries is None:
+            queries = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1)
+        times = (queries + 0.5) * self.resolution
+        tokens = windows.joined(self._all_rows(encoded.grid * valid))
+        return self.frame_head(tokens, token_times, times, keep).float(), total
 
     def _all_rows(self, tokens):
-        """Tokens (M, T', F', D) with zeros for rows that this sample rate lacks and for streams that are missing."""
+        """Tokens (M, T', F', D) with zeros for rows that this sample rate lacks."""
         streams, lacking = len(self.encoder.config.streams), self.frame_head.rows - tokens.shape[2]
         sound, rest = tokens.tensor_split([tokens.shape[2] - streams], 2)
-        return torch.cat([sound, sound.new_zeros(*sound.shape[:2], lacking, sound.shape[3]), rest.nan_to_num()], 2)
+        return torch.cat([sound, sound.new_zeros(*sound.shape[:2], lacking, sound.shape[3]), rest], 2)
 
-    def _token_times(self, count, columns):
-        """Middles, in seconds, of `count` token columns of windows of `columns` one after the other -> (count,)."""
-        c, k = self.encoder.config, torch.arange(count)
-        return k // columns * (c.chunk_samples / c.sample_rate) + (k % columns * c.stride[1] + c.patch[1] / 2) * c.hop
-
-    def _spectrograms(self, encoder, wave, lengths, seeds, masks):
-        """Of windows, masked if they are for training: spec (M, F, T), valid columns (M,)."""
-        c, spec = encoder.config, encoder.frontend(wave, lengths)
-        valid = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
-        if seeds is not None and masks:
-            frames = valid if c.frontend == "wave" else c.n_frames(valid)
-            sound = mask_spectrogram(spec[:, :c.n_mels], frames.clamp(max=spec.shape[2]), seeds, **masks)
-            spec = torch.cat([sound, spec[:, c.n_mels:]], 1)
-        columns = encoder.valid_columns(lengths)
-        return spec, torch.full_like(valid, self._columns(spec)) if columns is None else columns
-
-    def _columns(self, spec):
-        c = self.encoder.config
-        return c.columns(c.n_frames(spec.shape[2])) if c.frontend == "wave" else c.columns(spec.shape[2])
-
-    def _of_the_rest(self, encoder, spec, lengths, columns, seeds, share):
-        """Vectors (M, W) of windows from which a share of the columns and rows of patches is dropped."""
-        c, t = encoder.config, self._columns(spec)
-        hidden = drop_patches(seeds, (t, c.grid[1]), share, columns)
-        tokens = encoder.tokens(spec, mask=hidden, lengths=lengths, visible_only=True)
+    def _of_the_rest(self, windows, layout, rate, seeds, share):
+        """Clip vectors (B, W) of windows from which a share of the columns and rows of patches is dropped, and the valid
+        columns (B,) of each clip."""
+        encoder, c = self.encoder, self.encoder.config
+        grid, valid = encoder.grid_of(windows, rate)
+        columns = layout.valid_columns(windows.extent)
+        columns = torch.full((len(grid),), grid.shape[1], device=grid.device) if columns is None else columns
+        hidden = drop_patches(seeds, tuple(grid.shape[1:3]), share, columns)
+        tokens = encoder.contextual(grid, valid, hidden, visible_only=True, rate=rate)
         special, tokens = tokens[:, :c.specials], tokens[:, c.specials:]  # in order; fewer than most are filled up
-        keep = torch.arange(t, device=spec.device) < columns[:, None]  # (M, T')
-        count = (~hidden & keep[..., None]).sum((1, 2))[:, None]
-        mean = (tokens * (torch.arange(tokens.shape[1], device=spec.device) < count)[..., None]).sum(1) / count
-        return torch.cat({"specials": [special.mean(1)], "both": [special.mean(1), mean]}.get(c.pool, [mean]), 1)
-
-    def _tokens(self, spec, lengths):
-        e = self.encoder
-        if e.config.features == "ffn":
-            return torch.stack(e.ffn_outputs(e.patch_tokens(spec, lengths), lengths)).mean(0)
-        return e.tokens(spec, lengths=lengths)
+        count = (~hidden if valid is None else ~hidden & valid).sum((1, 2))
+        mean = (tokens * valid_until(count, tokens.shape[1])[..., None]).sum(1) / count[:, None]
+        vectors = torch.cat({"specials": [special.mean(1)], "both": [special.mean(1), mean]}.get(c.pool, [mean]), 1)
+        weight = columns.to(vectors.dtype)[:, None]
+        return windows.total(vectors * weight) / windows.total(weight), windows.total(columns)
 
     def _frame_logits(self, frames, pooled):
         """frames (B, T', D) -> (B, T', C); without a head of its own a frame goes through the clip's."""
@@ -219,16 +196,22 @@ class FineTuned(nn.Module):
     def probabilities(self, logits):
         return logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
 
-    def scores(self, wave, lengths=None):
-        """wave (B, S) in [-1, 1] at encoder.config.sample_rate, lengths (B,) -> probabilities (B, C)."""
-        return self.probabilities(self(wave, lengths)[0])
+    def scores(self, wave, lengths=None, rate=None, streams=None):
+        """wave (B, S) in [-1, 1] at encoder.config.sample_rate (or `rate`), lengths (B,) -> probabilities (B, C)."""
+        return self.probabilities(self(wave, lengths, rate=rate, streams=streams)[0])
 
-    def frame_scores(self, wave, lengths=None):
+    def frame_scores(self, wave, lengths=None, rate=None, streams=None):
         """wave (B, S), lengths (B,) -> probabilities (B, T', C), 0 beyond a clip's end; frame t covers the seconds
         t · frame_seconds to (t + 1) · frame_seconds."""
-        _, frames, columns = self(wave, lengths)
-        keep = torch.arange(frames.shape[1], device=wave.device) < columns[:, None]
-        return self.probabilities(frames) * keep[..., None]
+        _, frames, columns = self(wave, lengths, rate=rate, streams=streams)
+        return self.probabilities(frames) * valid_until(columns, frames.shape[1])[..., None]
+
+
+def _token_times(layout, count, columns):
+    """Middles, in seconds, of `count` token columns of windows of `columns` one after the other -> (count,)."""
+    k = torch.arange(count)
+    begin = k // columns * (layout.chunk_samples / layout.sample_rate)
+    return begin + (k % columns * layout.stride[1] + layout.patch[1] / 2) * layout.hop
 
 
 # ------------------------------------------------------------------------------------------------------------ loss
@@ -269,13 +252,13 @@ class Supervised(nn.Module):
     def flops(self):
         return 3 * self.encoder.config.forward_flops()
 
-    def forward(self, wave, lengths, seeds, target, frames=None):
+    def forward(self, wave, lengths, seeds, target, frames=None, rate=None, streams=None):
         """wave (B, S), lengths (B,) or None, seeds (B,), target (B, C), frames (B, T, C) -> (loss, metrics)."""
         at = None
         if self.model.kind == "query" and seeds is not None:
             parts = torch.arange(self.queries, device=wave.device) + uniform(seeds, self.queries, _QUERIES).double()
-            at = (parts / self.queries * self.model.frame_counts(wave, lengths)[:, None]).long()
-        logits, frame_logits, columns = self.model(wave, lengths, seeds, self.masks, self.patch_drop, at)
+            at = (parts / self.queries * self.model.frame_counts(wave, lengths, rate)[:, None]).long()
+        logits, frame_logits, columns = self.model(wave, lengths, seeds, self.masks, self.patch_drop, at, rate, streams)
         with torch.autocast(wave.device.type, enabled=False):
             loss = clip_loss(logits, target, self.loss, self.smoothing).mean()
             metrics = {"clip_loss": loss}
@@ -302,7 +285,8 @@ def save(model, path):
         state |= {f"frames.{k}": v.detach().cpu() for k, v in model.frame_head.state_dict().items()}
     head = {"kind": model.kind, "state": state, "labels": model.labels, "thresholds": model.thresholds,
             "activation": model.activation, "window_seconds": model.window_seconds, "hop_seconds": model.hop_seconds,
-            "minimum_seconds": model.minimum_seconds, "resolution": model.resolution}
+            "minimum_seconds": model.minimum_seconds, "resolution": model.resolution, "valid": model.valid,
+            "chance": model.chance}
     encoder = {k: v.detach().cpu() for k, v in model.encoder.state_dict().items()}
     config = model.encoder.config.to_dict()
     write_atomically({"version": VERSION, "config": config, "model": encoder, "head": head}, path)
@@ -318,8 +302,8 @@ def load(path, format=None):
     encoder = Encoder(found.config)
     load_exactly(encoder, found.state, path)
     model = FineTuned(encoder, head["labels"], head["activation"], head["kind"], head["thresholds"],
-                      head["window_seconds"], head["hop_seconds"], head["minimum_seconds"],
-                      head.get("resolution"))  # files of before the query head have none
+                      head["window_seconds"], head["hop_seconds"], head["minimum_seconds"], head["resolution"])
+    model.valid, model.chance = head["valid"], head["chance"]
     own = {k: v for k, v in head["state"].items() if not k.startswith("frames.")}
     load_exactly(model.head, own, path)
     if model.frame_head is not None:

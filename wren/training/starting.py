@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import Encoder, load_encoder, newest_encoder
+from model import Encoder, load_encoder
+from wren.formats import newest_encoder
 from wren.cli import UserError
 from wren.objectives import MASKS, objective_of
 from wren.recipes import PRESETS, any_rate
@@ -115,9 +116,9 @@ def measure(train, config, seed, clips=256):
     for batch in loading.Loader(train, crop, 1, seed, steps=clips):
         batch, = loading.parts([batch])
         with torch.inference_mode():
-            own = encoder.at(batch.get("rate", config.sample_rate))
-            spec = own.frontend(batch["wave"][:, :int(batch["lengths"])]).double()
-            spec = spec[:, :own.config.n_mels - own.config.absent]
+            layout = config.at_rate(batch.get("rate"))
+            spec = encoder.frontend(batch["wave"][:, :int(batch["lengths"])], rate=batch.get("rate")).double()
+            spec = spec[:, :layout.n_mels - layout.absent]
         total, square, count = total + spec.sum().item(), square + spec.square().sum().item(), count + spec.numel()
     mean = total / count
     deviation = max(1e-3, (square / count - mean ** 2) ** 0.5)

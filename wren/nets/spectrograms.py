@@ -1,15 +1,20 @@
-"""What stands before the transformer: log-mel as Kaldi, octaves at any rate, mel in decibels, raw-wave convolutions."""
-from copy import copy
-from math import ceil
-
+"""Front ends, chosen where the wave comes in: log-mel as Kaldi's, octaves at any rate, mel in decibels, raw waves."""
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wren.nets.lengths import valid_until
 from wren.recipes import octave_hertz
 
 LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon, Kaldi's floor under the logarithm
+
+
+def blocks(wave):
+    """Waves (B, S) in batches that fit a CPU's cache; on a GPU, and where the batch has no number yet, as one."""
+    if wave.is_cuda or torch.compiler.is_compiling():
+        return [wave]
+    return wave.split(max(1, (1 << 16) // wave.shape[1]))
 
 
 # ------------------------------------------------------------------------------------------- log-mel as Kaldi's
@@ -51,9 +56,9 @@ class KaldiFbank(nn.Module):
     def make_filters(self, config):
         return mel_filters(config.n_mels, self.n_fft, config.sample_rate, config.f_min, config.f_max)
 
-    def forward(self, wave):
-        block = len(wave) if wave.is_cuda else max(1, (1 << 16) // wave.shape[1])
-        return torch.cat([self._log_power(part.double()) for part in wave.split(block)]).transpose(1, 2).contiguous()
+    def forward(self, wave, lengths=None):
+        """lengths: not needed; what lies beyond a clip's end changes none of its frames."""
+        return torch.cat([self._log_power(part.double()) for part in blocks(wave)]).transpose(1, 2).contiguous()
 
     def _log_power(self, wave):
         """wave (B, S) float64 -> (B, T, F) float32."""
@@ -68,7 +73,10 @@ class KaldiFbank(nn.Module):
         means are subtracted after: the same, since the one sample of a frame whose predecessor lies outside of it,
         the first, has weight 0 in the window.
         """
-        mean = F.avg_pool1d(wave[:, None], self.window, self.hop).transpose(1, 2)  # (B, T, 1)
+        if torch.compiler.is_compiling():  # ONNX's runtime pools no float64
+            mean = wave.unfold(1, self.window, self.hop).mean(2, keepdim=True)  # (B, T, 1)
+        else:
+            mean = F.avg_pool1d(wave[:, None], self.window, self.hop).transpose(1, 2)
         wave = F.pad(wave[:, 1:] - 0.97 * wave[:, :-1], (1, self.n_fft - self.window))
         frames = wave.unfold(1, self.n_fft, self.hop) * self.hann  # (B, T, n_fft)
         return frames.addcmul_(mean, self.hann, value=0.97 - 1)
@@ -101,9 +109,6 @@ class OctaveFbank(KaldiFbank):
     """
     longer = 2
 
-    def at(self, config):
-        return OctaveFbank(config).to(self.hann.device)
-
     def make_filters(self, config):
         return octave_filters(config.n_mels, config.absent, self.n_fft, config.sample_rate)
 
@@ -125,7 +130,7 @@ def reflect(wave, pad, lengths=None):
     """
     if lengths is None:
         return F.pad(wave[:, None], (pad, pad), mode="reflect")[:, 0]
-    index = torch.arange(-pad, wave.shape[1] + pad, device=wave.device).abs().expand(len(wave), -1)
+    index = torch.arange(-pad, wave.shape[1] + pad, device=wave.device).abs().expand(wave.shape[0], -1)
     last = lengths[:, None] - 1
     return wave.gather(1, torch.where(index > last, 2 * last - index, index).clamp(min=0))
 
@@ -146,9 +151,8 @@ class MelDb(nn.Module):
     """Mel power in decibels: wave (B, S), lengths (B,) or None -> (B, F, T), not normalised.
 
     Frames are centred, the wave mirrored at both ends (of each clip). The floor is taken `floor_db` below each clip's
-    own maximum; floor_over="batch" takes the batch's, as Dasheng's code does, where a loud neighbour lifts the silence
-    of the others by 14 to 22 dB. Clips of
-    less than half a window are filled up with silence.
+    own maximum (Dasheng's code takes the batch's, where a loud neighbour lifts the silence of the others by 14 to 22
+    dB). Clips of less than half a window are filled up with silence.
     """
 
     def __init__(self, config):
@@ -165,16 +169,14 @@ class MelDb(nn.Module):
         count = c.n_frames(wave.shape[1])
         wave = F.pad(wave, (0, max(0, half + 1 - wave.shape[1])))
         wave = reflect(wave, half, None if lengths is None else lengths.clamp(min=half + 1))
-        block = len(wave) if wave.is_cuda else max(1, (1 << 16) // wave.shape[1])
-        db = torch.cat([self._power(part) for part in wave.split(block)]).clamp_(min=1e-10).log10_().mul_(10)
+        db = torch.cat([self._power(part) for part in blocks(wave)]).clamp_(min=1e-10).log10_().mul_(10)
         db = db[:, :count]  # (B, T, F)
         if c.floor_db:
-            valid = db
+            heard = db
             if lengths is not None:
-                frames = torch.arange(count, device=db.device)
-                valid = db.masked_fill((frames >= c.n_frames(lengths)[:, None])[..., None], float("-inf"))
-            loudest = valid.amax((1, 2), keepdim=True) if c.floor_over == "clip" else valid.amax()
-            db = db.maximum(loudest - c.floor_db)
+                valid = valid_until(c.n_frames(lengths), count)
+                heard = db.masked_fill(~valid[..., None], float("-inf"))
+            db = db.maximum(heard.amax((1, 2), keepdim=True) - c.floor_db)
         return db.transpose(1, 2).contiguous()
 
     def _power(self, wave):
@@ -184,125 +186,7 @@ class MelDb(nn.Module):
         return real.square().addcmul_(imag, imag) @ self.filters
 
 
-# ------------------------------------------------------------------------------------------------------ raw wave
-
-class WaveEmbed(nn.Module):
-    """animal2vec's patch embedding: a learned filterbank and convolutions, wave (B, 1, S) -> tokens (B, T', D).
-
-    Sinc filters (band-passes given by two learned cut-offs), LayerNorm, PSwish, then convolutions with LayerNorm and
-    GELU, then LayerNorm and a linear layer. lengths (B,) samples: each clip is convolved as if it were alone.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.sinc = SincFilters(*config.convs[0], config.sample_rate)
-        channels = [c for c, _, _ in config.convs]
-        self.swish_alpha = nn.Parameter(torch.full((channels[0],), 2.0))
-        self.swish_beta = nn.Parameter(torch.zeros(channels[0]))
-        self.convs = nn.ModuleList(
-            nn.Conv1d(before, c, kernel, stride, bias=False, padding=0 if stride == 1 else (stride + 1) // 2)
-            for before, (c, kernel, stride) in zip(channels, config.convs[1:]))
-        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
-        self.norm = nn.LayerNorm(channels[-1])
-        self.linear = nn.Linear(channels[-1], config.dim)
-        for conv in self.convs:
-            nn.init.kaiming_normal_(conv.weight)
-
-    def at(self, config):
-        """The same weights at config.sample_rate: filters keep their hertz; the convolutions follow the samples."""
-        view, sinc = copy(self), copy(self.sinc)
-        sinc.sample_rate = config.sample_rate
-        sinc._buffers = self.sinc._buffers | {"time": self.sinc.time * self.sinc.sample_rate / config.sample_rate}
-        view.config, view._modules = config, self._modules | {"sinc": sinc}
-        return view
-
-    def forward(self, wave, lengths=None):
-        return self.linear(self.norm(self.features(wave, lengths)))
-
-    def features(self, wave, lengths=None):
-        """wave (B, 1, S) -> (B, T', C), before the projection."""
-        x = self.norms[0](self.sinc(wave[:, 0], lengths).transpose(1, 2))
-        lengths = [None] * len(self.norms) if lengths is None else self.config.conv_lengths(lengths)
-        x = x * self.swish_alpha * torch.sigmoid(self.swish_beta * x)
-        x = self._cut(x, lengths[0])
-        for conv, norm, length in zip(self.convs, self.norms[1:], lengths[1:]):
-            if conv.stride[0] == 1:  # "same"; PyTorch's own warns at even kernels
-                x = F.pad(x, (0, 0, (conv.kernel_size[0] - 1) // 2, conv.kernel_size[0] // 2))
-            x = self._cut(F.gelu(norm(conv_time(x, conv))), length)
-        return x
-
-    @staticmethod
-    def _cut(x, lengths):
-        """Zeros beyond each clip's end, which is what a convolution over the clip alone would see there."""
-        if lengths is None:
-            return x
-        return x * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
-
-
-def conv_time(x, conv, block=100):
-    """A Conv1d on tokens x (B, T, C) -> (B, T', C'), as a 2-D convolution of one row: channels stay last in memory, so
-    that neither it nor the norm that follows has to copy.
-
-    On CPUs wide and long ones pass in overlapping blocks of time: oneDNN's gradient of the weights is slow where what
-    it reads for one clip outgrows the cache.
-    """
-    (kernel,), (stride,), (pad,) = conv.kernel_size, conv.stride, conv.padding
-    batch, size, _ = x.shape
-    out = (size + 2 * pad - kernel) // stride + 1
-    blocks = 1 if x.is_cuda or conv.out_channels < 512 else -(-out // block)
-    if blocks > 1:
-        x = F.pad(x, (0, 0, pad, (blocks * block - 1) * stride + kernel - size - pad))
-        x = x.unfold(1, (block - 1) * stride + kernel, block * stride).transpose(2, 3).flatten(0, 1)
-        pad = 0
-    x = F.conv2d(x.transpose(1, 2)[:, :, None], conv.weight[:, :, None], conv.bias, (1, stride), (0, pad),
-                 groups=conv.groups)[:, :, 0].transpose(1, 2)
-    return x if blocks == 1 else x.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :out]
-
-
-class SincFilters(nn.Module):
-    """Band-pass filters between learned cut-offs (Ravanelli and Bengio 2018): wave (B, S) -> (B, filters, S / stride).
-
-    low = 50 + |low|, high = low + sample_rate / kernel + |band| in Hz, at most the Nyquist frequency. The filters are
-    differences of two sinc functions under a Hamming window, 1 at their centre.
-    """
-
-    def __init__(self, n, kernel, stride, sample_rate):
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
-        self.sample_rate, self.least = sample_rate, ceil(sample_rate / kernel)
-        edges = torch.linspace(_mel(30.0), _mel(sample_rate / 2 - 50 - self.least), n + 1)
-        edges = 700 * (10 ** (edges / 2595) - 1)  # Hz, evenly spaced in mel
-        self.low = nn.Parameter(edges[:-1].clone())
-        self.band = nn.Parameter(edges.diff())
-        with torch.device("cpu"):
-            half = kernel // 2
-            ramp = torch.linspace(0, kernel / 2 - 1, half)
-            window = 0.53836 - 0.46164 * torch.cos(2 * torch.pi * ramp / kernel)
-            self.register_buffer("window", window, persistent=False)
-            time = torch.arange(-half, 0) / sample_rate  # s
-            self.register_buffer("time", time, persistent=False)
-
-    def filters(self):
-        """(n, kernel)"""
-        low = 50 + self.low.abs()
-        high = (low + self.least + self.band.abs()).clamp(50, self.sample_rate / 2)
-        band = (high - low)[:, None]
-        phase = 2 * torch.pi * self.time
-        left = 2 * (torch.sin(high[:, None] * phase) - torch.sin(low[:, None] * phase)) / phase * self.window
-        return torch.cat([left, 2 * band, left.flip(1)], 1) / (2 * band)
-
-    def forward(self, wave, lengths=None):
-        """lengths (B,) valid samples or None; each clip is mirrored at its own ends."""
-        lengths = None if lengths is None else lengths.clamp(min=self.kernel)
-        return F.conv1d(reflect(wave, self.kernel // 2, lengths)[:, None], self.filters()[:, None], stride=self.stride)
-
-
-def _mel(hertz):
-    return float(2595 * torch.log10(torch.tensor(1 + hertz / 700, device="cpu")))
-
-
-# ------------------------------------------------------------------------------------------------- background
+# ------------------------------------------------------------------------------------------------- the front end
 
 def foreground(spec, margin, beyond=None):
     """What rises above the steady background: log-mel spec (B, F, T) -> max(0, spec - median over time - margin).
@@ -314,6 +198,86 @@ def foreground(spec, margin, beyond=None):
     if beyond is not None:
         values, count = values.masked_fill(beyond, float("nan")), (~beyond).sum(2, keepdim=True)
     # on CPUs NumPy's sort is much faster than torch's median; both sorts put NaN last
-    values = torch.from_numpy(np.sort(values.numpy(), 2)) if values.device.type == "cpu" else values.sort(2).values
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        values = torch.from_numpy(np.sort(values.numpy(), 2))
+    else:
+        values = values.sort(2).values
     middle = torch.as_tensor((count - 1) // 2, device=spec.device).clamp(min=0).expand(*spec.shape[:2], 1)
     return (spec - values.gather(2, middle) - margin).clamp_(min=0)
+
+
+SPECTROGRAMS = {"kaldi": KaldiFbank, "octave": OctaveFbank, "mel-db": MelDb}
+
+
+class Frontend(nn.Module):
+    """wave (B, S) float in [-1, 1] -> what the embedding reads, float32: a normalised spectrogram (B, F, T), or the
+    wave itself at mean 0 and variance 1, (B, 1, S).
+
+    kaldi, octave: the mean of the valid samples is subtracted; mel-db: decibels above each clip's own floor. With pad
+    "masked" what lies beyond a clip's valid length is 0 (the mean after normalisation) and nothing downstream looks at
+    it. With "published" the log-mel of kaldi is padded with zeros to the training length before normalisation and
+    attended, as the published code does; mel-db and wave mask padding there too, and only drop the last frames that
+    fill no patch.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.at_rates = config, {}  # (sample rate, device) -> spectrogram of waves at another rate
+        self.spectrogram = None if config.frontend == "wave" else SPECTROGRAMS[config.frontend](config)
+
+    def forward(self, wave, lengths=None, rate=None):
+        """wave (B, S), lengths (B,) valid samples or None (all), rate of the waves in Hz or None (the config's own;
+        another one only where the encoder was trained for any)."""
+        c = self.config.at_rate(rate)
+        with torch.autocast(wave.device.type, enabled=False):
+            wave, valid = wave.float(), valid_until(lengths, wave.shape[1])
+            wave = wave if valid is None else wave.masked_fill(~valid, 0)
+            if c.frontend == "wave":
+                return standardised_wave(wave, valid, c.convs[0][1])
+            if c.frontend != "mel-db":
+                wave = without_mean(wave, valid)
+                wave = F.pad(wave, (0, max(0, c.window_samples - wave.shape[1])))
+            spec = self._spectrogram(c, wave.device)(wave, lengths)
+            return self._normalised(spec, c, None if lengths is None else c.n_frames(lengths))
+
+    def _spectrogram(self, c, device):
+        if c.sample_rate == self.config.sample_rate:
+            return self.spectrogram
+        key = (c.sample_rate, device)
+        if key not in self.at_rates:
+            self.at_rates[key] = SPECTROGRAMS[c.frontend](c).to(device)
+        return self.at_rates[key]
+
+    @staticmethod
+    def _normalised(spec, c, frames):
+        """spec (B, F, T), frames (B,) valid or None -> (B, F, T)."""
+        valid = valid_until(frames, spec.shape[2])
+        beyond = None if valid is None else ~valid[:, None]
+        if c.denoise is not None:
+            spec = foreground(spec, c.denoise, beyond)
+        fill = -c.mean / c.scale if c.attends_padding else 0.0
+        spec = (spec - c.mean) / c.scale
+        if c.absent:
+            spec[:, -c.absent:] = 0
+        if beyond is not None:
+            spec = spec.masked_fill(beyond, fill)
+        if c.attends_padding and spec.shape[2] < c.frames:
+            spec = F.pad(spec, (0, c.frames - spec.shape[2]), value=fill)
+        return spec
+
+
+def without_mean(wave, valid=None):
+    """wave (B, S), 0 where not valid -> the same around the mean of each clip's valid samples."""
+    if valid is None:
+        return wave - wave.mean(1, keepdim=True)
+    mean = wave.sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
+    return (wave - mean).masked_fill(~valid, 0)
+
+
+def standardised_wave(wave, valid, least):
+    """Mean 0 and variance 1 over the valid samples; silence stays silence. wave (B, S) -> (B, 1, at least `least`)."""
+    valid = torch.ones_like(wave, dtype=torch.bool) if valid is None else valid
+    n = valid.sum(1, keepdim=True).clamp(min=1)
+    wave = (wave - wave.sum(1, keepdim=True) / n).masked_fill(~valid, 0)
+    wave = wave / (wave.square().sum(1, keepdim=True) / n + 1e-10).sqrt()
+    return F.pad(wave, (0, max(0, least - wave.shape[1])))[:, None]
