@@ -18,6 +18,7 @@ from pathlib import Path
 
 from wren import cli
 from wren.recipes import PRESETS, RECIPES
+from wren.recipes.arithmetic import forward_flops
 
 
 def parse_args(argv=None):
@@ -226,7 +227,7 @@ def forward(bench):
         with torch.inference_mode(), bench.autocast():
             encoder.tokens(spec)
     took = bench.seconds(once)
-    share = config.forward_flops() * batch / took / bench.flops
+    share = forward_flops(config) * batch / took / bench.flops
     bench.row(f"forward, {config.name}, batch {batch}", took / batch * 1e3, "ms/clip", share, "matmul ceiling")
 
 
@@ -257,7 +258,7 @@ def extract(bench):
         took = bench.seconds(lambda: list(run(Encoder.embed)), 3, clock=clock)
         reading = bench.seconds(lambda: list(batches(run.recordings, run.cut, batch, 0)), clock=clock)
         name, front = f"embed, {config.name}", bench.seconds(front, clock=clock)
-    share = config.forward_flops() * len(wave) / took / limit
+    share = forward_flops(config) * len(wave) / took / limit
     bench.row(f"{name}, 48 kHz file", seconds / took, "s/s", share,
               f"matmul ceiling, {limit / 1e9:.0f} GFLOP/s by the same clock")
     bench.row(f"{name}, 10 s of sound", 10 * took / seconds, "CPU s" if clock is time.process_time else "s")
@@ -280,7 +281,7 @@ def step(bench):
     clips = {"wave": 0.1 * torch.randn(batch, config.clip_samples), "seed": torch.arange(batch),
              "lengths": torch.full((batch,), config.clip_samples)}
     took = bench.seconds(lambda: trainer.train(clips))
-    flops = 3 * config.forward_flops()
+    flops = 3 * forward_flops(config)
     name = f"step, {config.name}, batch {batch}"
     bench.row(name, took, "s", flops * batch / took / bench.flops, "matmul ceiling")
     bench.row(f"{name}, arithmetic", flops * batch / 1e9, "GFLOP")

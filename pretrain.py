@@ -15,6 +15,7 @@ from pathlib import Path
 from wren import cli
 from wren.cli import DEMO, UserError
 from wren.recipes import PRESETS, RECIPES, SETTINGS
+from wren.recipes.arithmetic import forward_flops
 from wren.recipes.flags import add_fields, add_settings
 from wren.recipes.run import Augmentation, Data, Encoder, Optimisation, Run, scale_of, settings_for, written
 
@@ -92,8 +93,8 @@ def print_meta(settings):
           f"training state   {state:.1f} GB a GPU (16 bytes a parameter)\n"
           f"activations      {block * config.depth:.1f} GB a GPU for {micro} clips, {inputs:.1f} GB with "
           f"--checkpoint-activations (bf16, estimated)\n"
-          f"arithmetic       {3 * config.forward_flops() / 1e9:.0f} GFLOP a clip and step, "
-          f"{4 * config.forward_flops() / 1e9:.0f} with --checkpoint-activations")
+          f"arithmetic       {3 * forward_flops(config) / 1e9:.0f} GFLOP a clip and step, "
+          f"{4 * forward_flops(config) / 1e9:.0f} with --checkpoint-activations")
 
 
 # ----------------------------------------------------------------------------------------------------- training

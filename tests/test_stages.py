@@ -14,7 +14,6 @@ import torch
 
 import bench
 import evaluate
-import finetune
 import pretrain
 from wren import cli
 from wren.cli import UserError

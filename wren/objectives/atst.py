@@ -9,6 +9,7 @@ from masking import uniform
 from wren.objectives import views
 from wren.objectives.common import Count, CountOrShare, Masking, Pair, Positive, Share, draw_mask, n_of, spread
 from wren.objectives.teacher import MIXED, MeanTeacher
+from wren.recipes.arithmetic import block_flops, embed_flops
 
 
 class ATST(MeanTeacher):
@@ -124,7 +125,7 @@ class ATST(MeanTeacher):
         n = c.columns(round(self.view_seconds / c.hop)) * c.grid[1]
         heads = sum(2 * p.numel() for part in (self.projector, self.predictor) for p in part.parameters() if p.ndim > 1)
         each = n_of(self.hidden, n) if self.frames else 1
-        return 2 * (4 * (n / c.n_tokens * c.embed_flops() + c.block_flops(n + c.specials)) + 3.5 * each * heads)
+        return 2 * (4 * (n / c.n_tokens * embed_flops(c) + block_flops(c, n + c.specials)) + 3.5 * each * heads)
 
 
 def head(dim, hidden, out):

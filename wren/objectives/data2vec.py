@@ -10,6 +10,7 @@ from wren.objectives import views
 from wren.objectives.common import (Count, CountOrShare, Masking, Pair, Share, draw_mask, n_of, scattered,
                                     spread)
 from wren.objectives.teacher import MIXED, MeanTeacher
+from wren.recipes.arithmetic import block_flops, patch_flops, position_flops
 
 
 class ConvDecoder(nn.Module):
@@ -129,9 +130,9 @@ class Data2Vec(MeanTeacher):
     def flops(self):
         c, n = self.encoder.config, self.encoder.config.n_tokens
         visible = n - n_of(self.hidden, n) + c.specials
-        student = 3 * (c.patch_flops() + self.clones * (c.position_flops() + c.block_flops(visible)
+        student = 3 * (patch_flops(c) + self.clones * (position_flops(c) + block_flops(c, visible)
                                                         + self.decoder.flops(n)))
-        return student + c.position_flops() + c.block_flops(n + c.specials)
+        return student + position_flops(c) + block_flops(c, n + c.specials)
 
 
 class EAT(Data2Vec):
@@ -164,7 +165,7 @@ class EAT(Data2Vec):
                          kernel=(3, 3), noise=noise)
 
     def flops(self):
-        return super().flops() + self.encoder.config.patch_flops()  # the teacher embeds patches too
+        return super().flops() + patch_flops(self.encoder.config)  # the teacher embeds patches too
 
 
 class Animal2Vec(Data2Vec):

@@ -8,6 +8,7 @@ from wren.nets.positions import physical_positions
 from wren.nets.transformer import Block, initialise
 from wren.objectives.common import (Count, CountOrShare, Masking, Positive, draw_mask, n_of, pixel_error, scattered,
                                     spread)
+from wren.recipes.arithmetic import block_flops, embed_flops
 
 
 class MAE(nn.Module):
@@ -97,5 +98,5 @@ class MAE(nn.Module):
     def flops(self):
         c, d, n = self.encoder.config, self.narrow, self.encoder.config.n_tokens
         visible = n - n_of(self.hidden, n)
-        decoder = d.block_flops(n) + 2 * visible * c.dim * d.dim + 2 * n * d.dim * c.patch[0] * c.patch[1]
-        return 3 * (c.embed_flops() + c.block_flops(visible + c.specials) + decoder)
+        decoder = block_flops(d, n) + 2 * visible * c.dim * d.dim + 2 * n * d.dim * c.patch[0] * c.patch[1]
+        return 3 * (embed_flops(c) + block_flops(c, visible + c.specials) + decoder)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from wren.objectives.common import CountOrShare, Masking, Positive, draw_mask, pixel_error, spread
+from wren.recipes.arithmetic import forward_flops
 
 
 class SSAST(nn.Module):
@@ -104,4 +105,4 @@ class SSAST(nn.Module):
     def flops(self):
         c = self.encoder.config
         heads = (2 if self.loss == "joint" else 1) * 2 * c.n_tokens * c.dim * (c.dim + c.patch[0] * c.patch[1])
-        return 3 * (c.forward_flops() + heads)
+        return 3 * (forward_flops(c) + heads)

@@ -87,7 +87,7 @@ class EncoderConfig:
     init: str = "normal"  # linears of blocks: truncated normal of deviation 0.02 (DeiT), or "xavier" uniform (MAE)
     drop_path: float = 0.0  # share of clips that skip the last block's halves in training; rises linearly from 0
     # use
-    pad: str = "masked"  # masked: padding takes no part. published: as the published code does (see nets.spectrograms.Frontend)
+    pad: str = "masked"  # masked: padding takes no part; published: as the published code does (nets.spectrograms)
     # clip vector: mean of patch tokens, or ("foreground") weighted by how far they rise above the background; of the
     # special tokens; or "both", specials and mean one after the other
     pool: str = "mean"
@@ -98,42 +98,8 @@ class EncoderConfig:
         self.patch, self.stride = tuple(self.patch), tuple(self.stride)
         self.convs = tuple(tuple(c) for c in self.convs)
         self.streams = tuple((name, n, tuple(mean), tuple(scale)) for name, n, mean, scale in self.streams)
-        for ok, complaint in (
-            (self.dim % self.heads == 0, f"dim {self.dim} is not a multiple of heads {self.heads}"),
-            (self.positions != "conv" or self.dim % self.position_groups == 0,
-             f"dim {self.dim} is not a multiple of position_groups {self.position_groups}"),
-            (self.n_mels >= self.patch[0], f"a patch of {self.patch[0]} mel bands does not fit n_mels {self.n_mels}"),
-            (self.frames >= self.patch[1], f"a clip of {self.frames} frames ({self.clip_seconds:g} s) is shorter than "
-                                           f"one patch of {self.patch[1]} frames"),
-            (all(0 < s <= p for s, p in zip(self.stride, self.patch)), f"stride {self.stride} must be from 1 to the "
-                                                                       f"patch {self.patch}"),
-            *((getattr(self, name) in known, f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
-              for name, known in CHOICES.items()),
-            (self.pool in ("mean", "foreground") or self.specials > 0, f"pool {self.pool!r} needs special tokens"),
-            (not self.pool_norm or self.pool == "mean" and not self.streams, "pool_norm is of pool 'mean' alone"),
-            (self.pool != "foreground" or self.denoise is not None, "pool 'foreground' needs denoise, which tells it"),
-            (bool(self.convs) == (self.frontend == "wave"), "convs belong to frontend 'wave', and it needs them"),
-            (self.chunk == 0 or self.chunk >= self.patch[1], f"chunk {self.chunk} is shorter than one patch"),
-            (not self.chunk or self.positions in ("sincos", "conv")
-             or self.columns(self.chunk) <= self.columns(self.frames),
-             f"chunk {self.chunk} is longer than the {self.frames} frames that have learned positions"),
-            (0 <= self.prenet < max(1, self.depth), f"prenet {self.prenet} leaves none of {self.depth} blocks"),
-            (not (self.alibi or self.positions == "conv") or self.specials == 0,
-             "alibi and conv positions know no special tokens"),
-            (self.positions not in ("sincos", "fixed", "physical") or self.dim % 4 == 0,
-             f"dim {self.dim} is no multiple of 4"),
-            (self.rate == "fixed" or self.positions == "physical" and self.frontend in ("octave", "wave"),
-             "rate 'any' needs positions 'physical' and frontend 'octave' or 'wave'"),
-            (not self.streams or self.frontend == "octave" and self.frames % self.patch[1] == 0,
-             f"streams need --rate any, no raw wave, and clips of whole columns of {self.patch[1]} frames"),
-            (self.inputs == "all" or self.streams, f"inputs {self.inputs!r}: this encoder knows no streams"),
-            *((n * len(mean) <= self.patch[0] * self.patch[1], f"stream {name}: {n * len(mean)} values in a column of "
-               f"{self.stride[1] * self.hop:g} s are more than a patch has") for name, n, mean, _ in self.streams),
-            (self.frontend != "octave" or self.n_mels == octave_rows(self.sample_rate) * SEMITONES,
-             f"frontend 'octave' has {octave_rows(self.sample_rate) * SEMITONES} bands at {self.sample_rate} Hz, not "
-             f"{self.n_mels}"),
-        ):
-            if not ok:
+        for fits, complaint in _conditions(self):
+            if not fits:
                 raise ValueError(complaint)
 
     def heard_rate(self, recorded):
@@ -169,20 +135,14 @@ class EncoderConfig:
 
     @property
     def chunk_frames(self):
-        """Frames of the windows that longer input is cut into."""
         return self.chunk or self.frames
 
     @property
     def chunk_samples(self):
         return round(self.chunk_frames * self.hop * self.sample_rate)
 
-    @property
-    def hop_samples(self):
-        return int(self.hop * self.sample_rate)
-
-    @property
-    def window_samples(self):
-        return int(self.window * self.sample_rate)
+    hop_samples = property(lambda self: int(self.hop * self.sample_rate))
+    window_samples = property(lambda self: int(self.window * self.sample_rate))
 
     @property
     def width(self):
@@ -241,8 +201,7 @@ class EncoderConfig:
         """wave: the length after each layer; padding is half a stride on both sides, or "same" at stride 1. The first
         layer, the filters, is "same" too, of which every so many samples are kept.
 
-        A clip shorter than the first kernel is filled up to it with silence.
-        """
+        A clip shorter than the first kernel is filled up with silence."""
         _, least, stride = self.convs[0]
         samples = samples.clamp(min=least) if hasattr(samples, "clamp") else max(least, samples)
         lengths = [(samples - 1) // stride + 1]
@@ -264,40 +223,50 @@ class EncoderConfig:
     def n_tokens(self):
         return self.grid[0] * self.grid[1]
 
-    def patch_flops(self):
-        """Floating-point operations that embed one clip's patches, or convolve its wave."""
-        n = self.n_tokens
-        if self.frontend != "wave":
-            return 2 * n * self.patch[0] * self.patch[1] * self.dim
-        inputs = (1, *(c for c, _, _ in self.convs))
-        lengths = self.conv_lengths(self.clip_samples)
-        return (sum(2 * t * i * c * k for t, i, (c, k, _) in zip(lengths, inputs, self.convs))
-                + 2 * n * inputs[-1] * self.dim)
-
-    def position_flops(self):
-        if self.positions != "conv":
-            return 0
-        layers, kernel = CONV_POSITIONS
-        return layers * kernel * 2 * self.n_tokens * self.dim * self.dim // self.position_groups
-
-    def embed_flops(self):
-        return self.patch_flops() + self.position_flops()
-
-    def block_flops(self, tokens):
-        """Of all blocks for one clip of so many tokens: 24 d² + 4 N d a token and block (feed-forward 4 d wide)."""
-        return tokens * self.depth * (2 * self.dim ** 2 * (4 + 2 * self.mlp_ratio) + 4 * tokens * self.dim)
-
-    def forward_flops(self):
-        """Of the encoder for one clip."""
-        return self.embed_flops() + self.block_flops(self.n_tokens + self.specials)
-
     def to_dict(self):
         return json.loads(json.dumps(asdict(self)))  # tuples become lists
 
     @classmethod
     def from_dict(cls, values):
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
             raise ValueError(f"unknown encoder settings {', '.join(unknown)}: written by a newer version of wren?")
         return cls(**values)
+
+
+def _conditions(c):
+    """What an EncoderConfig's settings must fulfil: (whether they do, what is wrong if not)."""
+    return (
+        (c.dim % c.heads == 0, f"dim {c.dim} is not a multiple of heads {c.heads}"),
+        (c.positions != "conv" or c.dim % c.position_groups == 0,
+         f"dim {c.dim} is not a multiple of position_groups {c.position_groups}"),
+        (c.n_mels >= c.patch[0], f"a patch of {c.patch[0]} mel bands does not fit n_mels {c.n_mels}"),
+        (c.frames >= c.patch[1], f"a clip of {c.frames} frames ({c.clip_seconds:g} s) is shorter than "
+                                       f"one patch of {c.patch[1]} frames"),
+        (all(0 < s <= p for s, p in zip(c.stride, c.patch)), f"stride {c.stride} must be from 1 to the "
+                                                                   f"patch {c.patch}"),
+        *((getattr(c, name) in known, f"{name} {getattr(c, name)!r} is none of {', '.join(known)}")
+          for name, known in CHOICES.items()),
+        (c.pool in ("mean", "foreground") or c.specials > 0, f"pool {c.pool!r} needs special tokens"),
+        (not c.pool_norm or c.pool == "mean" and not c.streams, "pool_norm is of pool 'mean' alone"),
+        (c.pool != "foreground" or c.denoise is not None, "pool 'foreground' needs denoise, which tells it"),
+        (bool(c.convs) == (c.frontend == "wave"), "convs belong to frontend 'wave', and it needs them"),
+        (c.chunk == 0 or c.chunk >= c.patch[1], f"chunk {c.chunk} is shorter than one patch"),
+        (not c.chunk or c.positions in ("sincos", "conv")
+         or c.columns(c.chunk) <= c.columns(c.frames),
+         f"chunk {c.chunk} is longer than the {c.frames} frames that have learned positions"),
+        (0 <= c.prenet < max(1, c.depth), f"prenet {c.prenet} leaves none of {c.depth} blocks"),
+        (not (c.alibi or c.positions == "conv") or c.specials == 0,
+         "alibi and conv positions know no special tokens"),
+        (c.positions not in ("sincos", "fixed", "physical") or c.dim % 4 == 0,
+         f"dim {c.dim} is no multiple of 4"),
+        (c.rate == "fixed" or c.positions == "physical" and c.frontend in ("octave", "wave"),
+         "rate 'any' needs positions 'physical' and frontend 'octave' or 'wave'"),
+        (not c.streams or c.frontend == "octave" and c.frames % c.patch[1] == 0,
+         f"streams need --rate any, no raw wave, and clips of whole columns of {c.patch[1]} frames"),
+        (c.inputs == "all" or c.streams, f"inputs {c.inputs!r}: this encoder knows no streams"),
+        *((n * len(mean) <= c.patch[0] * c.patch[1], f"stream {name}: {n * len(mean)} values in a column of "
+           f"{c.stride[1] * c.hop:g} s are more than a patch has") for name, n, mean, _ in c.streams),
+        (c.frontend != "octave" or c.n_mels == octave_rows(c.sample_rate) * SEMITONES,
+         f"frontend 'octave' has {octave_rows(c.sample_rate) * SEMITONES} bands at {c.sample_rate} Hz, not "
+         f"{c.n_mels}"),
+    )

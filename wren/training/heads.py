@@ -17,6 +17,7 @@ from masking import uniform
 from model import VERSION, Encoder, load_exactly, write_atomically
 from wren.nets.lengths import valid_until
 from wren.nets.transformer import Mlp
+from wren.recipes.arithmetic import forward_flops
 
 _QUERIES = 51  # stream of a clip's seed; augment.py has 41 to 46
 
@@ -250,7 +251,7 @@ class Supervised(nn.Module):
         return self.model.encoder
 
     def flops(self):
-        return 3 * self.encoder.config.forward_flops()
+        return 3 * forward_flops(self.encoder.config)
 
     def forward(self, wave, lengths, seeds, target, frames=None, rate=None, streams=None):
         """wave (B, S), lengths (B,) or None, seeds (B,), target (B, C), frames (B, T, C) -> (loss, metrics)."""
