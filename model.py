@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 
     def _grid(self, spec, extent, layout, streams):
         """extent (B,): valid frames (or samples of a raw wave), None: all."""
-        c = self.config
+        c, spec = self.config, spec.to(next(self.blocks.parameters(), spec).dtype)
         if c.frontend == "wave":
             x = self.patch(spec, extent, layout.sample_rate)[:, :, None]
         else:

@@ -352,3 +352,15 @@ def test_an_encoder_of_one_rate_refuses_another():
     assert torch.equal(encoder.embed(wave, rate=16000), encoder.embed(wave))
     with pytest.raises(UserError, match="16000 Hz only, not 44100"):
         encoder.embed(wave, rate=44100)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "laptop" in name])
+@pytest.mark.parametrize("precision", ["bfloat16", "double"])
+def test_an_encoder_of_another_precision_embeds_as_in_float32(name, precision):
+    encoder, wave = load_encoder(name), noise(2, 30000)
+    with torch.inference_mode():
+        wanted = encoder(wave)
+        found = getattr(encoder, precision)()(wave)
+    assert found.dtype == getattr(torch, precision)
+    assert torch.nn.functional.cosine_similarity(found.float(), wanted).min() > 0.99
+    assert precision == "bfloat16" or (found - wanted).abs().max() < 1e-3

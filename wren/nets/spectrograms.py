@@ -240,6 +240,10 @@ class Frontend(nn.Module):
             spec = self._spectrogram(c, wave.device)(wave, lengths)
             return self._normalised(spec, c, None if lengths is None else c.n_frames(lengths))
 
+    def _apply(self, fn, recurse=True):
+        """Goes to any device, but stays float32 in an encoder of another precision: levels span 120 dB."""
+        return super()._apply(lambda table: table.to(fn(table).device), recurse)
+
     def _spectrogram(self, c, device):
         if c.sample_rate == self.config.sample_rate:
             return self.spectrogram

@@ -110,7 +110,7 @@ class SincFilters(nn.Module):
         """lengths (B,) valid samples or None; each clip is mirrored at its own ends."""
         lengths = None if lengths is None else lengths.clamp(min=self.kernel)
         wave = reflect(wave, self.kernel // 2, lengths)[:, None]
-        return F.conv1d(wave, self.filters(rate)[:, None], stride=self.stride)
+        return F.conv1d(wave, self.filters(rate)[:, None].to(wave.dtype), stride=self.stride)
 
 
 def _mel(hertz):

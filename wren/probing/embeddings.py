@@ -220,11 +220,11 @@ def embed_split(encoders, split, folder, *, depth=None, layers=False, tokens=Fal
         wanted = "tokens.npy" if tokens and hasattr(encoder, "embed") else "clips.npy"
         if not (places[name] / wanted).exists() and places[name] not in (p for p, _ in missing.values()):
             missing[name] = places[name], encoder.to(device)
-    def hears(encoder):
+    def what_is_read(encoder):
         return encoder.config.rate, encoder.config.sample_rate, encoder.config.streams
 
-    for ears in dict.fromkeys(hears(e) for _, e in missing.values()):
-        some = {n: m for n, m in missing.items() if hears(m[1]) == ears}
+    for wanted in dict.fromkeys(what_is_read(e) for _, e in missing.values()):
+        some = {n: m for n, m in missing.items() if what_is_read(m[1]) == wanted}
         config = next(iter(some.values()))[1].config
         _write(some, batches(split, config, device, batch_size, workers), depth, layers, tokens)
     return {name: _open(place) for name, place in places.items()}
