@@ -31,7 +31,7 @@ def parse_args(argv=None):
                                              "folders (default: the demo's species, individual)")
     g.add_argument("--fit", metavar="TASK", help="take the training and validation clips from this task, which has the "
                    "same labels, and only the test clips from --task")
-    g.add_argument("--pool", choices=("mean", "foreground", "specials", "both"), help="clip vectors (default: the "
+    g.add_argument("--pool", choices=("mean", "rows", "foreground", "specials", "both"), help="clip vectors (default: the "
                    "checkpoint's); foreground: tokens weighted by how far they rise above the background")
     g.add_argument("--inputs", choices=("all", "sound", "streams"), help="of an encoder that knows streams: sound and "
                    "streams, or one of them (default: all)")

@@ -259,9 +259,11 @@ def clip_vectors(encoded, config):
 
     The mean of a clip's valid patch tokens (config.pool "mean", "foreground" with weights), of its special tokens
     ("specials"), windows weighted by their columns, or ("both") these and then those. Each stream's tokens are averaged
-    apart, and follow the sound's (0 where it is missing).
+    apart, and follow the sound's (0 where it is missing). "rows": see `row_statistics`.
     """
     windows, parts = encoded.windows, []
+    if config.pool == "rows":
+        return row_statistics(encoded, config)
     if config.pool in ("specials", "both"):
         part = encoded.columns.to(encoded.tokens.dtype)[:, None]  # what a window counts for
         parts.append(windows.total(encoded.specials.mean(1) * part) / windows.total(part))
@@ -272,6 +274,24 @@ def clip_vectors(encoded, config):
         for x, w in zip(encoded.grid.split(groups, 2), weight.split(groups, 2)):
             total = windows.total(w.sum((1, 2)))[:, None].clamp(min=1e-9)
             parts.append(windows.total((x * w[..., None]).sum((1, 2))) / total)
+    return torch.cat(parts, 1)
+
+
+def row_statistics(encoded, config):
+    """Mean and deviation over a clip's valid time of each frequency row, side by side (MSM-MAE and M2D keep the rows
+    apart, too): (B, 2 · F' · D), the means of all rows first. What a row lacks, for want of valid tokens or because the
+    sample rate has no such row, is 0; rows of streams come last."""
+    windows, valid = encoded.windows, encoded.valid.to(encoded.tokens.dtype)[..., None]
+    count = windows.total(valid.sum(1))  # (B, F', 1)
+    known, count = count > 0, count.clamp(min=1)
+    mean = windows.total((encoded.grid * valid).sum(1)) / count
+    apart = (encoded.grid - mean[windows.clip][:, None]) * valid
+    deviation = (windows.total(apart.square().sum(1)) / count + 1e-9).sqrt() * known
+    lacking, streams = config.grid[1] - mean.shape[1], len(config.streams)
+    parts = []
+    for rows in (mean, deviation):
+        sound, rest = rows.tensor_split([rows.shape[1] - streams], 1)
+        parts.append(torch.cat([F.pad(sound, (0, 0, 0, lacking)), rest], 1).flatten(1))
     return torch.cat(parts, 1)
 
 

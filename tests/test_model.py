@@ -364,3 +364,19 @@ def test_an_encoder_of_another_precision_embeds_as_in_float32(name, precision):
     assert found.dtype == getattr(torch, precision)
     assert torch.nn.functional.cosine_similarity(found.float(), wanted).min() > 0.99
     assert precision == "bfloat16" or (found - wanted).abs().max() < 1e-3
+
+
+def test_rows_are_pooled_as_mean_and_deviation_over_valid_time_each():
+    """Against a clip by clip computation; lengths from a part of one window to two windows and a half."""
+    torch.manual_seed(0)
+    encoder = Encoder(replace(SMALL, pool="rows")).eval()
+    wave, lengths = noise(3, 40000), torch.tensor([40000, 16000, 5000])
+    with torch.inference_mode():
+        found = encoder.embed(wave, lengths)
+        for i, n in enumerate(lengths.tolist()):
+            windows = [encoder.tokens(encoder.frontend(part))[0, 2:].unflatten(0, (-1, 4))
+                       for part in wave[i:i + 1, :n].split(encoder.config.chunk_samples, 1)]
+            rows = torch.cat(windows)  # (columns, 4, D)
+            wanted = torch.cat([rows.mean(0).flatten(), rows.std(0, correction=0).flatten()])
+            assert (found[i] - wanted).abs().max() < 1e-3
+    assert found.shape == (3, encoder.config.width) == (3, 2 * 4 * 32)

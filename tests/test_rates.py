@@ -504,3 +504,11 @@ def test_figures_show_a_recording_at_its_own_rate(trained, corpus, tmp_path):
     plot_tsne.main(["--masks", str(corpus / "1.wav"), "--checkpoint", str(trained), "--out", str(tmp_path)])
     about = json.loads((tmp_path / "masks.json").read_text())
     assert "of its 8 × 6 tokens" in about["caption"]  # 22.05 kHz: six octaves, not the seven of 48 kHz
+
+
+def test_rows_that_a_rate_lacks_and_streams_that_are_missing_are_0_in_vectors_of_rows():
+    encoder = small(top=48000, frames=208, streams=(MOTION,), pool="rows")
+    vector = encoder.embed(wave(8000), rate=8000).unflatten(1, (2, 8, -1))[0]  # 7 octaves and the stream
+    assert vector[:, :4].any() and not vector[:, 4:].any()
+    beside = encoder.embed(wave(8000), rate=8000, streams={"motion": motion(1)}).unflatten(1, (2, 8, -1))[0]
+    assert beside[:, 7].any() and not beside[:, 4:7].any()

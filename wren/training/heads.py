@@ -15,8 +15,9 @@ from wren.tasks.augment import drop_patches, mask_spectrogram
 from wren.cli import UserError
 from masking import uniform
 from model import VERSION, Encoder, load_exactly, write_atomically
-from wren.nets.lengths import valid_until
+from wren.nets.lengths import Encoded, valid_until
 from wren.nets.transformer import Mlp
+from wren.objectives.common import scattered
 from wren.recipes.arithmetic import forward_flops
 
 _QUERIES = 51  # stream of a clip's seed; augment.py has 41 to 46
@@ -49,7 +50,7 @@ class QueryHead(nn.Module):
 
     def __init__(self, dim, rows, classes, step, width=128, heads=4, reach=0.4, waves=24):
         super().__init__()
-        self.rows, self.near = rows, min(16, max(2, ceil(reach / step)))  # columns either way
+        self.near = min(16, max(2, ceil(reach / step)))  # columns either way
         length = 4 * reach * (0.02 / (4 * reach)) ** torch.linspace(0, 1, waves)  # of waves, 4 · reach to 20 ms
         self.register_buffer("omega", 2 * pi / length, persistent=False)
         self.norm, self.key = nn.LayerNorm(dim), nn.Linear(rows * dim, heads * 2 * waves)
@@ -146,7 +147,7 @@ class FineTuned(nn.Module):
         pooled = encoder.pool(encoded)
         logits = self.head(pooled).float()
         if self.kind != "query":
-            return logits, self._frame_logits(encoded.frames(), pooled).float(), windows.total(encoded.columns)
+            return logits, self._frame_logits(encoded, pooled).float(), windows.total(encoded.columns)
         return logits, *self._answers(wave, lengths, encoded, layout, queries)
 
     def _answers(self, wave, lengths, encoded, layout, queries):
@@ -164,7 +165,8 @@ class FineTuned(nn.Module):
 
     def _all_rows(self, tokens):
         """Tokens (M, T', F', D) with zeros for rows that this sample rate lacks."""
-        streams, lacking = len(self.encoder.config.streams), self.frame_head.rows - tokens.shape[2]
+        c = self.encoder.config
+        streams, lacking = len(c.streams), c.grid[1] - tokens.shape[2]
         sound, rest = tokens.tensor_split([tokens.shape[2] - streams], 2)
         return torch.cat([sound, sound.new_zeros(*sound.shape[:2], lacking, sound.shape[3]), rest], 2)
 
@@ -177,21 +179,22 @@ class FineTuned(nn.Module):
         columns = torch.full((len(grid),), grid.shape[1], device=grid.device) if columns is None else columns
         hidden = drop_patches(seeds, tuple(grid.shape[1:3]), share, columns)
         tokens = encoder.contextual(grid, valid, hidden, visible_only=True, rate=rate)
-        special, tokens = tokens[:, :c.specials], tokens[:, c.specials:]  # in order; fewer than most are filled up
-        count = (~hidden if valid is None else ~hidden & valid).sum((1, 2))
-        mean = (tokens * valid_until(count, tokens.shape[1])[..., None]).sum(1) / count[:, None]
-        vectors = torch.cat({"specials": [special.mean(1)], "both": [special.mean(1), mean]}.get(c.pool, [mean]), 1)
-        weight = columns.to(vectors.dtype)[:, None]
-        return windows.total(vectors * weight) / windows.total(weight), windows.total(columns)
+        visible = ~hidden if valid is None else ~hidden & valid
+        back = scattered(tokens[:, c.specials:], visible.flatten(1), tokens.new_zeros(()))
+        encoded = Encoded(windows, torch.cat([tokens[:, :c.specials], back], 1), visible, columns)
+        return encoder.pool(encoded), windows.total(columns)
 
-    def _frame_logits(self, frames, pooled):
-        """frames (B, T', D) -> (B, T', C); without a head of its own a frame goes through the clip's."""
+    def _frame_logits(self, encoded, pooled):
+        """-> (B, T', C); without a head of its own a frame goes through the clip's, as a clip of one column."""
+        frames, c = encoded.frames(), self.encoder.config
         if self.frame_head is not None:
             return self.frame_head(frames)
-        if self.encoder.config.pool == "both":
-            special = pooled[:, None, :self.encoder.config.dim].expand(-1, frames.shape[1], -1)
-            frames = torch.cat([special, frames], 2)
-        frames = F.pad(frames, (0, self.encoder.config.width - frames.shape[2]))  # no stream says anything of a frame
+        if c.pool == "both":
+            frames = torch.cat([pooled[:, None, :c.dim].expand(-1, frames.shape[1], -1), frames], 2)
+        if c.pool == "rows":
+            rows = self._all_rows(encoded.grid * encoded.valid[..., None])
+            frames = encoded.windows.joined(rows)[:, :frames.shape[1]].flatten(2)
+        frames = F.pad(frames, (0, c.width - frames.shape[2]))  # no deviation; no stream says anything of a frame
         return self.head(frames)
 
     def probabilities(self, logits):
