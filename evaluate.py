@@ -63,7 +63,8 @@ def parse_args(argv=None):
     g = p.add_argument_group("run")
     g.add_argument("--max-bad", type=cli.share, default=0.01, help="largest share of a test split that may be left "
                    "out because it can't be read")
-    g.add_argument("--json", metavar="FILE", help="results as JSON (default: evaluate.json in the run folder)")
+    g.add_argument("--json", metavar="FILE", help="results as JSON (default: evaluate.json in the run folder, or "
+                   "FILE.evaluate.json beside a checkpoint file)")
     g.add_argument("--markdown", action="store_true", help="print tables as Markdown")
     g.add_argument("--cache", default="runs/cache", help="folder of embeddings (float16) and of fitted probes' "
                    "scores; may be deleted at any time")
@@ -116,10 +117,19 @@ def main(argv=None):
             print(report.copies(task, fit, sets, embed(fit, encoders, device, args)))
     if len(tasks) > 1:
         print(report.summary(results, args.markdown))
-    home = Path(next(iter(encoders)))
-    path = Path(args.json or (home / "evaluate.json" if home.is_dir() else "evaluate.json"))
+    path = Path(args.json) if args.json else results_path(next(iter(encoders)))
     cli.write_text(path, json.dumps({"results": results, "differences": differences, "geometry": geometry}, indent=1))
     print(f"\nwritten to {path}")
+
+
+def results_path(source):
+    """evaluate.json in the run folder, or beside a checkpoint file under its name; of a preset in runs/."""
+    source = Path(source)
+    if source.is_dir():
+        return source / "evaluate.json"
+    path = source.with_suffix(".evaluate.json") if source.is_file() else Path("runs") / f"{source.name}.evaluate.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def refitted(task, other):

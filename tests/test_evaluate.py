@@ -1,5 +1,6 @@
 """evaluate.py as a user meets it: every probe, several encoders, detection, BEANS, what it prints and refuses."""
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,7 +276,7 @@ def test_two_files_with_one_embedding_raise_an_alarm(runs, judged, tiny, tmp_pat
         split.rows.locate(i) for i in range(1, len(split)) if split.rows.locate(i)[-4:] == split.rows.locate(0)[-4:])
     shutil.copy(first, second)
     found, text = judged("--checkpoint", runs[0], "--task", "individual", data=tmp_path / "copy")
-    assert text.count("ALARM") == 3 and all(g["duplicates"] == 1 for g in found["geometry"])
+    assert text.count("ALARM") == 1 and "the same with 2 other encoders" in text and all(g["duplicates"] == 1 for g in found["geometry"])
 
 
 def test_a_class_that_training_lacks_is_never_chosen():
@@ -298,3 +299,12 @@ def test_a_mistake_is_refused_in_one_line(runs, judged, arguments, message):
     with pytest.raises(UserError, match=message) as error:
         judged("--checkpoint", runs[0], *([] if "--task" in arguments else ["--task", "individual"]), *arguments)
     assert "\n" not in str(error.value)
+
+
+def test_results_of_a_checkpoint_file_lie_beside_it_and_never_where_one_stands(runs, tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shutil.copy(Path(runs[0]) / "encoder.pt", tmp_path / "mine.pt")
+    evaluate.main(["--knn", "--checkpoint", str(tmp_path / "mine.pt"), "--data", str(tiny), "--task", "species",
+                   "--cache", str(tmp_path / "cache"), "--workers", "0"])
+    assert (tmp_path / "mine.evaluate.json").exists() and not list((tmp_path / "elsewhere").iterdir())

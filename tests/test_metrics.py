@@ -308,7 +308,7 @@ def test_grouped_intervals_of_ranking_metrics_cover_the_truth():
 
 
 def test_draws_without_positives_are_left_out():
-    scores, truth = np.arange(4.0)[:, None], np.array([0, 0, 0, 1], bool)[:, None]
+    scores, truth = np.arange(6.0)[:, None], np.array([0, 0, 0, 0, 0, 1], bool)[:, None]
     assert bootstrap_metric(cmap, scores, truth, draws=50) == [1.0, 1.0]
     assert np.isnan(bootstrap_metric(cmap, scores, truth & False, draws=5)).all()
 
@@ -340,7 +340,10 @@ def test_classes_that_a_draw_lacks_do_not_pull_beans_map_down():
     assert bootstrap_metric(mean_average_precision, scores, truth, groups, draws=50) == [0.75, 0.75]
 
 
-def test_one_recording_gives_no_interval():
+@pytest.mark.parametrize("recordings", [1, 2, 4])
+def test_a_few_recordings_give_no_interval(recordings):
     scores, truth = ranking("random")
-    assert np.isnan(bootstrap_metric(cmap, scores, truth, np.zeros(60), draws=5)).all()
-    assert np.isnan(bootstrap(truth[:, 0], np.zeros(60))).all() and not np.isnan(bootstrap(truth[:, 0])).any()
+    groups = np.arange(60) % recordings
+    assert np.isnan(bootstrap_metric(cmap, scores, truth, groups, draws=5)).all()
+    assert np.isnan(bootstrap(truth[:, 0], groups)).all() and not np.isnan(bootstrap(truth[:, 0])).any()
+    assert not np.isnan(bootstrap_metric(cmap, scores, truth, np.arange(60) % 5, draws=5)).any()

@@ -208,16 +208,19 @@ def _found(counts):
 
 # ---------------------------------------------------------------------------------------------------- intervals
 
+MIN_GROUPS = 5  # with fewer the draws are few and alike: of two recordings there are three
+
+
 def bootstrap(values, groups=None, draws=1000, seed=0):
     """95 % percentile interval [lo, hi] of the mean of `values` (n,) over resampled items.
 
     groups (n,): items of one group (a recording, an individual) are drawn together, since they are not independent;
-    one group alone says nothing about others: [NaN, NaN].
+    fewer than MIN_GROUPS say too little about others: [NaN, NaN].
     """
     values = np.asarray(values, dtype=np.float64)
     names = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     totals, sizes = np.bincount(names, values), np.bincount(names)
-    if len(totals) < 2:
+    if len(totals) < MIN_GROUPS:
         return [float("nan")] * 2
     rng = np.random.default_rng(seed)
     means = np.empty(draws)
@@ -231,11 +234,11 @@ def bootstrap_metric(function, scores, truth, groups=None, draws=1000, seed=0):
     """Like `bootstrap`, for a metric that is no mean over items: function(scores, truth) -> number.
 
     scores, truth: arrays whose first axis are the n items; groups (n,) as above. Draws in which the metric is NaN
-    (no positives) are left out; [NaN, NaN] if all are, or if there is one group only.
+    (no positives) are left out; [NaN, NaN] if all are, or if there are fewer than MIN_GROUPS groups.
     """
     values = metric_draws(function, scores, truth, groups, draws, seed)
     values = values[~np.isnan(values)]
-    if groups is not None and len(np.unique(groups)) < 2:
+    if len(np.unique(groups) if groups is not None else scores) < MIN_GROUPS:
         values = values[:0]
     return [float(v) for v in np.percentile(values, (2.5, 97.5))] if len(values) else [float("nan")] * 2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from wren.probing import scoring
-from wren.probing.metrics import bootstrap, mean_average_precision, metric_draws, segment_f1
+from wren.probing.metrics import MIN_GROUPS, bootstrap, mean_average_precision, metric_draws, segment_f1
 from wren.probing.probes import duplicates, geometry
 
 PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive", "prototype": "prototype",
@@ -31,7 +31,7 @@ def interval(task, sampled, args):
     groups = task.splits["test"].groups
     if task.metric == "accuracy":
         return bootstrap(sampled, groups, seed=args.seed)
-    if len(np.unique(groups)) < 2 or np.isnan(sampled).all():
+    if len(np.unique(groups)) < MIN_GROUPS or np.isnan(sampled).all():
         return [float("nan")] * 2
     return [float(v) for v in np.nanpercentile(sampled, (2.5, 97.5))]
 
@@ -87,19 +87,22 @@ def detection_scores(task, fit):
 
 def describe(task, sets, args):
     """How the test clips' vectors lie, without a probe; an alarm when two files have one embedding."""
-    rows, split = [], task.splits["test"]
+    rows, alarms, split = [], [], task.splits["test"]
     for name, splits in sets.items():
         x = splits["test"].vectors(1)
         twins = [pair for pair in duplicates(x) if split.rows.locate(pair[0]) != split.rows.locate(pair[1])]
         out = {"task": task.name, "encoder": name, "duplicates": len(twins)}
         if twins:
             a, b = (split.rows.path(i) for i in twins[0])
-            print(f"ALARM: {name} gives {len(twins)} of {len(x)} test clips of {task.name} the embedding of another "
-                  f"file, for example {a} and {b}: is the audio what it should be (rate, silence, copies)?")
+            alarms.append((name, f"{len(twins)} of {len(x)} test clips of {task.name} have the embedding of another file, "
+                                 f"for example {a} and {b}"))
         if args.clusters:
             labels = split.targets if task.kind == "classification" else None
             out |= geometry(x, labels, len(task.labels), args.seed)
         rows.append(out)
+    if alarms:
+        others = f" (the same with {len(alarms) - 1} other encoders)" if len(alarms) > 1 else ""
+        print(f"ALARM: {alarms[0][0]}: {alarms[0][1]}{others}: is the audio what it should be (rate, silence, copies)?")
     return rows
 
 
@@ -168,7 +171,7 @@ def task_table(task, rows, differences, geometry, markdown=False):
         groups = len(set(task.splits["test"].groups.tolist()))
         unit = "windows" if task.kind == "detection" else "clips"
         out = [f"\n{task.name}: {metric}, {len(task.labels)} classes, {r['n_test']} test {unit} of {groups} "
-               f"recordings, chance {r['chance']:.3f}",
+               f"recordings{' (too few for an interval)' * (groups < MIN_GROUPS)}, chance {r['chance']:.3f}",
                table(["probe", "encoder", "value", "95 % interval", "chosen on validation"], lines, markdown), ""]
     if shown and shown[0]["metric"] == "map":
         out += [_ranking_table(task, shown, names, markdown), ""]
@@ -233,7 +236,7 @@ def _cell(mean, of):
 
 
 def _interval(pair):
-    return "–" if None in pair else f"[{pair[0]:.3f}, {pair[1]:.3f}]"  # None: there is one recording only
+    return "–" if None in pair else f"[{pair[0]:.3f}, {pair[1]:.3f}]"  # None: there are too few recordings
 
 
 def _plain(value):
