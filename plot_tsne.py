@@ -56,7 +56,7 @@ def parse_args(argv=None):
     g.add_argument("--seconds", type=cli.positive, default=30.0, help="of --events: how much is shown, s")
 
     g = p.add_argument_group("run")
-    g.add_argument("--out", default="runs/figures", help="folder of the figures")
+    g.add_argument("--out", default="runs/figures", help="folder of the figures, or a file that ends in .png")
     g.add_argument("--name", help="file name without suffix (default: tells the figure)")
     g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--batch-size", type=cli.positive_int, default=32, help="clips a forward pass")
@@ -316,7 +316,10 @@ def main(argv=None):
         figure = plot_map(args)
     from wren.figures import style as figures
     name, draw, caption, table, about = figure
-    path = figures.save(draw, args.out, args.name or name, caption, table, about)
+    out = Path(args.out)
+    if out.suffix in (".png", ".pdf"):  # a file, not a folder
+        out, name = out.parent, out.stem
+    path = figures.save(draw, out, args.name or name, caption, table, about)
     print(f"{caption}\nwritten to {path}, and beside it .pdf, -column.png, -column.pdf, .csv, .json")
 
 

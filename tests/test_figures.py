@@ -1,4 +1,5 @@
 """Figures: each command draws something readable on tiny inputs, and the numbers under the drawings are right."""
+import csv
 import json
 import os
 from pathlib import Path
@@ -558,3 +559,27 @@ def test_a_mistake_is_one_line_with_the_remedy(tiny, study, tmp_path, monkeypatc
         plot_tsne.main([*arguments, "--data", str(tiny), "--workers", "0"])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "runs" / "figures").exists(), "nothing is left behind"
+
+
+def test_out_may_name_the_file(run, tmp_path):
+    plot_tsne.main(["--curves", str(run), "--out", str(tmp_path / "deep" / "mine.png")])
+    assert (tmp_path / "deep" / "mine.png").is_file() and (tmp_path / "deep" / "mine.json").is_file()
+
+
+def test_masks_are_shown_on_what_the_run_was_trained_on(tiny, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no demo corpus, and none is to be made
+    plot_tsne.main(["--masks", "--checkpoint", str(run), "--out", str(tmp_path / "m.png")])
+    clip = json.loads((tmp_path / "m.json").read_text())["clip"]
+    assert clip in {Path(row["path"]).name for row in csv.DictReader(open(tiny / "pretrain.csv"))}
+    assert not (tmp_path / "data").exists()
+
+
+def test_bars_of_events_are_as_dark_as_they_are_sure(tmp_path, monkeypatch):
+    """A score of 0.04 is faint also where no other is surer."""
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(64000), 16000)
+    (tmp_path / "found.csv").write_text("file,start,end,label,score\na.wav,0.5,1.0,wren,0.04\na.wav,2.0,2.5,wren,0.03\n")
+    alphas, bars = [], Axes.broken_barh
+    monkeypatch.setattr(Axes, "broken_barh", lambda *a, **k: alphas.append(k["alpha"]) or bars(*a, **k))
+    plot_tsne.main(["--events", str(tmp_path / "found.csv"), "--recording", str(tmp_path / "a.wav"), "--out",
+                    str(tmp_path / "e.png")])
+    assert alphas and max(alphas) < 0.2

@@ -41,8 +41,16 @@ def plot_curves(args):
     caption = (f"Pre-training of {', '.join(runs)}. Solid: training, mean over the steps since the last row"
                f"{'; dashed: held-out clips' * held}. Parts of the loss are before their weights.")
 
+    chances = {run: next((row["chance"] for row in reversed(rows) if row.get("chance")), None)
+               for run, rows in runs.items()}
+
     def draw(width):
         handles = [figures.handle(run, color=figures.look(k)["color"], linestyle="-") for k, run in enumerate(runs)]
+        if held:
+            handles += [figures.handle("training", color=figures.GREY, linestyle="-"),
+                        figures.handle("held out", color=figures.GREY, linestyle="--")]
+        if "accuracy" in panels and any(chances.values()):
+            handles.append(figures.handle("chance", color=figures.GREY, linestyle=":"))
         down, across = figures.grid_of(len(panels), width)
         figure, body = figures.page(width, 1.45 * down, caption, handles)
         for ax, key in zip(figures.axes_of(body, len(panels), across), panels):
@@ -52,6 +60,8 @@ def plot_curves(args):
                     if dots:  # a single one would not show as a line
                         ax.plot(*zip(*dots), linestyle=line, color=figures.look(k)["color"], markersize=3,
                                 marker="o" if len(dots) == 1 else "")
+                if key == "accuracy" and chances[run]:
+                    ax.axhline(chances[run], color=figures.look(k)["color"], linestyle=":", linewidth=0.8)
             ax.set(ylabel=NAMES.get(key, key.replace("_", " ")), xlabel="step")
             ax.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
         return figure

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba
 
 from wren.figures import style as figures
 from wren.tasks.annotations import read_annotations, stems, tables
-from wren.cli import UserError
+from wren.cli import DEMO, UserError
 from wren.recipes import PRESETS
 
 VEIL = "#56B4E9"  # over what is hidden
@@ -111,12 +111,12 @@ def open_clip(args, path):
     source = Path(args.checkpoint[0]) if args.checkpoint else newest_encoder("runs").parent
     torch.manual_seed(args.seed)
     encoder = load_encoder(source, args.format)
-    path = path or lively_clip(args, encoder.config.clip_seconds)
+    folder = source if source.is_dir() else source.parent
+    run = folder if (folder / "config.json").exists() and (folder / "encoder.pt").exists() else None
+    path = path or lively_clip(args, encoder.config.clip_seconds, run)
     wave, rate = read_part(path, args.start, encoder.config.clip_seconds)
     config = encoder.config.at_rate(encoder.config.heard_rate(rate))
     wave = audio.resample(wave, rate, config.sample_rate)[:config.clip_samples]
-    folder = source if source.is_dir() else source.parent
-    run = folder if (folder / "config.json").exists() and (folder / "encoder.pt").exists() else None
     return Clip(encoder, run, str(source), Path(path).name, args.start, torch.from_numpy(wave)[None],
                 config.sample_rate)
 
@@ -131,15 +131,23 @@ def read_part(path, start, seconds):
         return sound.read(first, min(round(seconds * sound.rate), sound.frames - first)), sound.rate
 
 
-def lively_clip(args, seconds):
-    """The liveliest of the first 20 clips of the task (the demo's species by default), a long one if possible."""
-    from wren.sound import audio
-    from wren.sound import demo
+def lively_clip(args, seconds, run=None):
+    """The liveliest of the first 20 clips of what the run was trained on, or of the task where --data names another
+    folder or there is no run (the demo's species by default); a long one if possible."""
+    from wren.sound import audio, demo
     from wren.sound.activity import activity
+    from wren.sound.opening import open_manifest
     from wren.tasks import load_task
-    if args.data == "data/demo":
-        demo.ensure(args.data)
-    rows = load_task(args.task, root=args.data).splits[args.split].rows
+    source = json.loads((run / "config.json").read_text())["data"]["source"] if run else DEMO
+    if args.data == DEMO and source != DEMO:
+        if not Path(source).exists():
+            raise UserError(f"{run} was trained on {source}, which is not here: name a recording after --masks or "
+                            "--attention, or a task with --data and --task")
+        rows = open_manifest(source)
+    else:
+        if args.data == DEMO:
+            demo.ensure(DEMO)
+        rows = load_task(args.task, root=args.data).splits[args.split].rows
 
     def lively(path):
         with audio.Sound(path) as sound:
@@ -340,9 +348,8 @@ def plot_events(args):
     if not labels:
         raise UserError(f"{', '.join(given)}: no events of {path.name} from {args.start:g} to {end:g} s")
     scored = any(e.score is not None for e in detected)
-    surest = max((e.score for e in detected if e.score is not None and e.score > 0), default=1)
     caption = (f"{path.name}: spectrogram (dB above each frequency's median) with {len(detected)} detections (dark "
-               f"bars{', the fainter the less sure' * scored})" +
+               f"bars{', as dark as they are sure' * scored})" +
                (f" over {len(annotated)} annotations (light bars)." if args.annotations else "."))
 
     def draw(width):
@@ -354,7 +361,7 @@ def plot_events(args):
             color = figures.look(k)["color"]
             for some, height, alpha in ((annotated, 0.8, 0.35), (detected, 0.4, 1.0)):
                 for e in (e for e in some if e.label == label):
-                    sure = alpha if e.score is None or some is annotated else 0.4 + 0.6 * max(0, e.score) / surest
+                    sure = alpha if e.score is None or some is annotated else 0.1 + 0.9 * min(1, max(0, e.score))
                     low.broken_barh([(e.start, e.end - e.start)], (k - height / 2, height), color=color, alpha=sure,
                                     linewidth=0)
                     if e.low is not None and e.high is not None and some is detected:
