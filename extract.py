@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wren import cli
-from wren.cli import DEMO, UserError, write_table
+from wren.cli import DEMO, UserError, warn, write_table
 
 
 def batch_size(text):
@@ -91,8 +91,9 @@ def _add_scores(p):
                    "or with --window, OUT/predictions.csv (file, start, end, rank, label, score). A recording's "
                    "score is the mean over its windows where classes exclude each other, else the highest")
     g.add_argument("--top-k", type=cli.positive_int, default=12, help="labels a recording (EAT: 12)")
-    g.add_argument("--events", choices=("raven", "audacity", "csv"), help="write a Raven table OUT/events.txt (times "
-                   "cumulative over the recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
+    g.add_argument("--events", choices=("raven", "raven-combined", "audacity", "csv"), help="write a Raven table for each "
+                   "recording, OUT/STEM.Table.1.selections.txt, one for all, OUT/events.txt (times cumulative over the "
+                   "recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
     g.add_argument("--resolution", type=cli.positive, metavar="S", help="seconds from one score to the next, with a "
                    "detector of --head query (default: what it was trained with)")
     g.add_argument("--smooth", type=seconds, default=0.0, metavar="S", help="seconds over which scores are smoothed, "
@@ -245,8 +246,8 @@ def search(args, run, settings):
                         f"{settings['checkpoint']}; this one is {mine}): say which with --checkpoint")
     query = [rows for _, rows, *_ in embeddings(run, settings["granularity"], settings["layers"],
                                                 settings["by_window"])]
-    if run.bad:
-        raise UserError(f"--search {args.search}: {next(iter(run.bad.values()))}")
+    if not query:
+        raise UserError(f"--search {args.search}: {next(iter(run.bad.values())).detail}")
     found = nearest(args.folder, np.concatenate(query), args.top, not args.raw, without=run.recordings.path(0))
     print(f"{'cosine':>7} {'start':>10} {'end':>10}  file (times in s)")
     for likeness, row in found:
@@ -265,7 +266,7 @@ def predict(args, run):
         found = [(stretch, float(stretch.seconds(0)), float(stretch.seconds(stretch.samples)), scores)
                  for stretch, scores in pooled(windows, highest=run.model.activation == "sigmoid")]
     run.finish(args.out)
-    found = [(run.path(stretch), *rest) for stretch, *rest in found if stretch.index not in run.bad]
+    found = [(run.path(stretch), *rest) for stretch, *rest in found if not run.unusable(stretch)]
     rows = [(file, f"{start:.6f}", f"{end:.6f}", rank, labels[k], f"{scores[k]:.6f}")
             for file, start, end, scores in found for rank, k in enumerate((-scores).argsort()[:args.top_k], 1)]
     if len(found) == 1:
@@ -282,10 +283,14 @@ def predict(args, run):
 
 def detect(args, run):
     """Write events, and compare them with annotations."""
-    from wren.tasks.annotations import write_annotations
+    import numpy as np
+
     from wren.probing.metrics import decode_events
+    from wren.probing.scoring import doubt
     # now: hours later is too late for an error in it
     truth = read_truth(args.against, args.label) if args.against else []
+    if text := doubt("mAP", run.model.valid, run.model.chance, events=True):
+        warn(f"{args.checkpoint}: {text}")
     limits = args.threshold if args.threshold is not None else run.model.thresholds or 0.5
     minimum = args.minimum if args.minimum is not None else run.model.minimum_seconds
     events, files = [], {}
@@ -298,24 +303,37 @@ def detect(args, run):
     run.finish(args.out)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     files = [(file, *about) for file, about in files.items()]
-    if args.events == "audacity":
-        names = dict(zip(map(run.recordings.path, range(len(run.recordings))), output_names(run.recordings)))
-        track = {file: [] for file, *_ in files}
-        for event in events:
-            track[event.file].append(event)
-        for file, *about in files:
-            path = Path(args.out) / f"{names[file]}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_annotations(path, track[file], "audacity", [(file, *about)])
-        where = f"{args.out}/*.txt"
-    else:
-        where = Path(args.out) / {"raven": "events.txt", "csv": "events.csv"}[args.events]
-        write_annotations(where, events, args.events, files)
-    counts = Counter(event.label for event in events)
-    print(f"{where}: {several(len(events), 'event')} in {several(len(files))}, {run.seconds:.2f} s"
-          + "".join(f"\n  {label:<28} {counts[label]}" for label in run.model.labels))
+    where = write_events(args, run, events, files)
+    counts, limits = Counter(event.label for event in events), np.atleast_1d(limits)
+    given = "--threshold" if args.threshold is not None else "chosen on validation; --threshold sets another"
+    span = " to ".join(dict.fromkeys(f"{limit:.3g}" for limit in (limits.min(), limits.max())))
+    print(f"{where}: {several(len(events), 'event')} in {several(len(files))}, {run.seconds:.2f} s, where scores are above "
+          f"{span} ({given})" + "".join(f"\n  {label:<28} {counts[label]}" for label in run.model.labels))
+    marked = sum(event.end - event.start for event in events)
+    if marked > run.seconds * max(1, len(run.model.labels) / 4):
+        warn(f"events flood: {several(len(events), 'event')} mark {marked / 60:.1f} min of {run.seconds / 60:.1f} min of "
+             "sound; give a higher --threshold, or look whether the model was trained on sound like this")
     if args.against:
         compare(args, events, truth, [file for file, *_ in files])
+
+
+def write_events(args, run, events, files):
+    """One table for all recordings, or one for each, named after it as its array would be; returns where they are."""
+    from wren.tasks.annotations import write_annotations
+    if args.events in ("csv", "raven-combined"):
+        where = Path(args.out) / {"raven-combined": "events.txt", "csv": "events.csv"}[args.events]
+        write_annotations(where, events, args.events.removesuffix("-combined"), files)
+        return where
+    names = dict(zip(map(run.recordings.path, range(len(run.recordings))), output_names(run.recordings)))
+    suffix = {"raven": ".Table.1.selections.txt", "audacity": ".txt"}[args.events]
+    found = {file: [] for file, *_ in files}
+    for event in events:
+        found[event.file].append(event)
+    for file, *about in files:
+        path = Path(args.out) / f"{names[file]}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_annotations(path, found[file], args.events, [(file, *about)])
+    return f"{args.out}/*{suffix}"
 
 
 def score_tracks(run):

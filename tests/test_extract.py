@@ -1,6 +1,7 @@
 """Recordings in, embeddings, predictions and events out: nothing lost, nothing mixed up, nothing half-written."""
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,7 +55,7 @@ def folder(tmp_path_factory):
     """Recordings of several rates, lengths and formats, in folders; two share their stem."""
     top = tmp_path_factory.mktemp("sound")
     (top / "deep").mkdir()
-    for k, (name, rate, seconds) in enumerate((("a.wav", 16000, 2.5), ("b.flac", 44100, 3.21), ("c.WAV", 8000, 0.01),
+    for k, (name, rate, seconds) in enumerate((("a.wav", 16000, 2.5), ("b.flac", 44100, 3.21), ("c.WAV", 8000, 0.06),
                                                ("deep/a.wav", 48000, 1.0), ("bat.wav", 250000, 1.3))):
         soundfile.write(top / name, noise(round(rate * seconds), k), rate)
     return top
@@ -87,7 +88,7 @@ def test_a_part_resampled_in_pieces_is_that_part_of_the_whole(tmp_path, monkeypa
             assert np.abs(part - whole[start:stop]).max() < 1e-5, (start, stop)
 
 
-@pytest.mark.parametrize("seconds, window, hop", [(0.01, 1, 1), (1, 1, 1), (1.0001, 1, 1), (3.7, 1, 0.3), (3.7, 2, 2),
+@pytest.mark.parametrize("seconds, window, hop", [(0.06, 1, 1), (1, 1, 1), (1.0001, 1, 1), (3.7, 1, 0.3), (3.7, 2, 2),
                                                   (5, 1, 0.999), (2.2, 0.5, 0.123)])
 def test_every_sample_is_in_a_window_and_belongs_to_exactly_one(tmp_path, seconds, window, hop):
     rate, cut = 22050, Cut(16000, window, hop)
@@ -256,13 +257,13 @@ def test_broken_files_are_listed_and_the_others_are_done(folder, checkpoint, tmp
     soundfile.write(broken / "cut.flac", noise(160000), 16000)
     data = (broken / "cut.flac").read_bytes()
     (broken / "cut.flac").write_bytes(data[:len(data) // 2])
-    with pytest.raises(UserError, match="4 of 4 recordings can't be read"):
+    with pytest.raises(UserError, match="4 of 4 recordings can't be used"):
         run(broken, "--checkpoint", checkpoint, "--out", tmp_path / "none")
     run(broken, folder / "c.WAV", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--batch-size", 1)
-    assert "4 of 5 recordings can't be read" in capsys.readouterr().err
-    table = (tmp_path / "out" / "broken.csv").read_text()
-    assert all(name in table for name in ("empty.wav,empty file", "text.wav", "nothing.wav", "cut.flac"))
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"broken.csv", "c.npy", "index.csv", "settings.json"}
+    assert "4 of 5 recordings can't be used" in capsys.readouterr().err
+    table = (tmp_path / "out" / "unusable.csv").read_text()
+    assert all(name in table for name in ("empty.wav,unreadable", "text.wav", "nothing.wav", "cut.flac"))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"unusable.csv", "c.npy", "index.csv", "settings.json"}
     assert len(list(store.read_index(tmp_path / "out"))) == 1
 
 
@@ -381,6 +382,7 @@ def loud(monkeypatch):
     """A detector of two classes that knows the answer: what is loud, and what is loud and low. Frames of 40 ms."""
     class Loud(torch.nn.Module):
         labels, thresholds, window_seconds, hop_seconds = ["loud", "low"], [0.3, 0.6], 1.0, 0.5
+        valid = chance = None
         kind, activation, frame_seconds, minimum_seconds = "frames", "sigmoid", 0.04, 0.0
 
         def __init__(self):
@@ -415,7 +417,7 @@ def calls(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("format, name", [("raven", "events.txt"), ("csv", "events.csv")])
+@pytest.mark.parametrize("format, name", [("raven-combined", "events.txt"), ("csv", "events.csv")])
 def test_events_lie_where_the_calls_are_and_the_table_read_back_says_so(loud, calls, capsys, format, name):
     run(*(calls / f"{name}.wav" for name in ("one", "two", "three")), "--events", format, "--checkpoint", "x",
         "--against", calls / "truth.csv", "--iou", 0.8, "--out", calls / "out", "--batch-size", 3)
@@ -460,7 +462,7 @@ def test_events_are_compared_with_a_folder_of_tables(loud, calls, capsys):
                 for k, e in enumerate(events, 1) if e.file == f"{name}.wav")
         (tables / f"{name}.Table.1.selections.txt").write_text(header + "".join(rows))
     (tables / "elsewhere.txt").write_text("1\t2\tloud\n")
-    flags = "--events", "raven", "--checkpoint", "x", "--out", calls / "out", "--against"
+    flags = "--events", "raven-combined", "--checkpoint", "x", "--out", calls / "out", "--against"
     run(*(calls / f"{name}.wav" for name in ("one", "two", "three")), *flags, tables)
     text = capsys.readouterr().out
     assert f"against {tables} in 3 recordings," in text and "(1 annotation of other recordings left out)" in text
@@ -531,11 +533,11 @@ def test_a_recording_s_labels_are_a_table_and_those_of_many_a_csv(finetuned, fol
 def test_frames_of_a_real_detector_and_windows_of_a_classifier_both_give_events(finetuned, folder, tmp_path):
     for kwargs in (dict(kind="frames", window_seconds=1.0, hop_seconds=0.5, thresholds=[0.0] * 3), {}):
         path, _ = finetuned("sigmoid", **kwargs)
-        run(folder / "b.flac", folder / "c.WAV", "--events", "raven", "--threshold", 0, "--checkpoint", path, "--out",
-            tmp_path / "out")
+        run(folder / "b.flac", folder / "c.WAV", "--events", "raven-combined", "--threshold", 0, "--checkpoint", path,
+            "--out", tmp_path / "out")
         events = read_annotations(tmp_path / "out" / "events.txt")
         assert len(events) == 6, "with threshold 0 each class is on from beginning to end"
-        assert {(e.start, e.end) for e in events} == {(0, 3.21), (0, 0.01)}
+        assert {(e.start, e.end) for e in events} == {(0, 3.21), (0, 0.06)}
 
 
 def test_scores_need_a_checkpoint_that_has_a_head(folder, checkpoint):
@@ -600,3 +602,59 @@ def test_the_settings_say_what_made_the_embeddings(folder, checkpoint, tmp_path)
     assert settings["source"] == checkpoint and settings["window"] == 1.0 and len(settings["checkpoint"]) == 16
     row = next(store.read_index(tmp_path / "out"))
     assert row["checkpoint"] == settings["checkpoint"] and row["rate"] == 16000
+
+
+def test_raven_gets_a_table_for_each_recording_by_its_own_clock(calls, loud, tmp_path):
+    run(calls / "one.wav", calls / "two.wav", calls / "three.wav", "--events", "raven", "--checkpoint", "x", "--out",
+        tmp_path / "found")
+    assert {p.name for p in (tmp_path / "found").glob("*.txt")} == {
+        f"{name}.Table.1.selections.txt" for name in ("one", "two", "three")}
+    run(calls / "one.wav", calls / "two.wav", calls / "three.wav", "--events", "csv", "--checkpoint", "x", "--out",
+        tmp_path / "all")
+    together = read_annotations(tmp_path / "all" / "events.csv")
+    apart = [event for name in ("one", "two", "three")
+             for event in read_annotations(tmp_path / "found" / f"{name}.Table.1.selections.txt")]
+    assert together and [(e.file, e.start, e.end, e.label) for e in together] == [
+        (e.file, e.start, e.end, e.label) for e in apart]
+    table = (tmp_path / "found" / "two.Table.1.selections.txt").read_text().splitlines()
+    begin = table[0].split("\t").index("Begin Time (s)")
+    assert [float(line.split("\t")[begin]) for line in table[1:]] == [e.start for e in together if "two" in e.file]
+
+
+def test_a_detector_barely_above_chance_and_a_flood_of_events_are_said(calls, loud, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loud, "valid", 0.107)
+    monkeypatch.setattr(loud, "chance", 0.039)
+    run(calls / "one.wav", "--events", "csv", "--checkpoint", "x", "--out", tmp_path, "--threshold", "0")
+    out, err = capsys.readouterr()
+    assert "validation mAP 0.107 where chance is 0.039: barely above chance" in err
+    assert "events flood" in err and "--threshold" in err and "where scores are above 0 (--threshold)" in out
+
+
+def test_extract_judges_files_as_index_does(tmp_path, checkpoint, capsys):
+    """Silence, NaN and one sample are left out and named; a stereo file of which one side is still is not."""
+    rng, junk = np.random.default_rng(0), tmp_path / "junk"
+    junk.mkdir()
+    soundfile.write(junk / "good.wav", noise(16000), 16000)
+    soundfile.write(junk / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(junk / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    soundfile.write(junk / "one.wav", noise(1), 16000)
+    eight = np.zeros((16000, 8))
+    eight[:, 0] = 0.1 * rng.standard_normal(16000)
+    soundfile.write(junk / "eight.wav", eight, 16000)
+    run(junk, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    assert "3 of 5 recordings can't be used" in capsys.readouterr().err
+    import data
+    data.main(["index", str(junk), "--out", str(tmp_path / "m.csv")])
+
+    def verdicts(path):
+        rows = [line.split(",") for line in Path(path).read_text().splitlines()[1:]]
+        return {(Path(row[0]).name, row[1], row[-1]) for row in rows}
+    assert verdicts(tmp_path / "out" / "unusable.csv") == verdicts(tmp_path / "m.unusable.csv")
+    assert len(verdicts(tmp_path / "m.unusable.csv")) == 4
+
+
+def test_off_a_terminal_extraction_gives_signs_of_life(folder, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("wren.cli.PULSE_SECONDS", 0.0)
+    run(folder / "a.wav", "--checkpoint", checkpoint, "--out", tmp_path, "--batch-size", 1)
+    assert re.search(r"extraction: 0 recordings in 0.0 min, 33% of a.wav, 0.0 min of sound, \d+ × real time",
+                     capsys.readouterr().err)

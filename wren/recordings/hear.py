@@ -1,14 +1,18 @@
-"""wren's encoders in the suites HEAR and X-ARES, which run them as they are.
+"""wren's encoders in the suites HEAR and X-ARES, which run them as they are, with this checkout in PYTHONPATH.
 
-    heareval embeddings: python -m heareval.embeddings.runner hear --model runs/NAME/encoder.pt --tasks-dir TASKS
-    X-ARES:              WREN_CHECKPOINT=runs/NAME python -m xares.run hear.py TASKS/*.py
+    heareval embeddings: python -m heareval.embeddings.runner wren.recordings.hear --model runs/NAME/encoder.pt \\
+                             --tasks-dir TASKS
+    X-ARES:              WREN_CHECKPOINT=runs/NAME python -m xares.run --max-jobs 0 wren/recordings/hear.py TASKS/*.py
 
 HEAR's common API (hearbenchmark.com/hear-api.html): load_model(path) -> a module with sample_rate (one of RATES),
 scene_embedding_size and timestamp_embedding_size; get_scene_embeddings(audio (B, S), model) -> (B, D) and
 get_timestamp_embeddings(audio, model) -> (B, T', D) and (B, T') milliseconds of their centres, at regular intervals,
-all float32. X-ARES: a module whose name ends in Encoder, with sampling_rate, output_dim and hop_size_in_ms, and
-forward(audio (B, S) or (S)) -> (B, T', D). HEAR suggests intervals of at most 50 ms; those here are the encoder's
-token columns: 20 ms where a patch is two frames of all bands, 160 ms for patches of 16 × 16.
+all float32. HEAR suggests intervals of at most 50 ms; those here are the encoder's token columns: 20 ms where a patch
+is two frames of all bands, 160 ms for patches of 16 × 16.
+
+X-ARES: a module whose name ends in Encoder, with sampling_rate, output_dim and hop_size_in_ms, and forward(audio (B, S)
+or (S)) -> (B, T', D). Without a GPU it needs --max-jobs 0, since its default divides by the number of GPUs; its own
+reading of audio needs the package torchcodec.
 """
 import os
 from math import ceil
@@ -20,7 +24,7 @@ from model import load_encoder
 from wren.formats import newest_encoder
 from wren.recordings.windows import token_columns
 
-RATES = (16000, 22050, 32000, 44100, 48000)  # Hz at which HEAR's tasks come
+RATES = (16000, 22050, 44100, 48000)  # Hz that HEAR's validator takes
 
 
 class Model(torch.nn.Module):

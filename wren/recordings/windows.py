@@ -12,6 +12,7 @@ import glob
 import os
 import re
 import sys
+import time
 import warnings
 from dataclasses import dataclass, replace
 from math import ceil
@@ -22,8 +23,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from wren.sound import audio
-from wren.cli import UserError, warn, write_table
+from wren.cli import Pulse, UserError, warn
+from wren.sound import audio, quality
 from wren.sound.manifest import build
 from wren.sound.opening import open_manifest
 from wren.sound.scan import find
@@ -81,6 +82,12 @@ class Recordings:
     def open(self, k):
         manifest, i = self.rows[k]
         return manifest.open(i)
+
+    def judge(self, k):
+        """The verdict on recording k, as `data.py index` would give it: all of it is decoded."""
+        manifest, i = self.rows[k]
+        whole = manifest.entries is None and not manifest.start[i] and not manifest.frames[i]
+        return quality.judge_file(self.path(k)) if whole else quality.judge_row(manifest, i)
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,8 @@ def resampled(clip, frames, start, stop, rate):
 # ------------------------------------------------------------------------------------------------------- reading
 
 class _Reader:
-    """Decodes units, in a reader process or here: (Stretch, first window, windows) -> tensors, or the reason why not.
+    """Decodes units, in a reader process or here: (Stretch, first window, windows) -> tensors, or None where they can't
+    be had, and with a recording's first windows the verdict on all of it.
 
     The last recording stays open, since the next unit mostly is of the same one.
     """
@@ -187,16 +195,19 @@ class _Reader:
 
     def __getitem__(self, unit):
         stretch, first, count = unit
+        verdict = self.recordings.judge(stretch.index) if first == 0 else quality.Verdict()
+        if not verdict.usable:
+            return stretch, first, None, None, verdict
         cut, end = stretch.cut, first + count - 1
         start, stop = first * cut.hop_samples, end * cut.hop_samples + stretch.length(end)
         try:
             wave = resampled(self._clip(stretch.index), stretch.frames, start, stop, cut.rate)
         except audio.BadAudio as error:
-            return stretch, first, error.reason, None
+            return stretch, first, None, None, quality.Verdict("unreadable", error.reason)
         lengths = torch.tensor([stretch.length(first + n) for n in range(count)])
         padded = np.zeros((count - 1) * cut.hop_samples + cut.samples, np.float32)
         padded[:len(wave)] = wave
-        return stretch, first, torch.from_numpy(padded).unfold(0, cut.samples, cut.hop_samples).clone(), lengths
+        return stretch, first, torch.from_numpy(padded).unfold(0, cut.samples, cut.hop_samples).clone(), lengths, verdict
 
     def _clip(self, index):
         if self.open[0] != index:
@@ -218,11 +229,11 @@ def _units(recordings, cut, bad, skip):
             if not stretch.frames:
                 raise audio.BadAudio("holds no sound")
         except audio.BadAudio as error:
-            bad[k] = error.reason
+            bad[k] = quality.Verdict("unreadable", error.reason)
             continue
         count = max(1, _UNIT // stretch.cut.samples)
         for first in range(0, len(stretch), count):
-            if k in bad:
+            if k in bad and not bad[k].usable:
                 break
             yield stretch, first, min(count, len(stretch) - first)
 
@@ -231,8 +242,8 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
     """Windows of all recordings, in order -> wave float32 (B, S), lengths int64 (B,), places [(Stretch, n)] of B.
 
     A batch holds `batch_size` windows, of several recordings where they are short, all of one sample rate; S is its
-    longest window. What can't be read goes to `bad` {index of the recording: reason}, even if windows of it came
-    before. skip(k): recordings that are left out. What comes out does not depend on `workers`, the processes that
+    longest window. What is wrong goes to `bad` {index of the recording: Verdict}; one that can't be used gives no
+    windows, unless it breaks while it is read. skip(k): recordings that are left out. What comes out does not depend on `workers`, the processes that
     decode meanwhile.
     """
     bad, several = {} if bad is None else bad, {}
@@ -243,11 +254,10 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
         units = DataLoader(_Reader(recordings), batch_size=None, sampler=_units(recordings, cut, bad, skip),
                            num_workers=workers, **several)
     waiting = []  # (window, valid samples, (Stretch, n))
-    for stretch, first, windows, lengths in units:
-        if stretch.index in bad:
-            continue
-        if isinstance(windows, str):
-            bad[stretch.index] = windows
+    for stretch, first, windows, lengths, verdict in units:
+        if verdict.problem:
+            bad[stretch.index] = verdict
+        if windows is None or stretch.index in bad and not bad[stretch.index].usable:
             continue
         if waiting and waiting[0][2][0].cut.rate != stretch.cut.rate:
             yield _batch(waiting)
@@ -287,19 +297,26 @@ class Run:
         tokens = self.config.n_tokens * max(1, window / self.config.clip_seconds)
         budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
         self.batch_size = batch_size or max(1, min(256, int(budget / tokens)))
-        self.bad, self.done, self.seconds = {}, 0, 0.0  # {recording: why it can't be read}; how much was read
+        self.bad, self.done, self.seconds = {}, 0, 0.0  # {recording: what is wrong with it}; how much was read
 
     def __call__(self, function, skip=lambda k: False):
         """function (model, wave (B, S), lengths (B,) or None, rate=their sample rate) -> (B, …) tensor, over all
         windows: yields (stretch, number of the window, array (…)). Of a recording that turns out to be broken only the
         first windows may come."""
         read = batches(self.recordings, self.cut, self.batch_size, self.workers, self.bad, skip)
+        began, heard, pulse = time.monotonic(), 0.0, Pulse("extraction", None, "recordings")
         with tqdm(desc="windows", leave=False, disable=None) as bar:
             for wave, lengths, places in read:
                 lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(self.device)
                 with torch.inference_mode(), self.autocast():
                     rows = function(self.model, wave.to(self.device), lengths, rate=places[0][0].cut.rate)
                 rows = rows.float().cpu().numpy()
+                heard += sum(np.diff(stretch.own(n))[0] / stretch.cut.rate for stretch, n in places)
+                speed = f"{heard / max(time.monotonic() - began, 1e-9):.0f} × real time"
+                bar.set_postfix_str(speed, refresh=False)
+                stretch, n = places[-1]
+                pulse.beat(self.done, f", {(n + 1) / len(stretch):.0%} of {os.path.basename(self.path(stretch))}, "
+                                      f"{heard / 60:.1f} min of sound, {speed}")
                 for (stretch, n), row in zip(places, rows):
                     yield stretch, n, row
                     if n == len(stretch) - 1:
@@ -309,16 +326,16 @@ class Run:
     def path(self, stretch):
         return self.recordings.path(stretch.index)
 
+    def unusable(self, stretch):
+        return stretch.index in self.bad and not self.bad[stretch.index].usable
+
     def finish(self, folder, already=0):
-        """List what could not be read; an error if nothing came out at all."""
-        listed = Path(folder) / "broken.csv"
-        listed.unlink(missing_ok=True)
-        if self.bad:
-            rows = [(audio.printable(self.recordings.path(k)), reason) for k, reason in sorted(self.bad.items())]
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            write_table(listed, ("file", "reason"), rows)
-            text = (f"{len(rows)} of {len(self.recordings)} recordings can't be read, for example {rows[0][0]}: "
-                    f"{rows[0][1]}; listed in {listed}")
+        """List what could not be used, or is odd; an error if nothing came out at all."""
+        listed = Path(folder) / "unusable.csv"
+        found = [(self.recordings.path(k), verdict) for k, verdict in sorted(self.bad.items())]
+        quality.list_problems(listed, found, add=already > 0)
+        if found:
+            text = f"{quality.summary(found, len(self.recordings), 'recordings')}; listed in {listed}"
             if not self.done and not already:
                 raise UserError(text)
             warn(text)
