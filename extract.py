@@ -9,7 +9,9 @@
 
 Recordings are read as windows, a few at a time, and no sound is left out: a last window that reaches beyond the end
 is masked there. Embeddings: OUT/STEM.npy for each recording, or one OUT/embeddings.npy with --store, and
-OUT/index.csv with file, start and end of each row (see store.py). Interrupted, the same command goes on where it was.
+OUT/index.csv with file, start and end of each row (see store.py). Interrupted, the same command goes on with the
+recording that it was in, from its beginning, so name hours-long ones as rows of some minutes (python data.py index FOLDER
+--segment 600 --out rows.csv, then python extract.py rows.csv). Predictions and events begin anew.
 """
 import os
 from collections import Counter
