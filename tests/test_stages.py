@@ -224,9 +224,12 @@ def test_the_benchmark_prints_and_writes_rows(tmp_path, capsys):
     assert "matmul" in capsys.readouterr().out
 
 
+PAGES = "\n".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+
+
 def readme_commands():
-    """Every command of the README that calls one of the stages: (script, its arguments)."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    """Every command of the README and docs that calls one of the stages: (script, its arguments)."""
+    text = PAGES.replace("\\\n", " ")
     lines = re.findall(r"^ {4}(?: {4})?(\S.+)$", text, re.MULTILINE) + re.findall(r"`(python [^`]+)`", text)
     for line in lines:
         line = re.sub(r"\s+#.*", "", line).split("; do ")[-1].split("; done")[0]
@@ -243,7 +246,7 @@ def test_every_command_of_the_readme_is_understood_by_its_stage(script, argument
 
 
 def test_every_flag_that_the_readme_names_is_one_of_a_stage():
-    flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", (ROOT / "README.md").read_text()))
+    flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", PAGES))
     known = set("".join(path.read_text() for path in ROOT.glob("*.py")).split('"'))
     known |= {option for action in pretrain.parser()._actions for option in action.option_strings}
     known |= {name_of(setting.name) for part in finetuning.PARTS for setting in fields(part)}
