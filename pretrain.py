@@ -189,25 +189,6 @@ def describe(scores, what="held-out "):
     return text
 
 
-def species_knn(path, device):
-    """One line: kNN accuracy on the demo's species, of this encoder and of the same one untrained."""
-    import torch
-
-    from wren.tasks import load_task
-    from wren.probing.metrics import accuracy
-    from model import Encoder, load_encoder
-    from wren.probing.probes import knn, vectors
-    task = load_task("species", root=DEMO)
-    trained = load_encoder(path).to(device)
-    torch.manual_seed(0)
-    encoders = [trained, Encoder(trained.config).eval().to(device)]
-    fit, test = (vectors(encoders, task.splits[split], device) for split in ("train", "test"))
-    labels = task.splits["train"].targets, task.splits["test"].targets
-    scores = [accuracy(knn(a, labels[0], b), labels[1]) for a, b in zip(fit, test)]
-    return (f"species kNN accuracy {scores[0]:.3f}, untrained {scores[1]:.3f}, chance {1 / len(task.labels):.3f} "
-            f"({len(labels[1])} test clips)")
-
-
 def next_commands(out, data):
     if data != DEMO:
         return (f"Next:\n"
@@ -293,14 +274,16 @@ def resume_and_train(settings, objective, train_rows, valid_rows, stop, procs):
 
 
 def summary(settings, out, device):
-    """What was learned: held-out scores before and after, the kNN score on the demo's species, what to type next."""
+    """What was learned: held-out scores before and after, scores on the demo's species, what to type next."""
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     valid = [{k[6:]: v for k, v in row.items() if k.startswith("valid_")} for row in rows if "valid_loss" in row]
     lines = [f"\n{out}: {settings.optimisation.steps} steps"]
     if valid:
         lines += [f"  before   {describe(valid[0])}", f"  after    {describe(valid[-1])}"]
     if settings.data.data == DEMO:
-        lines += [f"  {species_knn(out / 'encoder.pt', device)}"]
+        from wren.probing.report import first_numbers
+        from wren.tasks import load_task
+        lines += ["", *first_numbers(out / "encoder.pt", load_task("species", root=DEMO), device), ""]
     return "\n".join([*lines, next_commands(out, settings.data.data)])
 
 

@@ -308,3 +308,13 @@ def test_results_of_a_checkpoint_file_lie_beside_it_and_never_where_one_stands(r
     evaluate.main(["--knn", "--checkpoint", str(tmp_path / "mine.pt"), "--data", str(tiny), "--task", "species",
                    "--cache", str(tmp_path / "cache"), "--workers", "0"])
     assert (tmp_path / "mine.evaluate.json").exists() and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_first_numbers_stand_beside_untrained_and_mel_statistics_and_say_where_nothing_is_won(runs, tiny):
+    lines = report.first_numbers(Path(runs[0]) / "encoder.pt", load_task("species", root=tiny), "cpu")
+    assert [line.split("  ")[2].strip() for line in lines[1:4]] == ["this encoder", "untrained", "mel statistics"]
+    scores = np.array([line.split()[-2:] for line in lines[1:4]], float)
+    assert ((0 <= scores) & (scores <= 1)).all() and lines[0].endswith("kNN  linear")
+    for row, name in ((1, "untrained"), (2, "mel statistics")):
+        worse = any(f"is no better than {name}" in line for line in lines[4:])
+        assert worse == bool((scores[0] <= scores[row]).any())

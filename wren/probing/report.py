@@ -1,13 +1,14 @@
 """What is said about scores: values with intervals, paired differences, events, tables for a terminal or Markdown."""
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from wren.probing import scoring
 from wren.probing.metrics import MIN_GROUPS, bootstrap, mean_average_precision, metric_draws, segment_f1
-from wren.probing.probes import duplicates, geometry
+from wren.probing.probes import duplicates, geometry, knn_probe, ridge
 
 PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive", "prototype": "prototype",
           "finetune": "fine-tuned"}  # in the order of tables; few-shot rows follow
@@ -66,6 +67,33 @@ def compare(task, kept, encoders, args):
                     rows.append({"task": task.name, "probe": kind["probe"], "a": a, "b": b, "metric": task.metric,
                                  "value": value - other, "ci95": interval(task, of_a - of_b, args)})
     return rows
+
+
+def first_numbers(path, task, device):
+    """Lines for the end of a first run: kNN and linear (ridge) accuracy on a task's test split of an encoder, of the
+    same one untrained, and of mel statistics; and what they say of pre-training."""
+    import torch
+
+    from model import Encoder, load_encoder
+    from wren.probing.embeddings import MelStatistics, vectors
+    trained = load_encoder(path)
+    torch.manual_seed(0)
+    encoders = {"this encoder": trained, "untrained": Encoder(trained.config).eval(),
+                "mel statistics": MelStatistics(trained.config.sample_rate)}
+    x = {name: vectors([encoder.to(device) for encoder in encoders.values()], split, device)
+         for name, split in task.splits.items()}
+    y, metric = {name: split.targets for name, split in task.splits.items()}, partial(scoring.metric_of, task.metric)
+    lines, scores = [f"  {task.name}, {len(y['test'])} test clips, chance {scoring.chance(task, task.splits['test']):.3f}"
+                     "     kNN  linear"], []
+    for k, name in enumerate(encoders):
+        data = x["train"][k], y["train"], x["valid"][k], y["valid"], x["test"][k], len(task.labels), metric
+        scores.append([metric(fit(*data).test, y["test"]) for fit in (knn_probe, ridge)])
+        lines.append(f"    {name:<{len(lines[0]) - 18}}{scores[-1][0]:.3f}   {scores[-1][1]:.3f}")
+    for name, other in zip(list(encoders)[1:], scores[1:]):
+        worse = [probe for probe, mine, theirs in zip(("kNN", "linear"), scores[0], other) if mine <= theirs]
+        if worse:
+            lines.append(f"    by {' and '.join(worse)} this encoder is no better than {name}")
+    return lines
 
 
 def detection_scores(task, fit):
