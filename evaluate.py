@@ -301,7 +301,7 @@ def probes(task, splits, vectors, device, args):
             yield name, settings, partial(p.knn_probe, *data, *settings), once
     if args.linear:
         yield "linear-ridge", (), partial(p.ridge, *data), once
-        yield "linear-logistic", (), partial(p.logistic, *data, device=device), once
+        yield "linear-logistic", (), partial(p.logistic, *data), once
         yield "linear-adam", (), partial(descend, p.LinearHeads, p.Vectors), seeds
     if splits["train"].tokens is None:  # mel statistics have none
         return

@@ -144,7 +144,7 @@ def open_encoders(args):
 
 def embed(encoders, split, args):
     """{name: vectors (n, D)}; encoders of one sampling rate share one pass over the audio."""
-    from wren.probing.probes import vectors
+    from wren.probing.embeddings import vectors
     device = device_of(args)
     out = {}
     for ears in dict.fromkeys((e.config.rate, e.config.sample_rate) for e in encoders.values()):

@@ -282,7 +282,7 @@ def test_micro_batches_change_nothing_at_any_rate(corpus):
 
 
 def test_evaluation_of_mixed_rates_gives_what_each_clip_alone_gives(trained, corpus):
-    from wren.probing.probes import vectors
+    from wren.probing.embeddings import vectors
     from wren.tasks import load_task
     encoder, split = load_encoder(trained), load_task(corpus / "task").splits["train"]
     together, = vectors([encoder], split, batch_size=12)

@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wren.probing.embeddings import MelStatistics, vectors  # noqa: F401  (MelStatistics: a name that stays here)
+from wren.probing.embeddings import vectors
 from wren.probing.scoring import metric_of
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of ridge, times the number of clips
@@ -208,84 +210,62 @@ def online_knn(encoder, task, device="cpu", k=10, temperature=0.07, batch_size=3
 
 # --------------------------------------------------------------------------------------------------------- linear
 
-def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTIES, chunk=1 << 14):
-    """Ridge regression onto one-hot targets, all penalties through one eigendecomposition.
+def scaled(train, *others):
+    """Arrays (n, D) with the training split's mean and deviation brought to 0 and 1, float32."""
+    shape = standardiser(train)
+    return [Vectors(x, *shape).batch(slice(None))[0].numpy() for x in (train, *others)]
 
-    W = P diag(1 / (λ + a)) R: with more clips than features λ, Q are those of XᵀX, P = Q and R = QᵀXᵀY; else those of
-    XXᵀ, P = XᵀQ and R = QᵀY. A penalty is a = n times one of `penalties`. Features are standardised, Y is centred.
+
+def chosen(fits, valid, test, truth, metric):
+    """fits: [(choice, function of features that gives scores)] -> the `Scored` of the best on validation, the first
+    of equals."""
+    scores = [(choice, score, score(valid)) for choice, score in fits]
+    choice, score, held = max(scores, key=lambda one: metric(one[2], truth))
+    return Scored(held, score(test), choice)
+
+
+def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTIES):
+    """scikit-learn's ridge regression onto one-hot targets of standardised features; alpha is n times a penalty."""
+    from sklearn.linear_model import Ridge
+    train, valid, test = scaled(train, valid, test)
+    y = one_hot(targets, classes).numpy()
+    fits = [({"penalty": p}, Ridge(alpha=len(train) * p, solver="cholesky").fit(train, y).predict) for p in penalties]
+    return chosen(fits, valid, test, truth, metric)
+
+
+def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS, steps=100, tolerance=1e-4):
+    """scikit-learn's logistic regression of standardised features, C = 1 / (n decay), each decay from the last one's
+    solution. One label: softmax, as log-probabilities (-inf for a class that training lacks); several: a sigmoid each.
     """
-    n, width = train.shape
-    rows = Vectors(train, *standardiser(train))
-    y = one_hot(targets, classes)
-    middle = y.mean(0)
-    y -= middle
-    if n >= width:
-        gram, product = (torch.zeros(width, size, dtype=torch.float64) for size in (width, classes))
-        for start in range(0, n, chunk):  # float32 within a chunk, float64 over chunks
-            x, _ = rows.batch(slice(start, start + chunk))
-            gram += (x.T @ x).double()
-            product += (x.T @ y[start:start + chunk]).double()
-        values, left = torch.linalg.eigh(gram)
-        right = left.T @ product
-    else:
-        x = rows.batch(slice(None))[0].double()
-        values, q = torch.linalg.eigh(x @ x.T)
-        left, right = x.T @ q, q.T @ y.double()
-    left, right, values = left.float(), right.float(), values.clamp(min=0).float()
-
-    def scores(x, penalty):  # x (m, rank): rotated once for all penalties
-        return ((x / (values + n * penalty)) @ right + middle).numpy()
-
-    def rotated(x):
-        return torch.cat([Vectors(x, rows.mean, rows.deviation).batch(slice(i, i + chunk))[0] @ left
-                          for i in range(0, len(x), chunk)])
-    held = rotated(valid)
-    penalty = max(penalties, key=lambda p: metric(scores(held, p), truth))
-    return Scored(scores(held, penalty), scores(rotated(test), penalty), {"penalty": penalty})
-
-
-@torch.no_grad()
-def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS, device="cpu", steps=100,
-             tolerance=1e-4):
-    """Logistic regression by L-BFGS: mean loss + decay / 2 · |W|², from strong to weak decay, each from the last
-    solution, until no gradient exceeds the tolerance. One label: softmax; several: a sigmoid each. scikit-learn's C
-    is 1 / (n decay), its tolerance this one.
-    """
-    shape = [part.to(device) for part in standardiser(train)]
-    x, _ = Vectors(train, *shape).batch(slice(None))
-    y = one_hot(targets, classes).to(device)
-    label = y.argmax(1, keepdim=True)
-    weight, bias = (torch.zeros(*size, classes, dtype=torch.float64, device=device) for size in ((x.shape[1],), ()))
-    best = None
+    train, valid, test = scaled(train, valid, test)
+    columns = targets.T if several(targets) else [targets]
+    models, fits = [None] * len(columns), []
     for decay in decays:
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, max_eval=2 * steps, history_size=10,
-                                      tolerance_grad=tolerance, tolerance_change=1e-9, line_search_fn="strong_wolfe")
-
-        def closure():
-            """Products in float32, sums in float64: the line search compares losses that differ in the ninth digit.
-            """
-            logits = torch.addmm(bias.float(), x, weight.float())
-            if several(targets):
-                each, residual = F.softplus(logits) - y * logits, logits.sigmoid().sub_(y)
-            else:
-                log_p = logits.log_softmax(1)
-                each, residual = -log_p.gather(1, label), log_p.exp_().sub_(y)
-            weight.grad = (x.T @ residual).double() / len(x) + decay * weight
-            bias.grad = residual.mean(0).double()
-            return each.sum(dtype=torch.float64) / len(x) + decay / 2 * weight.square().sum()
-        optimizer.step(closure)
-        solution = weight.float(), bias.float()
-        held = outputs(_linear(valid, shape, *solution), targets)
-        value = metric(held, truth)
-        if best is None or value > best[0]:
-            best = value, held, decay, solution
-    _, held, decay, solution = best
-    return Scored(held, outputs(_linear(test, shape, *solution), targets), {"decay": decay})
+        for k, column in enumerate(columns):
+            if len(np.unique(column)) > 1:
+                models[k] = _logistic_fit(train, column, 1 / (len(train) * decay), steps, tolerance, models[k])
+        fits.append(({"decay": decay}, partial(_logistic_scores, list(models), columns, several(targets), classes)))
+    return chosen(fits, valid, test, truth, metric)
 
 
-def _linear(x, shape, weight, bias, chunk=1 << 14):
-    rows = Vectors(x, *shape)
-    return torch.cat([rows.batch(slice(i, i + chunk))[0] @ weight + bias for i in range(0, len(x), chunk)])
+def _logistic_fit(x, y, c, steps, tolerance, last):
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    model = LogisticRegression(C=c, max_iter=steps, tol=tolerance, warm_start=True)
+    if last is not None:
+        model.coef_, model.intercept_, model.classes_ = last.coef_.copy(), last.intercept_.copy(), last.classes_
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the next decay goes on from there
+        return model.fit(x, y)
+
+
+def _logistic_scores(models, columns, many, classes, x):
+    if not many:
+        out = np.full((len(x), classes), -np.inf, np.float32)
+        out[:, models[0].classes_] = models[0].predict_log_proba(x)
+        return out
+    return np.stack([np.full(len(x), float(column[0])) if model is None else model.predict_proba(x)[:, 1]
+                     for model, column in zip(models, columns)], 1).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------- probes trained by gradient descent

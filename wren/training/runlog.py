@@ -95,7 +95,7 @@ class Meter:
 class Collapse:
     """Held-out clips that all get nearly the same features: `spread` below `bound`, `patience` times running."""
 
-    def __init__(self, bound=0.02, patience=3):  # untrained encoders lie at 0.3 to 0.6, collapsed ones at 0.000
+    def __init__(self, bound=0.01, patience=3):  # healthy ones lie at 0.03 to 0.6, collapsed ones at 0.000
         self.bound, self.patience, self.low = bound, patience, 0
 
     def update(self, scores, step):
