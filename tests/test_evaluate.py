@@ -318,3 +318,11 @@ def test_first_numbers_stand_beside_untrained_and_mel_statistics_and_say_where_n
     for row, name in ((1, "untrained"), (2, "mel statistics")):
         worse = any(f"is no better than {name}" in line for line in lines[4:])
         assert worse == bool((scores[0] <= scores[row]).any())
+
+
+def test_off_a_terminal_embedding_and_probes_give_signs_of_life(runs, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("wren.cli.PULSE_SECONDS", 0.0)
+    evaluate.main(["--knn", "--linear", "--checkpoint", str(runs[0]), "--data", str(tiny), "--task", "species", "--cache",
+                   str(tmp_path / "cache"), "--workers", "0", "--json", str(tmp_path / "r.json"), "--batch-size", "4"])
+    err = capsys.readouterr().err
+    assert "  embedding: 4 of " in err and "  training of LinearHeads: 1 of 50 epochs" in err

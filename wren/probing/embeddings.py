@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from wren.sound.audio import BadAudio
 from wren.tasks.batches import Whole
-from wren.cli import UserError
+from wren.cli import Pulse, UserError
 from wren.sound.loading import Sampling, by_rate, stack
 from wren.nets.lengths import valid_until
 from wren.nets.spectrograms import KaldiFbank, without_mean
@@ -58,7 +58,10 @@ def _collate(clips):
 def batches(split, config, device="cpu", batch_size=32, workers=0):
     """Clips of a split in order, as `in_order` takes them: [(places, rate, streams, wave (B, S), lengths (B,) or None
     when all are full)], on the device."""
-    for batch in DataLoader(_Clips(split, config), batch_size, num_workers=workers, collate_fn=_collate):
+    pulse = Pulse("embedding", len(split), "clips")
+    for done, batch in enumerate(DataLoader(_Clips(split, config), batch_size, num_workers=workers,
+                                            collate_fn=_collate)):
+        pulse.beat(done * batch_size)
         if isinstance(batch, BadAudio):
             raise UserError(f"{batch}: every clip of a task is needed; mend the file, or take it out of the table")
         out = []

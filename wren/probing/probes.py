@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wren.cli import Pulse
 from wren.probing.embeddings import vectors
 from wren.probing.scoring import metric_of
 
@@ -369,7 +370,9 @@ def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, ra
     optimizer = _Adam(parameters, torch.tensor(rates, device=device), decay)
     y = one_hot(targets, classes).to(device)
     best, values, when, waited = [p.detach().clone() for p in parameters], [-np.inf] * len(rates), [0] * len(rates), 0
+    pulse = Pulse(f"training of {kind.__name__}", epochs, "epochs")
     for epoch in range(1, epochs + 1):
+        pulse.beat(epoch - 1)
         order = torch.randperm(len(train), generator=generator)
         for rows in order.split(batch_size):
             total = loss(module(*train.batch(rows.numpy())), (y[rows.to(device)], several(targets))).sum()
