@@ -21,8 +21,8 @@ from wren.recipes import PRESETS
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="convert.py")
     p.add_argument("file", metavar="FILE", help="a checkpoint, ours or a published one, or a run folder")
-    p.add_argument("out", metavar="OUT", nargs="?", help="write it here; .pt, .pth, .safetensors or .onnx (default: only say "
-                   "what is in it)")
+    p.add_argument("out", metavar="OUT", nargs="?", help="write it here; .pt, .pth, .safetensors or .onnx (default: "
+                   "only say what is in it)")
     p.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"where keys can't decide: {', '.join(FORMATS)}")
     p.add_argument("--to", choices=("wren", "ssast", "dasheng"), default="wren",
                    help="layout to write")

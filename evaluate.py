@@ -17,6 +17,7 @@ from pathlib import Path
 
 from wren import cli
 from wren.cli import DEMO, UserError
+from wren.recipes.encoder import CHOICES
 
 
 def parse_args(argv=None):
@@ -31,7 +32,7 @@ def parse_args(argv=None):
                                              "folders (default: the demo's species, individual)")
     g.add_argument("--fit", metavar="TASK", help="take the training and validation clips from this task, which has the "
                    "same labels, and only the test clips from --task")
-    g.add_argument("--pool", choices=("mean", "rows", "foreground", "specials", "both"), help="clip vectors (default: the "
+    g.add_argument("--pool", choices=CHOICES["pool"], help="clip vectors (default: the "
                    "checkpoint's); foreground: tokens weighted by how far they rise above the background")
     g.add_argument("--inputs", choices=("all", "sound", "streams"), help="of an encoder that knows streams: sound and "
                    "streams, or one of them (default: all)")
@@ -46,7 +47,7 @@ def parse_args(argv=None):
     g.add_argument("--linear", action="store_true", help="the best on validation of ridge, logistic regression "
                    "(L-BFGS) and AdamW, each over a grid")
     g.add_argument("--attentive", action="store_true", help="one learned query attends to the patch tokens")
-    g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, held to every token")
+    g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, scores_of to every token")
     g.add_argument("--finetuned", nargs="+", metavar="RUN", help="also the test scores of models that finetune.py "
                    "left in these run folders")
     g.add_argument("--clusters", action="store_true", help="no probe: k-means against the labels (NMI, ARI), purity")
@@ -198,13 +199,13 @@ def clip_vectors(task, splits, basis, args):
     """{split: vectors (n, D)} of the layers asked for."""
     import numpy as np
 
-    from wren.probing.probes import Vectors, kept, layer_weights, standardiser
+    from wren.probing.probes import Vectors, cached, layer_weights, standardiser
     count = splits["train"].clips.shape[1]
     vectors = {name: e.vectors(args.layers if isinstance(args.layers, int) else None) for name, e in splits.items()}
     if args.layers != "weighted" or count == 1:
         return vectors
     shape = standardiser(vectors["train"])
-    learned = kept(Path(args.cache) / "probes", (*basis, "layers"), lambda: layer_weights(
+    learned = cached(Path(args.cache) / "probes", (*basis, "layers"), lambda: layer_weights(
         vectors["train"], task.splits["train"].targets, vectors["valid"], task.splits["valid"].targets,
         len(task.labels), metric_of(task), count, shape, args.seed))
     weights = np.array(learned.choice["layers"], np.float32)
@@ -225,18 +226,18 @@ def metric_of(task):
 def probe(task, sets, device, args):
     """(result rows, {(probe, encoder): test scores (n, C), one a seed or draw}) of one task."""
     from wren.probing import report
-    from wren.probing.probes import kept
-    rows, held = [], {}
+    from wren.probing.probes import cached
+    rows, scores_of = [], {}
 
     def add(kind, name, scores, more):
-        held[kind, name] = scores
+        scores_of[kind, name] = scores
         rows.append(cli.plain(report.row(task, kind, name, scores, args) | more))
 
     for name, splits in sets.items():
         basis = fitted_on(task, splits, device, args)
         vectors = clip_vectors(task, splits, basis, args)
         for kind, settings, fit, runs in probes(task, splits, vectors, device, args):
-            fits = [kept(Path(args.cache) / "probes", (*basis, kind, settings, run), lambda: fit(**run))
+            fits = [cached(Path(args.cache) / "probes", (*basis, kind, settings, run), lambda: fit(**run))
                     for run in runs]
             valid = [metric_of(task)(fit.valid, task.splits["valid"].targets) for fit in fits]
             add(kind, name, [masked(task, fit.test) for fit in fits], {
@@ -247,13 +248,13 @@ def probe(task, sets, device, args):
         if args.linear:
             parts = [r for r in rows if r["encoder"] == name and r["probe"].startswith("linear-")]
             best = max(parts, key=lambda r: r["valid"])
-            held["linear", name] = held[best["probe"], name]
+            scores_of["linear", name] = scores_of[best["probe"], name]
             rows.append(best | {"probe": "linear", "choice": {"by": best["probe"][7:]} | best["choice"]})
         for shots in (args.shots or []) if task.kind == "classification" else []:
             add(f"{shots}-shot", name, few_shot_scores(task, vectors, shots, args), {"choice": {"draws": args.draws}})
     for name in args.finetuned or []:
         add("finetune", name, [finetuned_scores(task, name, device, args)], {"choice": {}})
-    return rows, held
+    return rows, scores_of
 
 
 def fitted_on(task, splits, device, args):

@@ -10,8 +10,8 @@
 Recordings are read as windows, a few at a time, and no sound is left out: a last window that reaches beyond the end
 is masked there. Embeddings: OUT/STEM.npy for each recording, or one OUT/embeddings.npy with --store, and
 OUT/index.csv with file, start and end of each row (see store.py). Interrupted, the same command goes on with the
-recording that it was in, from its beginning, so name hours-long ones as rows of some minutes (python data.py index FOLDER
---segment 600 --out rows.csv, then python extract.py rows.csv). Predictions and events begin anew.
+recording that it was in, from its beginning, so name hours-long ones as rows of some minutes (python data.py index
+FOLDER --segment 600 --out rows.csv, then python extract.py rows.csv). Predictions and events begin anew.
 """
 import os
 from collections import Counter
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from wren import cli
 from wren.cli import DEMO, UserError, warn, write_table
+from wren.recipes.encoder import CHOICES
 
 
 def batch_size(text):
@@ -51,7 +52,7 @@ def parse_args(argv=None):
                         "special tokens, then patches; 0 beyond the end")
     g.add_argument("--layers", type=cli.positive_int, nargs="+", metavar="N", help="outputs of these blocks, side by "
                    "side; each costs a pass as far as it (default: the last)")
-    g.add_argument("--pool", choices=("mean", "rows", "foreground", "specials", "both"), help="clip vector from patch tokens "
+    g.add_argument("--pool", choices=CHOICES["pool"], help="clip vector from patch tokens "
                    "(foreground: from those that rise above the background), special tokens or both (default: the "
                    "encoder's own)")
     g.add_argument("--store", action="store_true", help="one array for all recordings, OUT/embeddings.npy")
@@ -93,9 +94,9 @@ def _add_scores(p):
                    "or with --window, OUT/predictions.csv (file, start, end, rank, label, score). A recording's "
                    "score is the mean over its windows where classes exclude each other, else the highest")
     g.add_argument("--top-k", type=cli.positive_int, default=12, help="labels a recording (EAT: 12)")
-    g.add_argument("--events", choices=("raven", "raven-combined", "audacity", "csv"), help="write a Raven table for each "
-                   "recording, OUT/STEM.Table.1.selections.txt, one for all, OUT/events.txt (times cumulative over the "
-                   "recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
+    g.add_argument("--events", choices=("raven", "raven-combined", "audacity", "csv"), help="write a Raven table for "
+                   "each recording, OUT/STEM.Table.1.selections.txt, one for all, OUT/events.txt (times cumulative "
+                   "over the recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
     g.add_argument("--resolution", type=cli.positive, metavar="S", help="seconds from one score to the next, with a "
                    "detector of --head query (default: what it was trained with)")
     g.add_argument("--smooth", type=seconds, default=0.0, metavar="S", help="seconds over which scores are smoothed, "
@@ -213,13 +214,13 @@ def embed(args, run, source):
         out.close()
     run.finish(args.out, already)
     if run.done:
-        print(f"{args.out}: {several(run.done)}, {run.seconds:.2f} s, rows of {shape} {args.dtype}; "
+        print(f"{args.out}: {counted(run.done)}, {run.seconds:.2f} s, rows of {shape} {args.dtype}; "
               f"{args.out}/index.csv says where each is from")
     if already:
-        print(f"{args.out}: {several(already)} done before")
+        print(f"{args.out}: {counted(already)} done before")
 
 
-def several(count, what="recording"):
+def counted(count, what="recording"):
     """A number and its noun."""
     return f"{count} {what}{'s' * (count != 1)}"
 
@@ -243,9 +244,9 @@ def search(args, run, settings):
     from model import fingerprint
     from wren.recordings.store import nearest
     from wren.recordings.windows import embeddings
-    if (mine := fingerprint(run.model)) != settings["checkpoint"]:
+    if (own := fingerprint(run.model)) != settings["checkpoint"]:
         raise UserError(f"{args.folder} was made with another checkpoint ({settings['source']}, "
-                        f"{settings['checkpoint']}; this one is {mine}): say which with --checkpoint")
+                        f"{settings['checkpoint']}; this one is {own}): say which with --checkpoint")
     query = [rows for _, rows, *_ in embeddings(run, settings["granularity"], settings["layers"],
                                                 settings["by_window"])]
     if not query:
@@ -280,7 +281,7 @@ def predict(args, run):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(path, ("file", "start", "end", "rank", "label", "score"), rows)
     print(f"{path}: the {min(args.top_k, len(labels))} best of {len(labels)} labels for "
-          f"{several(len(found), 'window' if args.window else 'recording')}, {run.seconds:.2f} s")
+          f"{counted(len(found), 'window' if args.window else 'recording')}, {run.seconds:.2f} s")
 
 
 def detect(args, run):
@@ -309,12 +310,12 @@ def detect(args, run):
     counts, limits = Counter(event.label for event in events), np.atleast_1d(limits)
     given = "--threshold" if args.threshold is not None else "chosen on validation; --threshold sets another"
     span = " to ".join(dict.fromkeys(f"{limit:.3g}" for limit in (limits.min(), limits.max())))
-    print(f"{where}: {several(len(events), 'event')} in {several(len(files))}, {run.seconds:.2f} s, where scores are above "
-          f"{span} ({given})" + "".join(f"\n  {label:<28} {counts[label]}" for label in run.model.labels))
+    print(f"{where}: {counted(len(events), 'event')} in {counted(len(files))}, {run.seconds:.2f} s, where scores are "
+          f"above {span} ({given})" + "".join(f"\n  {label:<28} {counts[label]}" for label in run.model.labels))
     marked = sum(event.end - event.start for event in events)
     if marked > run.seconds * max(1, len(run.model.labels) / 4):
-        warn(f"events flood: {several(len(events), 'event')} mark {marked / 60:.1f} min of {run.seconds / 60:.1f} min of "
-             "sound; give a higher --threshold, or look whether the model was trained on sound like this")
+        warn(f"events flood: {counted(len(events), 'event')} mark {marked / 60:.1f} min of {run.seconds / 60:.1f} min "
+             "of sound; give a higher --threshold, or look whether the model was trained on sound like this")
     if args.against:
         compare(args, events, truth, [file for file, *_ in files])
 
@@ -388,13 +389,13 @@ def compare(args, events, annotations, files):
             known.add(file)
             truth += [replace(event, file=file) for event in annotated]
     if not known:
-        raise UserError(f"--against {args.against}: none of its annotations is of the {several(len(files))} here: "
+        raise UserError(f"--against {args.against}: none of its annotations is of the {counted(len(files))} here: "
                         "the paths that it names should end like theirs, or a table that names none begin like its "
                         "recording, as REC.Table.1.selections.txt or REC.txt of REC.wav")
     found = match_events([event for event in events if event.file in known], truth, iou=args.iou)
-    print(f"against {args.against} in {several(len(known))}, intersection over union of {args.iou:g} or more"
-          + (f" ({several(len(files) - len(known))} without annotations left out)" if len(known) < len(files) else "")
-          + (f" ({several(elsewhere, 'annotation')} of other recordings left out)" if elsewhere else "")
+    print(f"against {args.against} in {counted(len(known))}, intersection over union of {args.iou:g} or more"
+          + (f" ({counted(len(files) - len(known))} without annotations left out)" if len(known) < len(files) else "")
+          + (f" ({counted(elsewhere, 'annotation')} of other recordings left out)" if elsewhere else "")
           + f"\n  {'':<28} precision  recall  F1     found  wrong  missed")
     for label, row in [*found["per_class"].items(), ("all", found)]:
         print(f"  {label:<28} {row['precision']:<9.3f}  {row['recall']:.3f}   {row['f1']:.3f}  {row['tp']:<6} "

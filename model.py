@@ -1,14 +1,14 @@
 """The encoder: wave -> spectrogram -> grid of tokens -> transformer, for every recipe and every published checkpoint.
 
     wave [B, S] ─frontend─> spec [B, F, T] ─grid─> tokens [B, T', F', D] and which are valid [B, T', F']
-                ─contextual─> [B, K + T'·F', D], special tokens first, then time-major (token K + t·F' + f) ─pool─> [B, D']
+                ─contextual─> [B, K + T'·F', D], specials first, then time-major (token K + t·F' + f) ─pool─> [B, D']
 
     encoder = load_encoder("encoder.pt")           # a file, a run folder, a preset's name or a published checkpoint
     embedding = encoder(wave)                      # wave [B, S] in [-1, 1] at encoder.config.sample_rate -> [B, D']
 
 Front ends, embeddings, positions and blocks are in wren/nets, published layouts in wren/formats, the settings in
 wren/recipes/encoder.py. In every signature lengths (B,) int64 are the valid samples of each wave, None: all; rate is
-that of the waves in Hz, None: the config's own; streams are what was recorded beside them (nets.embeddings.StreamEmbed).
+that of the waves in Hz, None: the config's own; streams were recorded beside them (nets.embeddings.StreamEmbed).
 """
 import hashlib
 import json
@@ -242,8 +242,8 @@ def visible_tokens(x, hidden, attend, column):
 def check_batch(wave, lengths):
     """Refuse what is no batch of waves: arrays, one wave alone, 16-bit integers, lengths in seconds."""
     if not (torch.is_tensor(wave) and wave.is_floating_point() and wave.dim() == 2):
-        raise UserError("waves are a float tensor (B, S) of values in [-1, 1], mono: wren.sound.loading.pad_batch([wave, "
-                        "…]) makes one, and lengths, of arrays")
+        raise UserError("waves are a float tensor (B, S) of values in [-1, 1], mono: wren.sound.loading.pad_batch("
+                        "[wave, …]) makes one, and lengths, of arrays")
     if lengths is not None and not (torch.is_tensor(lengths) and lengths.shape == wave.shape[:1] and
                                     not lengths.is_floating_point()):
         raise UserError(f"lengths are an integer tensor of {wave.shape[0]} numbers of samples, one a wave")

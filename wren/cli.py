@@ -140,8 +140,8 @@ class StopSignals:
 class Pulse:
     """A sign of life where there is no terminal (nohup, Slurm, notebooks): a line on stderr at least every minute.
 
-    what: the work, of `total` units (None: nobody knows how many); first: how many of them were done before; speaks: not
-    on every process.
+    what: the work, of `total` units (None: nobody knows how many); first: how many of them were done before; speaks:
+    not on every process.
     """
 
     def __init__(self, what, total, unit, first=0, speaks=True):
@@ -157,7 +157,8 @@ class Pulse:
             if self.total is not None:
                 of = f" of {self.total}"
                 left = f", about {took * (self.total - done) / max(done - self.first, 1) / 60:.1f} min left"
-            print(f"  {self.what}: {done}{of} {self.unit} in {took / 60:.1f} min{left}{more}", file=sys.stderr, flush=True)
+            print(f"  {self.what}: {done}{of} {self.unit} in {took / 60:.1f} min{left}{more}", file=sys.stderr,
+                  flush=True)
 
 
 class Progress:

@@ -272,7 +272,8 @@ def attention(encoder, spec, depth=None, rate=None):
     finally:
         hook.remove()
     first, n = encoder.config.specials, seen["weights"].shape[-1]
-    return seen["weights"][:, first:, first:].mean((0, 1)).mul(n).unflatten(0, (-1, encoder.config.at_rate(rate).grid[1]))
+    rows = encoder.config.at_rate(rate).grid[1]
+    return seen["weights"][:, first:, first:].mean((0, 1)).mul(n).unflatten(0, (-1, rows))
 
 
 def plot_attention(args):

@@ -1,4 +1,4 @@
-"""What the methods share: masks by name, tokens back in their places, errors over valid pixels, a measure of collapse."""
+"""What the methods share: masks by name, tokens back in their places, errors of pixels, a measure of collapse."""
 from typing import Literal
 
 import torch

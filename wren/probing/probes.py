@@ -35,10 +35,10 @@ class Scored(NamedTuple):
     valid: np.ndarray  # scores (n, C), higher: likelier
     test: np.ndarray
     choice: dict  # made on validation
-    seconds: float = 0.0  # that the fit took, where `kept` measured it
+    seconds: float = 0.0  # that the fit took, where `cached` measured it
 
 
-def kept(folder, key, fit):
+def cached(folder, key, fit):
     """What fit() gives, a `Scored`, or what it once gave under this key, which holds all that it depends on."""
     path = Path(folder) / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npz"
     if path.exists():
@@ -113,14 +113,14 @@ def one_hot(targets, classes):
     return targets.float() if targets.ndim == 2 else F.one_hot(targets.long(), classes).float()
 
 
-def several(targets):
+def is_multilabel(targets):
     """Whether a clip may have any number of labels."""
     return np.ndim(targets) == 2
 
 
 def outputs(logits, targets):
     """Logits as scores: where a clip may have several labels probabilities (float64), which thresholds can cut."""
-    return (logits.double().sigmoid() if several(targets) else logits).cpu().numpy()
+    return (logits.double().sigmoid() if is_multilabel(targets) else logits).cpu().numpy()
 
 
 def loss(logits, targets):
@@ -239,13 +239,14 @@ def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS,
     solution. One label: softmax, as log-probabilities (-inf for a class that training lacks); several: a sigmoid each.
     """
     train, valid, test = scaled(train, valid, test)
-    columns = targets.T if several(targets) else [targets]
+    columns = targets.T if is_multilabel(targets) else [targets]
     models, fits = [None] * len(columns), []
     for decay in decays:
         for k, column in enumerate(columns):
             if len(np.unique(column)) > 1:
                 models[k] = _logistic_fit(train, column, 1 / (len(train) * decay), steps, tolerance, models[k])
-        fits.append(({"decay": decay}, partial(_logistic_scores, list(models), columns, several(targets), classes)))
+        scores = partial(_logistic_scores, list(models), columns, is_multilabel(targets), classes)
+        fits.append(({"decay": decay}, scores))
     return chosen(fits, valid, test, truth, metric)
 
 
@@ -375,19 +376,19 @@ def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, ra
         pulse.beat(epoch - 1)
         order = torch.randperm(len(train), generator=generator)
         for rows in order.split(batch_size):
-            total = loss(module(*train.batch(rows.numpy())), (y[rows.to(device)], several(targets))).sum()
+            total = loss(module(*train.batch(rows.numpy())), (y[rows.to(device)], is_multilabel(targets))).sum()
             optimizer.step(torch.autograd.grad(total, parameters))
         scores, waited = outputs(_logits(module, valid, batch_size), targets), waited + 1
         for g in range(len(rates)):
             if (value := metric(scores[:, g], truth)) > values[g]:
                 values[g], when[g], waited = value, epoch, 0
-                for kept, p in zip(best, parameters):
-                    kept[g] = p.detach()[g]
+                for chosen_weights, p in zip(best, parameters):
+                    chosen_weights[g] = p.detach()[g]
         if waited >= patience:
             break
     pick = int(np.argmax(values))
-    for kept, p in zip(best, parameters):
-        p.data = kept[pick:pick + 1]
+    for chosen_weights, p in zip(best, parameters):
+        p.data = chosen_weights[pick:pick + 1]
     held, scores = (outputs(_logits(module, data, batch_size), targets)[:, 0] for data in (valid, test))
     return Scored(held, scores, {"lr": rates[pick], "epoch": when[pick]} | getattr(module, "learned", dict)())
 

@@ -50,15 +50,15 @@ def row(task, kind, name, scores, args):
             "seed": args.seed, "values": [scoring.metric_of(task.metric, one, split.targets) for one in scores]}
 
 
-def compare(task, kept, encoders, args):
-    """Paired differences of each checkpoint and what follows it in the table, for the probes that are shown; of
+def compare(task, scores_of, encoders, args):
+    """Paired differences of each checkpoint and what follows it in the table, for the probes that are rows_shown; of
     untrained encoders only its own architecture's."""
     def fair(a, b):
         return not b.startswith("untrained") or encoders[a].config.name == encoders[b].config.name
     rows = []
-    for kind in main_rows([{"probe": kind} for kind in dict.fromkeys(kind for kind, _ in kept)]):
-        mine = {name: scores for (probe, name), scores in kept.items() if probe == kind["probe"]}
-        sampled = {name: sample(task, scores, args) for name, scores in mine.items()}
+    for kind in main_rows([{"probe": kind} for kind in dict.fromkeys(kind for kind, _ in scores_of)]):
+        own = {name: scores for (probe, name), scores in scores_of.items() if probe == kind["probe"]}
+        sampled = {name: sample(task, scores, args) for name, scores in own.items()}
         names = list(sampled)
         for i, a in enumerate(names):
             if not a.startswith("untrained") and a != "mel statistics":
@@ -83,14 +83,14 @@ def first_numbers(path, task, device):
     x = {name: vectors([encoder.to(device) for encoder in encoders.values()], split, device)
          for name, split in task.splits.items()}
     y, metric = {name: split.targets for name, split in task.splits.items()}, partial(scoring.metric_of, task.metric)
-    lines, scores = [f"  {task.name}, {len(y['test'])} test clips, chance {scoring.chance(task, task.splits['test']):.3f}"
-                     "     kNN  linear"], []
+    chance, scores = scoring.chance(task, task.splits["test"]), []
+    lines = [f"  {task.name}, {len(y['test'])} test clips, chance {chance:.3f}     kNN  linear"]
     for k, name in enumerate(encoders):
         data = x["train"][k], y["train"], x["valid"][k], y["valid"], x["test"][k], len(task.labels), metric
         scores.append([metric(fit(*data).test, y["test"]) for fit in (knn_probe, ridge)])
         lines.append(f"    {name:<{len(lines[0]) - 18}}{scores[-1][0]:.3f}   {scores[-1][1]:.3f}")
     for name, other in zip(list(encoders)[1:], scores[1:]):
-        worse = [probe for probe, mine, theirs in zip(("kNN", "linear"), scores[0], other) if mine <= theirs]
+        worse = [probe for probe, own, theirs in zip(("kNN", "linear"), scores[0], other) if own <= theirs]
         if worse:
             lines.append(f"    by {' and '.join(worse)} this encoder is no better than {name}")
     return lines
@@ -122,8 +122,8 @@ def describe(task, sets, args):
         out = {"task": task.name, "encoder": name, "duplicates": len(twins)}
         if twins:
             a, b = (split.rows.path(i) for i in twins[0])
-            alarms.append((name, f"{len(twins)} of {len(x)} test clips of {task.name} have the embedding of another file, "
-                                 f"for example {a} and {b}"))
+            alarms.append((name, f"{len(twins)} of {len(x)} test clips of {task.name} have the embedding of another "
+                                 f"file, for example {a} and {b}"))
         if args.clusters:
             labels = split.targets if task.kind == "classification" else None
             out |= geometry(x, labels, len(task.labels), args.seed)
@@ -180,10 +180,10 @@ def task_table(task, rows, differences, geometry, markdown=False):
     """One task: a line a probe and encoder, paired differences, and how the embeddings lie."""
     names = list(dict.fromkeys(r["encoder"] for r in rows + geometry))
     raw = {r["encoder"]: r["value"] for r in rows if r["probe"] == "knn-raw"}
-    shown = main_rows(rows)
-    order = [*PROBES, *(r["probe"] for r in shown)]
+    rows_shown = main_rows(rows)
+    order = [*PROBES, *(r["probe"] for r in rows_shown)]
     lines, last = [], None
-    for r in sorted(shown, key=lambda r: (order.index(r["probe"]), names.index(r["encoder"]))):
+    for r in sorted(rows_shown, key=lambda r: (order.index(r["probe"]), names.index(r["encoder"]))):
         note = ", ".join(f"{k} {_plain(v)}" for k, v in r["choice"].items())
         if r["probe"] == "knn":
             note += f"; not standardised {raw[r['encoder']]:.3f}"
@@ -193,16 +193,16 @@ def task_table(task, rows, differences, geometry, markdown=False):
                       short(r["encoder"], names), f"{r['value']:.3f}", _interval(r["ci95"]), note])
         last = r["probe"]
     out = []
-    if shown:
-        r = shown[0]
+    if rows_shown:
+        r = rows_shown[0]
         metric = {"map": "mAP"}.get(r["metric"], r["metric"])
         groups = len(set(task.splits["test"].groups.tolist()))
         unit = "windows" if task.kind == "detection" else "clips"
         out = [f"\n{task.name}: {metric}, {len(task.labels)} classes, {r['n_test']} test {unit} of {groups} "
                f"recordings{' (too few for an interval)' * (groups < MIN_GROUPS)}, chance {r['chance']:.3f}",
                table(["probe", "encoder", "value", "95 % interval", "chosen on validation"], lines, markdown), ""]
-    if shown and shown[0]["metric"] == "map":
-        out += [_ranking_table(task, shown, names, markdown), ""]
+    if rows_shown and rows_shown[0]["metric"] == "map":
+        out += [_ranking_table(task, rows_shown, names, markdown), ""]
     out += [f"{'- ' * markdown}{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} "
             f"= {d['value']:.3f} {_interval(d['ci95'])}"
             for d in sorted(differences, key=lambda d: order.index(d["probe"])) if d["task"] == task.name]
@@ -227,19 +227,19 @@ def _ranking_table(task, rows, names, markdown):
 
 def summary(results, markdown=False):
     """Means over tasks, a line a probe and encoder: plain, or for BEANS's sets by group, beside published rows."""
-    shown = main_rows(results)
-    names = list(dict.fromkeys(r["encoder"] for r in shown))
-    count = len(dict.fromkeys(r["task"] for r in shown))
-    beans = all(r["group"] for r in shown)
+    rows_shown = main_rows(results)
+    names = list(dict.fromkeys(r["encoder"] for r in rows_shown))
+    count = len(dict.fromkeys(r["task"] for r in rows_shown))
+    beans = all(r["group"] for r in rows_shown)
     groups = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())} if beans else {"all": count}
     lines = []
-    kinds = dict.fromkeys(r["probe"] for r in shown)
+    kinds = dict.fromkeys(r["probe"] for r in rows_shown)
     for kind in sorted(kinds, key=[*PROBES, *kinds].index):
         for name in names:
-            mine = [r for r in shown if r["probe"] == kind and r["encoder"] == name]
-            if len(mine) < count:  # a mean over fewer tasks would stand beside others as if it were the same
+            own = [r for r in rows_shown if r["probe"] == kind and r["encoder"] == name]
+            if len(own) < count:  # a mean over fewer tasks would stand beside others as if it were the same
                 continue
-            means = scoring.group_means(mine) if beans else {"all": (sum(r["value"] for r in mine) / count, count)}
+            means = scoring.group_means(own) if beans else {"all": (sum(r["value"] for r in own) / count, count)}
             cells = (_cell(means.get(g), n) for g, n in groups.items())
             lines.append([PROBES.get(kind, kind), short(name, names), *cells])
     out = f"\nmeans over {count} tasks\n" + table(["probe", "encoder", *groups], lines, markdown)

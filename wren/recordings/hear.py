@@ -72,7 +72,8 @@ def columns(encoder, wave, rate=None):
     n = 1 + ceil((samples - size) / hop)
     windows = torch.nn.functional.pad(wave, (0, (n - 1) * hop + size - samples)).unfold(1, size, hop)  # (B, n, size)
     lengths = (samples - hop * torch.arange(n, device=wave.device)).clamp(max=size)
-    x = encoder.frames(windows.flatten(0, 1), lengths.repeat(len(wave)), rate=rate).unflatten(0, (-1, n))  # (B, n, T', D)
+    x = encoder.frames(windows.flatten(0, 1), lengths.repeat(len(wave)), rate=rate)
+    x = x.unflatten(0, (-1, n))  # (B, n, T', D)
     x = torch.cat([x[:, :-1, :taken].flatten(1, 2), x[:, -1, :token_columns(c, int(lengths[-1]))]], 1)
     centres = first_centre(c) + torch.arange(x.shape[1], device=x.device, dtype=torch.float64) * step / c.sample_rate
     end = samples / c.sample_rate

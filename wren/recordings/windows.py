@@ -207,7 +207,8 @@ class _Reader:
         lengths = torch.tensor([stretch.length(first + n) for n in range(count)])
         padded = np.zeros((count - 1) * cut.hop_samples + cut.samples, np.float32)
         padded[:len(wave)] = wave
-        return stretch, first, torch.from_numpy(padded).unfold(0, cut.samples, cut.hop_samples).clone(), lengths, verdict
+        windows = torch.from_numpy(padded).unfold(0, cut.samples, cut.hop_samples).clone()
+        return stretch, first, windows, lengths, verdict
 
     def _clip(self, index):
         if self.open[0] != index:
@@ -243,8 +244,8 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
 
     A batch holds `batch_size` windows, of several recordings where they are short, all of one sample rate; S is its
     longest window. What is wrong goes to `bad` {index of the recording: Verdict}; one that can't be used gives no
-    windows, unless it breaks while it is read. skip(k): recordings that are left out. What comes out does not depend on `workers`, the processes that
-    decode meanwhile.
+    windows, unless it breaks while it is read. skip(k): recordings that are left out. What comes out does not depend on
+    `workers`, the processes that decode meanwhile.
     """
     bad, several = {} if bad is None else bad, {}
     if workers:

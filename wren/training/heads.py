@@ -127,7 +127,8 @@ class FineTuned(nn.Module):
         frames = samples.double() / (rate * self.resolution)
         return (frames - 1e-6).ceil().long().clamp(min=1)
 
-    def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0, queries=None, rate=None, streams=None):
+    def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0, queries=None, rate=None,
+                streams=None):
         """wave (B, S), lengths (B,) -> logits (B, C), frame logits (B, T', C), valid frames (B,).
 
         seeds (B,) int64 with masks (arguments of `mask_spectrogram`) and patch_drop: the window that the encoder sees
@@ -171,8 +172,8 @@ class FineTuned(nn.Module):
         return torch.cat([sound, sound.new_zeros(*sound.shape[:2], lacking, sound.shape[3]), rest], 2)
 
     def _of_the_rest(self, windows, layout, rate, seeds, share):
-        """Clip vectors (B, W) of windows from which a share of the columns and rows of patches is dropped, and the valid
-        columns (B,) of each clip."""
+        """Clip vectors (B, W) of windows from which a share of the columns and rows of patches is dropped, and the
+        valid columns (B,) of each clip."""
         encoder, c = self.encoder, self.encoder.config
         grid, valid = encoder.grid_of(windows, rate)
         columns = layout.valid_columns(windows.extent)
