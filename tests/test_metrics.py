@@ -10,7 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from wren.tasks.annotations import Event
 from wren.probing.metrics import (accuracy, auroc, average_precision, bootstrap, bootstrap_metric, cmap, decode_events,
                      match_events, mean_average_precision, metric_draws, segment_f1)
-from wren.probing.probes import MelStatistics, knn
+from wren.probing.embeddings import MelStatistics
+from wren.probing.probes import knn
 
 
 def clusters(n, classes=5, dim=16, seed=0):
