@@ -55,7 +55,7 @@ def _add_pack(add):
     p.add_argument("--format", choices=("flac", "wav"), default="flac", help="flac: lossless, about two thirds of "
                    "the size; wav: read faster, only the bytes of the crop")
     p.add_argument("--clips", type=cli.positive_int, default=2048, help="clips in a shard")
-    p.add_argument("--jobs", type=cli.positive_int, default=max(1, (os.cpu_count() or 1) // 2), help="processes")
+    p.add_argument("--jobs", type=cli.positive_int, default=max(1, (os.cpu_count() or 1) // 2), help="threads")
     _add_source(p)
 
 

@@ -83,7 +83,7 @@ def open_clips(args):
     if Path(args.task).is_file():
         rows = open_manifest(args.task)
         name, table, split = Path(args.task).stem, Path(args.task), Split(rows, None, None)
-        own = None if rows.label is None else np.array(rows.labels)[rows.label]
+        own = np.array(rows.text("label")) if "label" in rows.texts else None
     else:
         if args.data == DEMO and not Path(args.task).is_dir():
             demo.ensure(DEMO)

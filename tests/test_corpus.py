@@ -27,7 +27,7 @@ def test_index_adds_what_is_new_and_lists_what_cannot_be_used(tmp_path, capsys):
     assert "1 new rows" in capsys.readouterr().out
     rows = open_manifest(out)
     assert len(rows) == len(set(names(rows))) == 4 and rows.domain.tolist() == [1, 1, 1, 0]
-    assert [rows.sources[c] for c in rows.source] == ["", "", "", "field"]
+    assert rows.text("source") == ["", "", "", "field"]
     assert all(len(rows.read(i)) == 16000 for i in range(4))
     assert "no such folder" in fails(data.main, ["index", str(tmp_path / "nowhere"), "--out", str(out)])
 

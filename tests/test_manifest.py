@@ -78,7 +78,7 @@ def test_every_manifest_format_names_the_same_rows(tmp_path):
         (tmp_path / name).write_text(text)
         rows = open_manifest(tmp_path / name)
         assert [len(rows.read(i)) for i in range(2)] == frames, name
-    assert open_manifest(tmp_path / "ssast.json").labels == ["/m/audio/r0.flac", "/m/audio/r1.flac"]
+    assert open_manifest(tmp_path / "ssast.json").text("label") == ["/m/audio/r0.flac", "/m/audio/r1.flac"]
 
 
 def test_relative_paths_are_looked_up_beside_the_manifest_and_then_in_the_data_folder(tmp_path):

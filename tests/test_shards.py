@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from wren.sound import loading
 from wren.sound.opening import open_manifest
 from wren.sound.subsets import subset
 import data
-from wren.sound import manifest
+from wren.sound import entry, manifest
 from wren.sound import shards
 
 
@@ -48,8 +49,8 @@ def test_shards_hold_the_samples_and_the_rows_of_the_manifest(corpus, format, jo
     for i in range(11):
         np.testing.assert_array_equal(packed.read(i), rows.read(i))  # 16-bit sources: nothing is lost
         np.testing.assert_array_equal(packed.read(i, 500, 700), rows.read(i, 500, 700))
-        packed.entries.verify(i)
-    assert [packed.labels[c] for c in packed.label] == [rows.labels[c] for c in rows.label]
+        packed.verify(i)
+    assert packed.text("label") == rows.text("label")
     with tarfile.open(corpus / "out" / "shard-000000.tar") as tar:
         assert tar.getnames()[:2] == [f"000000000.{format}", "000000000.json"]
         sound, rate = soundfile.read(io.BytesIO(tar.extractfile(f"000000001.{format}").read()), dtype="float32")
@@ -135,9 +136,8 @@ def test_a_lost_or_damaged_index_is_made_again_from_the_tar(corpus):
     lost.unlink()
     damaged.write_bytes(damaged.read_bytes()[:500])
     again = open_manifest(corpus / "out")
-    assert names(again) == names(first) and again.entries.offset.tolist() == first.entries.offset.tolist()
-    assert again.entries.checksum.tolist() == first.entries.checksum.tolist() and again.entries.pcm.all()
-    assert again.domain.tolist() == first.domain.tolist() and again.labels == first.labels
+    assert names(again) == names(first) and again.entry.tolist() == first.entry.tolist()
+    assert again.domain.tolist() == first.domain.tolist() and again.text("label") == first.text("label")
 
 
 def test_damage_in_a_shard_is_found_by_check_and_replaced_in_training(corpus, capsys):
@@ -145,11 +145,11 @@ def test_damage_in_a_shard_is_found_by_check_and_replaced_in_training(corpus, ca
     packed = open_manifest(corpus / "out")
     tar = corpus / "out" / "shard-000000.tar"
     content = bytearray(tar.read_bytes())
-    content[int(packed.entries.offset[3]) + 1000] ^= 1
+    content[int(packed.entry["offset"][3]) + 1000] ^= 1
     tar.write_bytes(content)
     data.main(["check", str(corpus / "out")])
     assert "11 rows, 10 of them sound; 1 unreadable" in capsys.readouterr().out
-    tar.write_bytes(content[:int(packed.entries.offset[8]) + 5000])  # copied incompletely, index whole
+    tar.write_bytes(content[:int(packed.entry["offset"][8]) + 5000])  # copied incompletely, index whole
     batch = next(iter(loading.Loader(packed, cropper(0.5), 11)))
     assert sum("ends before" in bad["reason"] for bad in batch["bad"]) >= 3
     assert "not a whole, uncompressed tar" in fails(open_manifest, corpus / "out")
@@ -199,10 +199,9 @@ def test_a_tar_that_has_changed_is_indexed_again(tmp_path):
 
 
 def test_more_shards_than_open_files_are_read(corpus, monkeypatch):
-    monkeypatch.setattr(shards, "_MAX_OPEN", 2)
+    monkeypatch.setattr(entry, "_shard", lru_cache(maxsize=2)(entry._shard.__wrapped__))
     rows = open_manifest(corpus / "m.csv")
     shards.pack(rows, corpus / "out", clips_per_shard=1)
     packed = open_manifest(corpus / "out")
     for i in [*range(11), *range(11)]:
         assert np.array_equal(packed.read(i), rows.read(i))
-    assert len(shards._open) <= 2

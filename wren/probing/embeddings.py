@@ -203,7 +203,7 @@ def rows_hash(split):
     rows = getattr(split, "rows", split)
     digest = hashlib.sha256(f"{rows.fingerprint()} {getattr(split, 'clip_seconds', None)}".encode())
     digest.update(rows.frames.tobytes())
-    if rows.entries is None:
+    if rows.entry is None:
         for path in dict.fromkeys(rows.locate(i) for i in range(len(rows))):
             about = os.stat(path)
             digest.update(f"{about.st_size} {about.st_mtime_ns} ".encode())

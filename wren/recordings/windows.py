@@ -70,7 +70,7 @@ class Recordings:
     def path(self, k):
         """Where recording k lies, as an absolute path (in shards: as the shard names it)."""
         manifest, i = self.rows[k]
-        return manifest.path(i) if manifest.entries is not None else os.path.abspath(manifest.locate(i))
+        return manifest.path(i) if manifest.entry is not None else os.path.abspath(manifest.locate(i))
 
     def start(self, k):
         """Where its stretch begins, in seconds of the file."""
@@ -86,7 +86,7 @@ class Recordings:
     def judge(self, k):
         """The verdict on recording k, as `data.py index` would give it: all of it is decoded."""
         manifest, i = self.rows[k]
-        whole = manifest.entries is None and not manifest.start[i] and not manifest.frames[i]
+        whole = manifest.entry is None and not manifest.start[i] and not manifest.frames[i]
         return quality.judge_file(self.path(k)) if whole else quality.judge_row(manifest, i)
 
 

@@ -174,7 +174,7 @@ def _resampler(old, new):
     return torchaudio.transforms.Resample(*ratio(old, new))
 
 
-_stderr = threading.Lock()
+_stderr, _silenced = threading.Lock(), []  # by each thread that decodes an MP3, the descriptor that it found
 
 
 @contextmanager
@@ -185,14 +185,17 @@ def _quiet(wanted):
         yield
         return
     with _stderr:
-        saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(null, 2)
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            os.close(null)
+        _silenced.append(os.dup(2))
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
+    try:
+        yield
+    finally:
+        with _stderr:
+            found = _silenced.pop()
+            if not _silenced:
+                os.dup2(found, 2)
+            os.close(found)
 
 
 def _says_length(path):

@@ -34,7 +34,7 @@ def index(folders, out, segment, min_seconds, domain, source):
         paths, start, frames, rate = zip(*rows)
         n = len(rows)
         paths = [os.path.relpath(path, home) for path in paths]
-        new = build(paths, start, frames, rate, [domain or ""] * n, [source or ""] * n)
+        new = build(paths, start, frames, rate, domain=[domain or ""] * n, source=[source or ""] * n)
         write_manifest(join(old, new) if old else new, out)
     hours = sum(n / r for _, _, n, r in rows) / 3600
     return (f"{out}: {len(rows)} new rows of {f'up to {segment:g} s' if segment else 'any length'} from "
@@ -47,7 +47,7 @@ def index(folders, out, segment, min_seconds, domain, source):
 def write_subset(source, spec, domain, out):
     """Write the rows of a subset as a manifest -> a sentence about it."""
     rows = open_manifest(source)
-    if rows.entries is not None or Path(source).is_dir():
+    if rows.entry is not None or Path(source).is_dir():
         raise UserError(f"{source} is a folder: python pretrain.py --data {source} --subset {spec} draws from it "
                         "directly, python data.py subset wants a manifest file")
     chosen = subset(rows, spec, domain)

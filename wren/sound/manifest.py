@@ -2,20 +2,23 @@
 
 A row is a stretch of a recording: path, start, frames, sample_rate, domain, source, label, and stream:NAME for what
 was measured beside the sound. Rows live in NumPy arrays and one block of path bytes, so that loader processes share
-them: 2.23 million rows are about 180 MB, once.
+them: 2.23 million rows are about 180 MB, once. Where the sound lies in tar shards, each row knows its bytes too.
 """
-import csv
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from wren.cli import write_table
 from wren.sound import audio
+from wren.sound.entry import Entry, checksum
 
-BIO, GEN = 1, 2  # domain codes; 0: not said, which counts as bio
-DOMAINS = ("", "bio", "gen")
-COLUMNS = ("path", "start", "frames", "sample_rate", "domain", "source", "label")
+DOMAINS = ("", "bio", "gen")  # "": not said, which counts as bio
+GEN = DOMAINS.index("gen")
+NUMBERS = {"start": np.int64, "frames": np.int64, "sample_rate": np.int32}
+COLUMNS = ("path", *NUMBERS, "domain", "source", "label")
+ENTRY = np.dtype([("offset", np.int64), ("size", np.int64), ("checksum", np.uint64)])  # of a row in a shard; bytes
 STREAM = "stream:"  # begins the names of the columns that name streams
 
 
@@ -59,14 +62,10 @@ class Manifest:
     start: np.ndarray  # int64
     frames: np.ndarray  # int64, -1: to the recording's end
     sample_rate: np.ndarray  # int32 Hz, 0: not said
-    domain: np.ndarray  # uint8, 0 not said, 1 bio, 2 gen
-    source: np.ndarray  # int32, index into `sources`
-    label: np.ndarray | None = None  # int32, index into `labels`
-    sources: list = field(default_factory=lambda: [""])
-    labels: list = field(default_factory=list)
+    # of domain, source, label, stream:NAME and shard, those that are said: name -> (int32 [n], texts that it indexes)
+    texts: dict = field(default_factory=dict)
+    entry: np.ndarray | None = None  # ENTRY [n], where the sound lies in shards
     bases: tuple = (".",)  # folders in which relative paths are looked up, in this order
-    streams: dict = field(default_factory=dict)  # name -> (int32 (n,), paths that it indexes; "": the row has none)
-    entries: object = None  # shards.Entries where the sound lies in shards
     origin: str = ""  # what the user named, for messages
 
     def __len__(self):
@@ -84,27 +83,38 @@ class Manifest:
         """Where row i's recording lies: the first folder that has it, else where it was expected first."""
         return self._place(self.path(i))
 
+    def text(self, name):
+        """A column of texts, row by row; "" where nothing is said."""
+        codes, names = self.texts.get(name, (np.zeros(len(self), np.int32), [""]))
+        return [names[code] for code in codes.tolist()]
+
+    @property
+    def domain(self):
+        """uint8 [n], indices into DOMAINS."""
+        codes, names = self.texts.get("domain", (np.zeros(len(self), np.int32), [""]))
+        return np.array([DOMAINS.index(name) for name in names], np.uint8)[codes]
+
+    @property
+    def streams(self):
+        """The names of the streams that rows have."""
+        return [name.removeprefix(STREAM) for name in self.texts if name.startswith(STREAM)]
+
     def stream(self, i, name):
         """Where row i's stream of that name lies, or None."""
-        codes, paths = self.streams.get(name, (None, None))
+        codes, paths = self.texts.get(STREAM + name, (None, None))
         return self._place(paths[codes[i]]) if codes is not None and paths[codes[i]] else None
 
     def _place(self, path):
         if os.path.isabs(path):
             return path
-        if len(self.bases) == 1:
-            return os.path.join(self.bases[0], path)
         places = [os.path.join(base, path) for base in self.bases]
-        return next((place for place in places if os.path.exists(place)), places[0])
+        return places[0] if len(places) == 1 else next(filter(os.path.exists, places), places[0])
 
     def select(self, rows):
         """The rows (indices or a mask), in that order. The path bytes are shared, not copied."""
-        def part(column):
-            return None if column is None else column[rows]
-        names = ("begin", "size", "start", "frames", "sample_rate", "domain", "source", "label")
-        return replace(self, **{name: part(getattr(self, name)) for name in names},
-                       streams={name: (codes[rows], paths) for name, (codes, paths) in self.streams.items()},
-                       entries=None if self.entries is None else self.entries.select(rows))
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("begin", "size", *NUMBERS)},
+                       texts={name: (codes[rows], names) for name, (codes, names) in self.texts.items()},
+                       entry=None if self.entry is None else self.entry[rows])
 
     def recording_keys(self, seed=0):
         """A hash of each row's path -> uint64 [n]: the bytes in words of eight, chained; 40 ms a word for 2M rows."""
@@ -136,10 +146,24 @@ class Manifest:
                 return clip.rate
         return int(self.sample_rate[i])
 
+    def shard_entry(self, i):
+        """Row i's bytes in its shard, as a file. Raises BadAudio."""
+        codes, tars = self.texts["shard"]
+        return Entry(tars[codes[i]], int(self.entry["offset"][i]), int(self.entry["size"][i]))
+
+    def verify(self, i):
+        """Raise BadAudio unless row i's bytes in its shard are those that were packed."""
+        with self.shard_entry(i) as entry:
+            if checksum(entry.read()) != int(self.entry["checksum"][i]):
+                raise audio.BadAudio("checksum differs from the index: damaged shard", entry.tar)
+
     def open(self, i):
         """Row i as an open `Clip`."""
-        sound = self.entries.open(i) if self.entries is not None else audio.Sound(self.locate(i))
-        first = 0 if self.entries is not None else int(self.start[i])
+        if self.entry is None:
+            sound, first = audio.Sound(self.locate(i)), int(self.start[i])
+        else:
+            entry, first = self.shard_entry(i), 0
+            sound = audio.Sound(entry, f"{entry.tar} at byte {entry.offset}")
         frames, rate = int(self.frames[i]), int(self.sample_rate[i])
         if rate and rate != sound.rate:
             sound.close()
@@ -184,75 +208,48 @@ class Clip:
         self.sound.close()
 
 
-def build(paths, start=None, frames=None, sample_rate=None, domain=None, source=None, label=None, **rest):
-    """A manifest from columns: paths (list of str), integers, and lists of str for the others; None: not said."""
+def build(paths, start=0, frames=-1, sample_rate=0, entry=None, bases=(".",), origin="", **texts):
+    """A manifest from columns: paths (list of str); numbers, or one for all rows; lists of str; None: not said."""
     raw = [path.encode("utf-8", "surrogateescape") for path in paths]
+    blob = np.frombuffer(b"".join(raw) + bytes(8), np.uint8)  # words of eight can be read from any byte
     size = np.fromiter(map(len, raw), np.int32, len(raw))
-    source_codes, sources = _codes(source, len(raw))
-    label_codes, labels = _codes(label, len(raw)) if label is not None else (None, [])
-
-    def numbers(column, default, kind):
-        return np.full(len(raw), default, kind) if column is None else np.asarray(column, kind)
-    return from_bytes(
-        np.frombuffer(b"".join(raw), np.uint8), size, start=numbers(start, 0, np.int64),
-        frames=numbers(frames, -1, np.int64), sample_rate=numbers(sample_rate, 0, np.int32),
-        domain=numbers(None if domain is None else [DOMAINS.index(d) for d in domain], 0, np.uint8),
-        source=source_codes, label=label_codes, sources=sources, labels=labels, **rest)
+    numbers = [np.full(len(raw), column, kind) for column, kind in zip((start, frames, sample_rate), NUMBERS.values())]
+    return Manifest(blob, np.cumsum(size, dtype=np.int64) - size, size, *numbers,
+                    {name: coded(column) for name, column in texts.items() if column is not None}, entry, bases, origin)
 
 
-def from_bytes(blob, size, **rest):
-    """A manifest from the bytes of all its paths, one after another, and each one's size."""
-    blob = np.concatenate([blob, np.zeros(8, np.uint8)])  # so that words of eight can be read from any byte
-    return Manifest(blob, np.cumsum(size, dtype=np.int64) - size, size, **rest)
-
-
-def _codes(column, n):
+def coded(values):
     """Strings -> (int32 codes [n], distinct strings in order of first appearance)."""
     table = {}
-    if column is None:
-        return np.zeros(n, np.int32), [""]
-    codes = np.fromiter((table.setdefault(value, len(table)) for value in column), np.int32, n)
+    codes = np.array([table.setdefault(value, len(table)) for value in values], np.int32)
     return codes, list(table)
 
 
-def join(one, two):
-    """The rows of two manifests, which share their folder."""
-    def texts(m, codes, names):
-        return [names[c] for c in codes]
+def join(*parts):
+    """The rows of several manifests, which share their folders."""
+    shift, texts = np.cumsum([0, *(len(part.blob) for part in parts)]), {}
+    for name in dict.fromkeys(name for part in parts for name in part.texts):
+        columns = [part.texts.get(name, (np.zeros(len(part), np.int32), [""])) for part in parts]
+        recode, names = coded(text for _, own in columns for text in own)
+        firsts = np.cumsum([0, *(len(own) for _, own in columns)])
+        texts[name] = np.concatenate([recode[first + codes] for first, (codes, _) in zip(firsts, columns)]), names
 
     def column(name):
-        return np.concatenate([getattr(one, name), getattr(two, name)])
-    source, sources = _codes(texts(one, one.source, one.sources) + texts(two, two.source, two.sources),
-                             len(one) + len(two))
-    label, labels = None, []
-    if one.label is not None or two.label is not None:
-        label, labels = _codes([text for m in (one, two) for text in (
-            [""] * len(m) if m.label is None else texts(m, m.label, m.labels))], len(one) + len(two))
-    streams = {}
-    for name in {**one.streams, **two.streams}:
-        streams[name] = _codes([text for m in (one, two) for text in (
-            texts(m, *m.streams[name]) if name in m.streams else [""] * len(m))], len(one) + len(two))
-    return replace(one, blob=np.concatenate([one.blob, two.blob]),
-                   begin=np.concatenate([one.begin, two.begin + len(one.blob)]),
-                   **{name: column(name) for name in ("size", "start", "frames", "sample_rate", "domain")},
-                   source=source, sources=sources, label=label, labels=labels, streams=streams)
+        return np.concatenate([getattr(part, name) for part in parts])
+    return replace(parts[0], blob=column("blob"), texts=texts,
+                   entry=None if parts[0].entry is None else column("entry"),
+                   begin=np.concatenate([part.begin + first for part, first in zip(parts, shift)]),
+                   **{name: column(name) for name in ("size", *NUMBERS)})
 
 
 def write_manifest(manifest, path, rows=None):
     """Write rows (default: all) as CSV, only the columns that say something; whole or not at all."""
     rows = range(len(manifest)) if rows is None else rows
-    columns = {"start": manifest.start, "frames": manifest.frames, "sample_rate": manifest.sample_rate}
-    texts = {"domain": (manifest.domain, DOMAINS), "source": (manifest.source, manifest.sources)}
-    if manifest.label is not None:
-        texts["label"] = (manifest.label, manifest.labels)
-    texts |= {STREAM + name: pair for name, pair in manifest.streams.items()}
-    texts = {name: pair for name, pair in texts.items() if any(pair[1][c] for c in np.unique(pair[0]))}
+    numbers = [getattr(manifest, name) for name in NUMBERS]
+    names = [*(name for name in COLUMNS if name in manifest.texts), *(STREAM + name for name in manifest.streams)]
+    texts = {name: manifest.text(name) for name in names}
+    texts = {name: column for name, column in texts.items() if any(column)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(["path", *columns, *texts])
-        for i in rows:
-            out.writerow([manifest.path(i), *(int(c[i]) for c in columns.values()),
-                          *(names[codes[i]] for codes, names in texts.values())])
-    os.replace(temporary, path)
+    write_table(path, ("path", *NUMBERS, *texts), (
+        (manifest.path(i), *(int(column[i]) for column in numbers), *(column[i] for column in texts.values()))
+        for i in rows))

@@ -4,15 +4,13 @@ import gc
 import json
 import os
 import re
-from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from wren.cli import UserError, warn
 from wren.sound import shards
-from wren.sound.manifest import COLUMNS, DOMAINS, STREAM, build, from_bytes
+from wren.sound.manifest import COLUMNS, DOMAINS, STREAM, build, join
 from wren.sound.quality import Memory, list_problems, summary
 from wren.sound.scan import find, scan_folder
 
@@ -51,7 +49,7 @@ def open_manifest(source, root=None, segment=10.0, notes=None):
 def _open_folder(folder, segment, notes):
     """A folder of shards or of audio files."""
     if any(folder.glob("*.tar")):
-        return from_bytes(**shards.rows(folder), bases=(str(folder),), origin=str(folder))
+        return shards.open_shards(folder)
     if packed := next(folder.glob("*.tar.gz"), None) or next(folder.glob("*.tgz"), None):
         if not find(folder):
             raise UserError(f"{folder} holds compressed shards ({packed.name} …), which can't be read by offset: "
@@ -82,56 +80,39 @@ def _open_json(path, bases):
     return build(paths, label=labels, bases=bases, origin=str(path))
 
 
-@contextmanager
-def _without_collector():
-    """Millions of short-lived lists wake Python's cycle collector all the time: 7.4, not 2.9 s for 2.23M rows."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@_without_collector()
 def _open_table(path, bases, fairseq=None):
     """A CSV or TSV, by chunks of rows, so that parsing needs little memory beside the result."""
-    parts, codes = [], {"source": {}, "label": {}}
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        first = file.readline()
-        delimiter = "\t" if fairseq or "\t" in first else ","
-        header = ["path", "frames"] if fairseq else next(csv.reader([first], delimiter=delimiter), [])
-        header = [name.strip().lower() for name in header]
-        if "path" not in header:
-            raise UserError(f"{path}: the first line names no column path (it reads {first.strip()[:80]!r}); a "
-                            f"manifest has a header with some of {', '.join(COLUMNS)}")
-        for name in header:
-            if name.startswith(STREAM):
-                codes[name] = {}
-        reader, done = csv.reader(file, delimiter=delimiter), 1
-        try:
+    parts, collect = [], gc.isenabled()
+    gc.disable()  # millions of short-lived lists wake the cycle collector all the time: 7.4, not 2.9 s for 2.23M rows
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            first = file.readline()
+            delimiter = "\t" if fairseq or "\t" in first else ","
+            header = ["path", "frames"] if fairseq else next(csv.reader([first], delimiter=delimiter), [])
+            header = [name.strip().lower() for name in header]
+            if "path" not in header:
+                raise UserError(f"{path}: the first line names no column path (it reads {first.strip()[:80]!r}); a "
+                                f"manifest has a header with some of {', '.join(COLUMNS)}")
+            reader, done = csv.reader(file, delimiter=delimiter), 1
             while rows := [row for row in islice(reader, _CHUNK) if row]:
-                parts.append(_columns(path, header, rows, done, codes))
+                parts.append(_part(path, header, rows, done))
                 done += len(rows)
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from None
+    finally:
+        if collect:
+            gc.enable()
     if not parts:
         raise UserError(f"{path} has a header but no rows")
-    size = np.concatenate([part["size"] for part in parts])
-    columns = {name: np.concatenate([part[name] for part in parts])
-               for name in ("start", "frames", "sample_rate", "domain", "source")}
-    return from_bytes(
-        np.frombuffer(b"".join([part["blob"] for part in parts]), np.uint8), size, **columns,
-        label=np.concatenate([part["label"] for part in parts]) if "label" in header else None,
-        streams={name.removeprefix(STREAM).strip(): (np.concatenate([part[name] for part in parts]), list(codes[name]))
-                 for name in codes if name.startswith(STREAM)},
-        sources=list(codes["source"]) or [""], labels=list(codes["label"]), origin=str(path),
-        bases=tuple(dict.fromkeys([os.path.join(path.parent, fairseq), *bases])) if fairseq else bases)
+    rows = join(*parts)
+    if unknown := [name for name in rows.texts.get("domain", ((), ()))[1] if name not in DOMAINS]:
+        raise UserError(f"{path}: domain {unknown[0]!r} is neither bio nor gen nor empty")
+    bases = tuple(dict.fromkeys([os.path.join(path.parent, fairseq), *bases])) if fairseq else bases
+    return replace(rows, bases=bases, origin=str(path))
 
 
-def _columns(path, header, rows, done, codes):
-    """Arrays of one chunk of table rows."""
+def _part(path, header, rows, done):
+    """A Manifest of one chunk of table rows, the first of which is row `done`."""
     if set(map(len, rows)) != {len(header)}:
         k = next(k for k, row in enumerate(rows) if len(row) != len(header))
         raise UserError(f"{path}, row {done + k}: {len(rows[k])} fields, the header has {len(header)} (a name with a "
@@ -139,39 +120,21 @@ def _columns(path, header, rows, done, codes):
     table = dict(zip(header, zip(*rows)))
     if "" in table["path"]:
         raise UserError(f"{path}, row {done + table['path'].index('')}: the path is empty")
-    joined = "".join(table["path"])
-    blob = joined.encode("utf-8", "surrogateescape")
-    lengths = map(len, table["path"]) if len(blob) == len(joined) else (
-        len(p.encode("utf-8", "surrogateescape")) for p in table["path"])
-    out = {"blob": blob, "size": np.fromiter(lengths, np.int32, len(rows))}
-    for name, default, least, kind in (("start", 0, 0, np.int64), ("frames", -1, -1, np.int64),
-                                       ("sample_rate", 0, 0, np.int32)):
-        out[name] = _numbers(path, name, table.get(name), len(rows), default, least, done).astype(kind)
-    domains = table.get("domain", ("",) * len(rows))
-    try:
-        known = {name: code for code, name in enumerate(DOMAINS)}
-        out["domain"] = np.fromiter(map(known.__getitem__, domains), np.uint8, len(rows))
-    except KeyError as error:
-        raise UserError(f"{path}: domain {error.args[0]!r} is neither bio nor gen nor empty") from None
-    for name, seen in codes.items():
-        values = table.get(name, ("",) * len(rows) if name == "source" else ())
-        out[name] = np.fromiter((seen.setdefault(value, len(seen)) for value in values), np.int32, len(values))
-    return out
+    numbers = {name: _numbers(path, name, table[name], default, done)
+               for name, default in (("start", 0), ("frames", -1), ("sample_rate", 0)) if name in table}
+    texts = {STREAM + name.removeprefix(STREAM).strip() if name.startswith(STREAM) else name: table[name]
+             for name in header if name in ("domain", "source", "label") or name.startswith(STREAM)}
+    return build(table["path"], **numbers, **texts)
 
 
-def _numbers(path, name, values, n, default, least, done):
-    """Texts -> int64 [n]; an empty one is `default`."""
-    if values is None:
-        return np.full(n, default, np.int64)
-    try:
-        numbers = np.fromiter(map(int, values), np.int64, n)
-    except (ValueError, OverflowError):
-        numbers = np.empty(n, np.int64)
-        for k, text in enumerate(values):
-            try:
-                numbers[k] = int(float(text)) if text.strip() else default  # tables often hold 160000.0
-            except (ValueError, OverflowError):
-                raise UserError(f"{path}, row {done + k}: {name} {text!r} is not a whole number") from None
-    if len(wrong := np.flatnonzero(numbers < least)):
-        raise UserError(f"{path}, row {done + wrong[0]}: {name} {numbers[wrong[0]]} is below {least}")
+def _numbers(path, name, values, default, done):
+    """Texts -> whole numbers [n] of at least min(0, default); an empty one is `default`."""
+    numbers = []
+    for k, text in enumerate(values):
+        try:
+            numbers.append(int(float(text)) if text.strip() else default)  # tables often hold 160000.0
+        except (ValueError, OverflowError):
+            raise UserError(f"{path}, row {done + k}: {name} {text!r} is not a whole number") from None
+        if numbers[-1] < min(0, default):
+            raise UserError(f"{path}, row {done + k}: {name} {numbers[-1]} is below {min(0, default)}")
     return numbers

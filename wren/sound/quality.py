@@ -81,8 +81,8 @@ def judge_row(rows, i, keep=None, min_seconds=MIN_SECONDS):
     except audio.BadAudio as error:
         return Verdict("stream", str(error))
     try:
-        if rows.entries is not None:
-            rows.entries.verify(i)
+        if rows.entry is not None:
+            rows.verify(i)
         with rows.open(i) as clip:
             blocks = clip.blocks() if keep is None else (keep.append(block) or block for block in clip.blocks())
             verdict = judge(blocks, clip.rate, 0, min_seconds)

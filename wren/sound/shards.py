@@ -2,167 +2,65 @@
 
 A shard is a standard tar (`tar tf` lists it, webdataset streams it): for each clip NNNNNNNNN.flac or .wav (16 bits,
 mono) and NNNNNNNNN.json, the row of the manifest it came from: relative path, start, domain, source, label. Beside it
-lies SHARD.tar.index.npz with byte offsets and checksums; it is made anew if it is missing or the tar has
+lies SHARD.tar.index.npz with the rows, byte offsets and checksums; it is made anew if it is missing or the tar has
 changed. Tars made by others (KEY.flac|wav|mp3|ogg … and anything else) are indexed the same way on first use.
 """
-import hashlib
 import io
 import json
 import os
-import sys
 import tarfile
-import threading
 import zipfile
-from collections import OrderedDict
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from wren.cli import UserError, write_text
 from wren.sound import audio
-from wren.cli import UserError
+from wren.sound.entry import checksum
+from wren.sound.manifest import ENTRY, NUMBERS, build, join
 
 VERSION = 1  # of index and JSON
-_WAV_HEADER = 44  # bytes before the samples of the WAV files that we write
-_MAX_OPEN = 128  # shards held open by a process
-_open, _lock = OrderedDict(), threading.Lock()
-CODED = ("domain", "source", "label")  # texts of which there are few
-TEXTS = ("path", *CODED)
-NUMBERS = {"start": np.int64, "frames": np.int64, "sample_rate": np.int32, "offset": np.int64, "size": np.int64,
-           "checksum": np.uint64, "pcm": np.uint8}
-ARRAYS = ("path", "path_size", *NUMBERS, *CODED, *(f"{name}_names" for name in CODED))  # of an index
-
-
-def checksum(data):
-    """64 bits of BLAKE2b."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+TEXTS = ("domain", "source", "label")
 
 
 # --------------------------------------------------------------------------------------------------------- reading
 
-@dataclass
-class Entries:
-    """Where the rows of a manifest lie in shards: arrays [n] beside the manifest's."""
-    tars: list  # paths
-    tar: np.ndarray  # int32, index into tars
-    offset: np.ndarray  # int64, bytes
-    size: np.ndarray  # int64, bytes
-    checksum: np.ndarray  # uint64
-    pcm: np.ndarray  # uint8, 1: WAV of ours, samples begin at byte 44
-    rate: np.ndarray  # int32 Hz
-
-    def select(self, rows):
-        names = ("tar", "offset", "size", "checksum", "pcm", "rate")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
-
-    def bytes(self, i, start=0, size=None):
-        """Entry i, or part of it, as bytes."""
-        size = int(self.size[i]) - start if size is None else size
-        path = self.tars[self.tar[i]]
-        data = _pread(path, size, int(self.offset[i]) + start)
-        if len(data) < size:
-            raise audio.BadAudio("the shard ends before this entry: copied incompletely?", path)
-        return data
-
-    def open(self, i):
-        """Entry i as an open sound with rate, frames, count, read and close."""
-        name = f"{self.tars[self.tar[i]]} at byte {self.offset[i]}"
-        if self.pcm[i]:
-            return _Pcm(self, i, name)
-        return audio.Sound(io.BytesIO(self.bytes(i)), name)
-
-    def verify(self, i):
-        """Raise BadAudio unless entry i has the bytes that were packed."""
-        if checksum(self.bytes(i)) != int(self.checksum[i]):
-            raise audio.BadAudio("checksum differs from the index: damaged shard", self.tars[self.tar[i]])
-
-
-class _Pcm:
-    """16-bit samples in a shard, read without a decoder: only the bytes of the crop."""
-
-    def __init__(self, entries, i, name):
-        self.entries, self.i, self.name, self.rate = entries, i, name, int(entries.rate[i])
-        self.frames = (int(entries.size[i]) - _WAV_HEADER) // 2
-
-    def count(self):
-        return self.frames
-
-    def read(self, start=0, frames=-1):
-        frames = self.frames - start if frames < 0 else frames
-        if frames <= 0 or start + frames > self.frames:
-            raise audio.BadAudio(f"{frames} frames from {start} wanted, the entry has {self.frames}", self.name)
-        data = self.entries.bytes(self.i, _WAV_HEADER + 2 * start, 2 * frames)
-        return np.frombuffer(data, "<i2").astype(np.float32) * np.float32(1 / 32768)
-
-    def blocks(self, start=0, frames=-1):
-        yield self.read(start, frames)[:, None]
-
-    def close(self):
-        pass
-
-
-def _pread(path, size, offset):
-    """Bytes at an offset; shards stay open, so that a read costs no look-up."""
-    with _lock:
-        handle = _open.pop(path, None)
-        if handle is None:
-            try:
-                handle = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise audio.BadAudio(f"shard can't be opened ({error.strerror})", path) from None
-        _open[path] = handle  # last in line
-        while len(_open) > _MAX_OPEN:
-            os.close(_open.popitem(last=False)[1])
-        return os.pread(handle, size, offset)
-
-
-def rows(folder):
-    """All rows of a folder of shards: the fields of a Manifest that begin with its paths, and `entries`."""
+def open_shards(folder):
+    """All rows of a folder of shards as a Manifest."""
     tars = sorted(str(p) for p in Path(folder).glob("*.tar"))
-    parts = [_index(tar) for tar in tars]
-    count = [len(part["size"]) for part in parts]
-    if not sum(count):
+    rows = replace(join(*map(_indexed, tars)), bases=(str(folder),), origin=str(folder))
+    if not len(rows):
         raise UserError(f"the tar files in {folder} hold no audio ({' '.join(audio.AUDIO_SUFFIXES[:4])} …)")
     plan = Path(folder) / "pack.json"
     if plan.exists() and (missing := json.loads(plan.read_text())["shards"] - len(tars)) > 0:
         raise UserError(f"{folder} lacks {missing} of its shards: run the same python data.py pack again to complete "
                         "it")
-    column = {name: np.concatenate([part[name] for part in parts]) for name in ("path", "path_size", *NUMBERS)}
-    codes, names = zip(*(_joined(parts, name) for name in CODED))
-    which = np.repeat(np.arange(len(tars), dtype=np.int32), count)
-    entries = Entries(tars, which, column["offset"], column["size"], column["checksum"], column["pcm"],
-                      column["sample_rate"])
-    domain = np.array([("", "bio", "gen").index(name) for name in names[0]], np.uint8)[codes[0]]
-    labelled = any(names[2])
-    return {"blob": column["path"], "size": column["path_size"], "start": column["start"], "frames": column["frames"],
-            "sample_rate": column["sample_rate"], "domain": domain, "source": codes[1], "sources": names[1],
-            "label": codes[2] if labelled else None, "labels": names[2] if labelled else [], "entries": entries}
+    return rows
 
 
-def _joined(parts, name):
-    """Each shard's codes and names of one column -> codes for all shards together and their names."""
-    table, codes = {}, []
-    for part in parts:
-        own = [table.setdefault(text, len(table)) for text in _texts(part[f"{name}_names"])]
-        codes.append(np.array(own, np.int32)[part[name]])
-    return np.concatenate(codes), list(table)
-
-
-# ---------------------------------------------------------------------------------------------------------- index
-
-def _index(tar):
-    """The index of one tar, read or made: arrays as `_arrays` gives them."""
+def _indexed(tar):
+    """The rows of one tar, from its index, which is made if it is missing, damaged or of another tar."""
     try:
         with np.load(f"{tar}.index.npz") as file:
             if int(file["stamp"]) == _stamp(tar) and int(file["version"]) == VERSION:
-                return {name: file[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or damaged
+                texts = {name: _lines(file[name]) for name in ("path", *TEXTS) if name in file}
+                return _manifest(tar, texts, file["numbers"], file["entry"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
-    index = make_index(tar)
+    rows = read_tar(tar)
     try:
-        return write_index(tar, index)
-    except OSError:  # a folder that can't be written to: indexed again each time
-        return _arrays(index)
+        write_index(tar, rows)
+    except OSError:  # a folder that can't be written to: read again each time
+        pass
+    return _manifest(tar, *rows)
+
+
+def _manifest(tar, texts, numbers, entry):
+    """texts: {name: list of str}; numbers int64 [3, n]: start, frames, sample_rate; entry: ENTRY [n]."""
+    return build(texts["path"], *numbers, entry=entry, shard=[tar] * len(entry),
+                 **{name: texts[name] for name in TEXTS if any(texts.get(name, ()))})
 
 
 def _stamp(tar):
@@ -173,37 +71,32 @@ def _stamp(tar):
         return checksum(file.read() + size.to_bytes(8, "little"))
 
 
-def write_index(tar, index):
-    """Save an index (lists) beside its tar, whole or not at all -> its arrays."""
-    arrays = _arrays(index)
+def write_index(tar, rows):
+    """Save rows (texts, numbers, entry) beside their tar, whole or not at all."""
+    texts, numbers, entry = rows
+    lines = {name: np.frombuffer("".join(f"{text}\0" for text in column).encode("utf-8", "surrogateescape"), np.uint8)
+             for name, column in texts.items()}
     temporary = f"{tar}.index.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
-        np.savez(file, stamp=np.uint64(_stamp(tar)), version=VERSION, **arrays)
+        np.savez(file, stamp=np.uint64(_stamp(tar)), version=VERSION, numbers=numbers, entry=entry, **lines)
     os.replace(temporary, f"{tar}.index.npz")
-    return arrays
 
 
-def _arrays(index):
-    """Lists -> arrays: numbers; the bytes of all paths and each one's size; codes and distinct names of the other
-    texts (names as bytes, each ended by a zero byte)."""
-    paths = [path.encode("utf-8", "surrogateescape") for path in index["path"]]
-    arrays = {name: np.array(index[name], kind) for name, kind in NUMBERS.items()}
-    arrays |= {"path": np.frombuffer(b"".join(paths), np.uint8), "path_size": np.array([*map(len, paths)], np.int32)}
-    for name in CODED:
-        table = {text: code for code, text in enumerate(dict.fromkeys(index[name]))}
-        arrays[name] = np.array([table[text] for text in index[name]], np.int32)
-        arrays[f"{name}_names"] = np.frombuffer("".join(f"{text}\0" for text in table).encode(), np.uint8)
-    return arrays
+def _lines(array):
+    """uint8: texts, each ended by a zero byte -> list of str."""
+    return array.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
 
 
-def _texts(array):
-    return array.tobytes().decode().split("\0")[:-1]
+def _columns(rows):
+    """Rows (dicts) of what a tar holds -> texts, numbers, entry, as `_manifest` takes them."""
+    texts = {name: [row.get(name, "") for row in rows] for name in ("path", *TEXTS)}
+    numbers = np.array([[row.get(name, 0) for row in rows] for name in NUMBERS], np.int64)
+    return texts, numbers, np.array([tuple(row[name] for name in ENTRY.names) for row in rows], ENTRY)
 
 
-def make_index(tar):
-    """Read a whole tar, ours or another's -> its index. What doesn't decode is left out."""
-    members, about = [], {}
-    index = {name: [] for name in (*TEXTS, *NUMBERS)}
+def read_tar(tar):
+    """Read a whole tar, ours or another's -> its rows as `_columns` gives them. What doesn't decode is left out."""
+    members, about, rows = [], {}, []
     try:
         with tarfile.open(tar, "r:") as file:
             for member in file:
@@ -228,10 +121,8 @@ def make_index(tar):
                     row |= {"frames": sound.count(), "sample_rate": sound.rate}
             except audio.BadAudio:
                 continue
-            row |= {"offset": offset, "size": size, "checksum": checksum(data), "pcm": _is_plain(data)}
-            for field, values in index.items():
-                values.append(row.get(field, "" if field in TEXTS else 0))
-    return index
+            rows.append(row | {"offset": offset, "size": size, "checksum": checksum(data)})
+    return _columns(rows)
 
 
 def _about(data):
@@ -240,16 +131,9 @@ def _about(data):
         row = json.loads(data)
         if row.get("wren") != VERSION:
             return None
-        return {name: str(row.get(name, "")) for name in TEXTS} | {"start": int(row.get("start", 0))}
+        return {name: str(row.get(name, "")) for name in ("path", *TEXTS)} | {"start": int(row.get("start", 0))}
     except (ValueError, AttributeError, TypeError):
         return None
-
-
-def _is_plain(data):
-    """Whether the bytes are a WAV with the 44-byte header of 16-bit mono PCM."""
-    return (data[:4] == b"RIFF" and data[8:16] == b"WAVEfmt " and data[36:40] == b"data"
-            and data[20:24] == b"\1\0\1\0" and data[34:36] == b"\x10\0"
-            and int.from_bytes(data[40:44], "little") == len(data) - _WAV_HEADER)
 
 
 # --------------------------------------------------------------------------------------------------------- packing
@@ -257,20 +141,23 @@ def _is_plain(data):
 def pack(manifest, folder, rate=None, format="flac", clips_per_shard=2048, jobs=1, wrap=lambda done, total: done):
     """Write the rows of a manifest as shards; what an earlier, killed call finished stays. Returns a summary dict.
 
-    rate: Hz (None: as recorded); format: "flac" or "wav"; wrap: puts a progress bar around the finished shards.
+    rate: Hz (None: as recorded); format: "flac" or "wav"; jobs: threads; wrap: puts a progress bar around the
+    finished shards.
     """
     folder, count = Path(folder), -(-len(manifest) // clips_per_shard)
-    plan = {"version": VERSION, "rows": manifest.fingerprint(), "rate": rate, "format": format, "shards": count,
-            "clips_per_shard": clips_per_shard}
-    _start(folder, plan)
+    _start(folder, {"version": VERSION, "rows": manifest.fingerprint(), "rate": rate, "format": format,
+                    "shards": count, "clips_per_shard": clips_per_shard})
     names = [folder / f"shard-{k:06d}.tar" for k in range(count)]
-    todo = [k for k, name in enumerate(names) if not _is_done(name)]
+    todo = [k for k, name in enumerate(names) if not Path(f"{name}.report.json").exists()]  # which is written last
     for rest in folder.glob("*.tmp"):
         rest.unlink()
-    work = [(str(names[k]), range(k * clips_per_shard, min(len(manifest), (k + 1) * clips_per_shard)), rate, format)
-            for k in todo]
-    for _ in wrap(_in_processes(manifest, work, jobs), len(work)):
-        pass
+
+    def write(k):
+        rows = range(k * clips_per_shard, min(len(manifest), (k + 1) * clips_per_shard))
+        write_shard(manifest, names[k], rows, rate, format)
+    with ThreadPoolExecutor(jobs) as pool:  # decoding, resampling and encoding leave the interpreter free
+        for _ in wrap(pool.map(write, todo), len(todo)):
+            pass
     reports = [json.loads(Path(f"{name}.report.json").read_text()) for name in names]
     return {"shards": count, "new": len(todo), "clips": sum(r["clips"] for r in reports),
             "bytes": sum(os.path.getsize(name) for name in names), "scaled": sum(r["scaled"] for r in reports),
@@ -291,57 +178,12 @@ def _start(folder, plan):
         raise UserError(f"{folder} already holds tar files that python data.py pack didn't write: choose another "
                         "folder")
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"pack.json.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(plan, indent=1))
-    os.replace(temporary, path)
-
-
-def _is_done(name):
-    """A shard is done once its report is there, which is written last."""
-    return all(os.path.exists(f"{name}{end}") for end in ("", ".index.npz", ".report.json"))
-
-
-def _in_processes(manifest, todo, jobs):
-    """Yield as shards are finished."""
-    if jobs == 1 or len(todo) < 2:
-        for job in todo:
-            yield write_shard(manifest, *job)
-        return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from concurrent.futures.process import BrokenProcessPool
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # fork shares the manifest
-    with ProcessPoolExecutor(jobs, context, initializer=_take, initargs=(manifest,)) as pool:
-        try:
-            for future in as_completed([pool.submit(_write, *job) for job in todo]):
-                yield future.result()
-        except BrokenProcessPool:
-            raise UserError("a packing process was ended from outside (out of memory?): the same command goes on "
-                            "where it stopped; fewer --jobs need less memory") from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-_manifest = None  # of a packing process
-
-
-def _take(manifest):
-    global _manifest
-    _manifest = manifest
-    if "torch" in sys.modules:  # a process forked from one that had loaded it
-        import torch
-        torch.set_num_threads(1)
-
-
-def _write(*job):
-    return write_shard(_manifest, *job)
+    write_text(path, json.dumps(plan, indent=1))
 
 
 def write_shard(manifest, path, which, rate, format):
     """One shard: tar, then index, then report, each whole or not at all."""
-    index = {name: [] for name in (*TEXTS, *NUMBERS)}
-    report = {"clips": 0, "scaled": 0, "skipped": []}
+    rows, report = [], {"clips": 0, "scaled": 0, "skipped": []}
     temporary = f"{path}.tmp"
     with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for i in which:
@@ -351,24 +193,21 @@ def write_shard(manifest, path, which, rate, format):
                 report["skipped"].append({"path": audio.printable(manifest.path(i)), "start": int(manifest.start[i]),
                                           "reason": error.reason})
                 continue
-            row = {"path": manifest.path(i), "start": int(manifest.start[i]),
-                   "domain": ("", "bio", "gen")[manifest.domain[i]], "source": manifest.sources[manifest.source[i]],
-                   "label": "" if manifest.label is None else manifest.labels[manifest.label[i]]}
+            row = {"path": manifest.path(i), "start": int(manifest.start[i])}
+            for name in TEXTS:
+                codes, texts = manifest.texts.get(name, ([0] * len(manifest), [""]))
+                row[name] = texts[codes[i]]
             offset = _add(tar, f"{i:09d}.{format}", data)
             _add(tar, f"{i:09d}.json", json.dumps({"wren": VERSION} | row).encode())
-            row |= {"frames": frames, "sample_rate": own_rate, "offset": offset, "size": len(data),
-                    "checksum": checksum(data), "pcm": _is_plain(data)}
-            for name, values in index.items():
-                values.append(row[name])
+            rows.append(row | {"frames": frames, "sample_rate": own_rate, "offset": offset, "size": len(data),
+                               "checksum": checksum(data)})
             report["clips"] += 1
             report["scaled"] += scaled
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    write_index(path, index)
-    Path(f"{path}.report.tmp").write_text(json.dumps(report))
-    os.replace(f"{path}.report.tmp", f"{path}.report.json")
-    return report
+    write_index(path, _columns(rows))
+    write_text(f"{path}.report.json", json.dumps(report))
 
 
 def encode(manifest, i, rate, format):

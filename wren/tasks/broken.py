@@ -98,7 +98,7 @@ def _stamp(split):
     """A hash of a split's rows and of the size and time of change of their files."""
     rows = split.rows
     digest = hashlib.sha256(rows.fingerprint().encode() + rows.frames.tobytes())
-    for path in dict.fromkeys(rows.locate(i) for i in range(len(rows))) if rows.entries is None else ():
+    for path in dict.fromkeys(rows.locate(i) for i in range(len(rows))) if rows.entry is None else ():
         about = os.stat(path)
         digest.update(f"{about.st_size} {about.st_mtime_ns} ".encode())
     return digest.hexdigest()[:24]

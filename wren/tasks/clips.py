@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from wren.cli import UserError, warn
-from wren.sound.manifest import Manifest, build, join
+from wren.sound.manifest import Manifest, build, coded, join
 from wren.sound.opening import open_manifest
 from wren.tasks.lists import column
 from wren.tasks.task import Split, Task
@@ -28,7 +28,7 @@ class ClipList:
 
     def texts(self):
         """The distinct label fields."""
-        return [self.rows.labels[c] for c in np.unique(self.rows.label)]
+        return set(self.rows.text("label"))
 
 
 def clip_task(source, lists, fold):
@@ -61,20 +61,16 @@ def _labels_of(text, multi):
 
 
 def _targets(source, part, labels, multi):
-    """int32 (n,) or, for several labels, bool (n, C). The rows' own codes are brought to the task's labels."""
-    rows, code = part.rows, source.coder(labels, part.path)
-    used = np.unique(rows.label)
-    if multi:
-        fields = np.zeros((len(rows.labels), len(labels)), bool)
-        for k in used:
-            fields[k, [code(label) for label in _labels_of(rows.labels[k], multi)]] = True
-        return fields[rows.label]
-    if "" in part.texts():
-        raise UserError(f"{part.path} has a row with an empty label")
-    codes = np.full(len(rows.labels), -1, np.int32)
-    codes[used] = [code(rows.labels[k]) for k in used]
-    rows.label, rows.labels = codes[rows.label], labels
-    return rows.label
+    """int32 (n,) or, for several labels, bool (n, C)."""
+    texts, code = part.rows.text("label"), source.coder(labels, part.path)
+    if not multi:
+        if "" in texts:
+            raise UserError(f"{part.path} has a row with an empty label")
+        return np.array([code(text) for text in texts], np.int32)
+    targets = np.zeros((len(texts), len(labels)), bool)
+    for target, text in zip(targets, texts):
+        target[[code(label) for label in _labels_of(text, multi)]] = True
+    return targets
 
 
 def _open_clips(path):
@@ -85,7 +81,7 @@ def _open_clips(path):
         if re.match(r"#.*segments|#? ?YTID", file.readline(), re.IGNORECASE):
             return ClipList(path, _open_audioset(path))
     rows = open_manifest(path)
-    if rows.label is None:
+    if "label" not in rows.texts:
         raise UserError(f"{path} has no column label")
     return ClipList(path, rows, column(path, "fold"), column(path, "recording"))
 
@@ -98,7 +94,7 @@ def _open_eat(path):
     if len(lines) != len(rows):
         raise UserError(f"{path.with_suffix('.lbl')} has {len(lines)} lines, {path} names {len(rows)} clips")
     names = _names_beside(path)
-    rows.label, rows.labels = _coded(
+    rows.texts["label"] = coded(
         ";".join(names.get(x.strip(), x.strip()) for x in line.split("\t")[-1].split(",")) for line in lines)
     return rows
 
@@ -141,12 +137,6 @@ def _names_beside(path):
                 for row in csv.reader(opened):
                     names.update({key.strip(): row[-1].strip().replace(";", ",") for key in row[:-1]})  # ; separates
     return names
-
-
-def _coded(texts):
-    """Strings -> (int32 codes (n,), distinct strings)."""
-    names, codes = np.unique(np.array(list(texts), dtype=object), return_inverse=True)
-    return codes.astype(np.int32), list(names)
 
 
 def _folds(parts):

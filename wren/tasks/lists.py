@@ -10,6 +10,7 @@ import numpy as np
 
 from wren.cli import UserError, warn
 from wren.sound import audio
+from wren.sound.manifest import STREAM
 from wren.tasks.annotations import read_text
 from wren.tasks.beans import Beans
 
@@ -36,8 +37,8 @@ class Source:
             if not os.path.exists(rows.locate(i)):
                 raise UserError(f"{path} names {audio.printable(rows.path(i))}, which is neither in "
                                 f"{' nor in '.join(rows.bases)}")
-        for name, (codes, _) in rows.streams.items():
-            for i in np.unique(codes, return_index=True)[1]:
+        for name in rows.streams:
+            for i in np.unique(rows.text(STREAM + name), return_index=True)[1]:
                 if (stream := rows.stream(i, name)) and not os.path.exists(stream):
                     raise UserError(f"{path} names the stream {audio.printable(stream)}, which is not there")
         return rows

@@ -67,7 +67,7 @@ def _windows(source, path, recordings, labels, width, hop):
         raise UserError(f"{path} doesn't say in which recordings its calls are: it wants a column file (Raven's is "
                         "Begin Path)")
     names = [file for file, _, _ in recordings]
-    whole = source.place(build(names, bases=(), origin=str(path), streams=_streams(path, names)), path)
+    whole = source.place(build(names, bases=(), origin=str(path), **_streams(path, names)), path)
     opened = [_open(whole.locate(k)) for k in range(len(whole))]
     unreadable = [(whole.path(k), about) for k, about in enumerate(opened) if isinstance(about, Verdict)]
     readable = [k for k, about in enumerate(opened) if not isinstance(about, Verdict)]
@@ -98,16 +98,14 @@ def _windows(source, path, recordings, labels, width, hop):
 
 
 def _streams(path, files):
-    """The streams that a CSV list of calls names in any row of each recording, as in a Manifest."""
+    """{column: list of str} of the streams that a CSV list of calls names in any row of each recording."""
     if path.is_dir() or path.suffix not in (".csv", ".tsv"):
         return {}
     names, out = header(path), {}
     for name in (name for name in names if name.startswith(STREAM)):
         of_row = column(path, names[columns(names)["file"]])
         said = {file: stream for file, stream in zip(of_row, column(path, name)) if stream}
-        place = {stream: k for k, stream in enumerate(dict.fromkeys(["", *said.values()]))}
-        codes = np.array([place[said.get(file, "")] for file in files], np.int32)
-        out[name.removeprefix(STREAM).strip()] = codes, list(place)
+        out[STREAM + name.removeprefix(STREAM).strip()] = [said.get(file, "") for file in files]
     return out
 
 
