@@ -381,9 +381,10 @@ def compare(args, events, annotations, files):
     from wren.probing.metrics import match_events
     truth, known, elsewhere = [], set(), 0
     for table, name, annotated in annotations:
-        file = meant(name, table, files)
-        if file is None and not name and len(files) == len(annotations) == 1:
-            file = files[0]  # the only one
+        named = meant(name, table, files)
+        if not named and not name and len(files) == len(annotations) == 1:
+            named = files  # the only one
+        file = named[0] if len(named) == 1 else None
         elsewhere += len(annotated) if file is None else 0
         if file is not None:
             known.add(file)

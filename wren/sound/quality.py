@@ -135,16 +135,16 @@ class Memory:
         except (OSError, ValueError, TypeError):  # none yet, or not ours
             self.known = {}
 
-    def judge(self, path, min_seconds=MIN_SECONDS):
-        """`judge_file`, or what is known of the file since it last changed."""
+    def judge(self, path, decode, part=""):
+        """What `decode()` says of a file, or of a named part of it, or what is known since the file last changed."""
         name = os.path.realpath(path)
         try:
             about = os.stat(name)
         except OSError:
-            return judge_file(path, min_seconds)
-        stamp = about.st_size, about.st_mtime_ns
+            return decode()
+        name, stamp = f"{name}{part}", (about.st_size, about.st_mtime_ns)
         if self.known.get(name, (None,))[0] != stamp:
-            self.known[name], self.new = (stamp, judge_file(path, min_seconds)), True
+            self.known[name], self.new = (stamp, decode()), True
         return self.known[name][1]
 
     def save(self):

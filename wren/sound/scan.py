@@ -3,9 +3,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from wren.cli import Pulse, UserError
-from wren.sound import audio
+from wren.sound import audio, quality
 from wren.sound.manifest import build
-from wren.sound.quality import MIN_SECONDS, Memory
 
 
 def find(folder):
@@ -30,7 +29,7 @@ def segments(frames, rate, segment):
             if start == 0 or frames - start >= max(1, shortest)]
 
 
-def scan(folders, segment=10.0, min_seconds=MIN_SECONDS, threads=8, skip=frozenset(), memory=None):
+def scan(folders, segment=10.0, min_seconds=quality.MIN_SECONDS, threads=8, skip=frozenset(), memory=None):
     """Decode and judge all audio below some folders -> (rows [(path, start, frames, rate)] of what can be used,
     problems [(path, Verdict)] of what can't, or is odd).
 
@@ -38,11 +37,14 @@ def scan(folders, segment=10.0, min_seconds=MIN_SECONDS, threads=8, skip=frozens
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"{folder}: no such folder")
-    memory = memory or Memory()
+    memory = memory or quality.Memory()
     paths = {os.path.realpath(path): path for folder in folders for path in find(folder)}  # folders may overlap
     paths = [path for real, path in paths.items() if real not in skip]
     rows, problems = [], []
-    for path, verdict in zip(paths, in_threads(lambda p: memory.judge(p, min_seconds), paths, threads, "decoding")):
+
+    def judge(path):
+        return memory.judge(path, lambda: quality.judge_file(path, min_seconds))
+    for path, verdict in zip(paths, in_threads(judge, paths, threads, "decoding")):
         if verdict.problem:
             problems.append((path, verdict))
         if verdict.usable:

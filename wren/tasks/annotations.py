@@ -17,10 +17,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wren import cli
-from wren.cli import UserError, warn
+from wren.cli import UserError, warn, write_text
 
-FORMATS = ("raven", "audacity", "csv")
 SUFFIXES = (".txt", ".csv", ".tsv")  # of tables in a folder
 # What a column may be called, first choice first; compared in lower case, without units, _ as space.
 _NAMES = {
@@ -33,14 +31,13 @@ _NAMES = {
     "score": ("score", "confidence", "probability"),
     "low": ("low", "low freq", "low frequency", "min freq", "low f"),
     "high": ("high", "high freq", "high frequency", "max freq", "high f"),
-    "channel": ("channel",),
     "file offset": ("file offset",),
     "selection": ("selection",),
     "view": ("view",),
 }
 _RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)",
           "Begin Path", "File Offset (s)", "Annotation", "Score")
-_CSV = ("file", "start", "end", "label", "score", "low", "high", "channel")
+_CSV = ("file", "start", "end", "label", "score", "low", "high")
 
 
 @dataclass
@@ -53,7 +50,6 @@ class Event:
     score: float | None = None
     low: float | None = None  # Hz
     high: float | None = None
-    channel: int | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -91,20 +87,19 @@ def stems(table):
 
 
 def meant(file, table, files):
-    """Which of `files` (absolute paths) a table means by `file`: its path from the table's folder; or the only one
-    that ends like it; or, of a path from another machine, the only one of its name. "": the one whose name begins
-    the table's own. None: none, or several."""
+    """Those of `files` (absolute paths) that a table can mean by `file`: its path from the table's folder; or those
+    that end like it, or are called so without their suffix; or, of a path from another machine, those of its name.
+    "": those whose names begin the table's own."""
     here, parts = os.path.abspath(os.path.dirname(table)), re.split(r"[\\/]", file)
     if not file:
         found = next((named for stem in stems(table) if (named := [f for f in files if Path(f).stem == stem])), [])
-        found = [f for f in found if os.path.dirname(f) == here] or found
-    elif (path := os.path.abspath(os.path.join(here, file))) in files:
-        return path
-    else:
-        found = [f for f in files if f.split(os.sep)[-len(parts):] == parts]
-        if re.match(r"([A-Za-z]:)?[\\/]", file) and not os.path.exists(file):
-            found = found or [f for f in files if os.path.basename(f) == parts[-1]]
-    return found[0] if len(found) == 1 else None
+        return [f for f in found if os.path.dirname(f) == here] or found
+    if (path := os.path.abspath(os.path.join(here, file))) in files:
+        return [path]
+    found = [f for f in files if f.split(os.sep)[-len(parts):] == parts or Path(f).stem == file]
+    if re.match(r"([A-Za-z]:)?[\\/]", file) and not os.path.exists(file):
+        found = found or [f for f in files if os.path.basename(f) == parts[-1]]
+    return found
 
 
 def read_text(path):
@@ -131,10 +126,14 @@ def _read(path, label):
     first = text.lstrip().splitlines()[0]
     if first.startswith("{"):
         found, lengths = _read_jsonl(path, text)
-    elif _is_number(first.split("\t")[0]):
+    elif re.fullmatch(r" *[-+]?[\d.]+(e[-+]?\d+)? *", first.split("\t")[0], re.IGNORECASE):
         found = _read_audacity(path, text)
     else:
         found, lengths = _read_table(path, text, "\t" if "\t" in first else ",", label)
+    for number, event in found:
+        if not 0 <= event.start <= event.end < math.inf:
+            raise UserError(f"{path}, line {number}: {event.label!r} from {event.start:g} to {event.end:g} s is no "
+                            "stretch of a recording")
     unnamed = [row for row, event in found if not event.label]
     if label:
         found = [(row, replace(event, label=event.label or label)) for row, event in found]
@@ -158,8 +157,6 @@ def _read_jsonl(path, text):
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path}, line {number} is not {{"path": …, "length": …, "annotations": [{{"st": …, '
                             f'"ed": …, "label": …}}]}} ({type(error).__name__}: {error})') from None
-        for event in calls:
-            _check_times(event, path, number)
         events += [(number, event) for event in calls]
     return events, lengths
 
@@ -182,7 +179,6 @@ def _read_audacity(path, text):
                 last.low, last.high = (None if f < 0 else f for f in (low, high))  # -1: not said
             elif line.strip():
                 events.append((number, Event("", float(fields[0]), float(fields[1]), "\t".join(fields[2:]).strip())))
-                _check_times(events[-1][1], path, number)
         except (ValueError, IndexError):
             raise UserError(f"{path}, line {number} is no Audacity label (start, end, label by tabs): "
                             f"{line[:80]!r}") from None
@@ -206,7 +202,9 @@ def _read_table(path, text, delimiter, label):
                         "file, start, end, label, or BEANS's JSON lines")
     rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
     if "selection" in column and "view" in column:
-        rows = _one_view(rows, column["selection"], column["view"])
+        # Raven writes a selection once for each view: the spectrogram's is kept, which has the frequencies
+        rows.sort(key=lambda row: row[1][column["view"]].startswith("Spectrogram"))
+        rows = sorted({row[column["selection"]]: (number, row) for number, row in rows}.values())
     events, lengths = [], {}
     for number, row in rows:
         row = row + [""] * (len(header) - len(row))  # editors drop empty fields at a line's end
@@ -232,23 +230,12 @@ def columns(header):
     return found
 
 
-def _one_view(rows, selection, view):
-    """Raven writes a selection once for each view that shows it: one is kept, the spectrogram's, which has the
-    frequencies."""
-    chosen = {}
-    for number, row in rows:
-        key = row[selection]
-        if key not in chosen or (row[view].startswith("Spectrogram") and chosen[key][1][view].startswith("Waveform")):
-            chosen[key] = (number, row)
-    return list(chosen.values())
-
-
 def _event(path, number, row):
     """A row's texts by our column names -> Event."""
-    def value(name, kind=float):
+    def value(name):
         text = row.get(name, "")
         try:
-            return kind(float(text)) if text else None
+            return float(text) if text else None
         except ValueError:
             raise UserError(f"{path}, line {number}: {name} {text!r} is no number") from None
 
@@ -257,61 +244,24 @@ def _event(path, number, row):
         raise UserError(f"{path}, line {number}: {'start' if start is None else 'end'} is empty")
     if (offset := value("file offset")) is not None:  # cumulative times: the place in the file is in its own column
         start, end = offset, round(offset + end - start, 6)
-    event = Event(row.get("file", ""), start, end, row.get("label", ""), value("score"), value("low"), value("high"),
-                  value("channel", int))
-    _check_times(event, path, number)
-    return event
-
-
-def _check_times(event, path, number):
-    if not (math.isfinite(event.start) and math.isfinite(event.end) and 0 <= event.start <= event.end):
-        raise UserError(f"{path}, line {number}: {event.label!r} from {event.start:g} to {event.end:g} s is no "
-                        "stretch of a recording")
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return Event(row.get("file", ""), start, end, row.get("label", ""), value("score"), value("low"), value("high"))
 
 
 # ------------------------------------------------------------------------------------------------------- writing
 
-def write_annotations(path, events, format, files=None):
-    """Write events (list of Event) as "raven", "audacity" or "csv"; whole or not at all.
+def write_annotations(path, events, format, files=()):
+    """Write events (list of Event) as "raven", "audacity" (of one recording) or "csv"; whole or not at all.
 
-    files: list of (path, seconds, sample rate) in the order in which Raven is to show them, for its cumulative times
-    and the highest frequency; None: read from the files that the events name. Raven and CSV rows are in order of
-    file and time.
+    files: (path, seconds, sample rate) of the recordings that the table covers, in the order in which Raven is to show
+    them; Raven's table needs them. Raven and CSV rows are in order of file and time.
     """
-    if format not in FORMATS:
-        raise UserError(f"annotations as {format!r}: give one of {', '.join(FORMATS)}")
-    if files is None:
-        files = _files_of(events) if format == "raven" else [(file, 0, 0) for file in _distinct(events)]
-    order = {str(file): k for k, (file, _, _) in enumerate(files)}
-    if unknown := next((event.file for event in events if event.file not in order), None):
-        raise UserError(f"{path}: an event lies in {unknown}, which is not among the files that the table covers")
+    order = {file: k for k, file in enumerate(dict.fromkeys(
+        [*(str(file) for file, _, _ in files), *(event.file for event in events)]))}
     events = sorted(events, key=lambda event: (order[event.file], event.start))
-    cli.write_text(path, {"raven": _raven, "audacity": _audacity, "csv": _csv}[format](path, events, files))
+    write_text(path, {"raven": _raven, "audacity": _audacity, "csv": _csv}[format](events, files))
 
 
-def _distinct(events):
-    return list(dict.fromkeys(event.file for event in events))
-
-
-def _files_of(events):
-    """(path, seconds, sample rate) of the files that events name, from their headers."""
-    from wren.sound import audio
-    found = []
-    for file in _distinct(events):
-        frames, rate, _ = audio.info(file)
-        found.append((file, frames / rate, rate))
-    return found
-
-
-def _raven(path, events, files):
+def _raven(events, files):
     """Raven opens several files as one stretch of time, so Begin Time counts on from file to file and File Offset
     says where in its file a call begins. It refuses a High Freq above half the sampling rate."""
     place, passed = {}, 0.0
@@ -323,17 +273,13 @@ def _raven(path, events, files):
         before, nyquist = place[event.file]
         start, end = round(event.start, 6), round(event.end, 6)
         low, high = event.low or 0.0, nyquist if event.high is None else event.high
-        rows.append((number, "Spectrogram 1", event.channel or 1, _time(before + start), _time(before + end),
-                     _number(min(low, nyquist)), _number(min(high, nyquist)), event.file, _time(start), event.label,
+        rows.append((number, "Spectrogram 1", 1, f"{before + start:.6f}", f"{before + end:.6f}",
+                     _number(min(low, nyquist)), _number(min(high, nyquist)), event.file, f"{start:.6f}", event.label,
                      _number(event.score)))
     return _text(_RAVEN, rows, "\t")
 
 
-def _audacity(path, events, files):
-    """A label track has no column for the file: one track a recording."""
-    if len(_distinct(events)) > 1:
-        raise UserError(f"{path}: Audacity's labels belong to one recording, these events to "
-                        f"{len(_distinct(events))}: write one file for each, or a Raven table or CSV for all")
+def _audacity(events, files):
     lines = []
     for event in events:
         lines.append(f"{event.start:.6f}\t{event.end:.6f}\t{' '.join(event.label.split())}\n")
@@ -343,15 +289,11 @@ def _audacity(path, events, files):
     return "".join(lines)
 
 
-def _csv(path, events, files):
-    rows = [(event.file, _time(event.start), _time(event.end), event.label, _number(event.score), _number(event.low),
-             _number(event.high), "" if event.channel is None else event.channel) for event in events]
-    keep = [k for k in range(len(_CSV)) if k < 4 or any(row[k] != "" for row in rows)]
+def _csv(events, files):
+    rows = [(event.file, f"{event.start:.6f}", f"{event.end:.6f}", event.label, _number(event.score),
+             _number(event.low), _number(event.high)) for event in events]
+    keep = [k for k in range(len(_CSV)) if k < 4 or any(row[k] for row in rows)]
     return _text([_CSV[k] for k in keep], [[row[k] for k in keep] for row in rows], ",")
-
-
-def _time(seconds):
-    return f"{seconds:.6f}"
 
 
 def _number(value):

@@ -1,6 +1,4 @@
 """Clips of a task that can't be read: all of them are found, and left out, before anything is embedded or trained."""
-import csv
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +7,7 @@ import numpy as np
 
 from wren.cli import UserError, warn, write_table
 from wren.sound import audio
-from wren.sound.quality import Verdict, judge_file, judge_row
+from wren.sound.quality import Memory, judge_file, judge_row
 from wren.sound.scan import in_threads
 
 _BROKEN = ("unreadable", "short", "non-finite", "stream")  # silence may be a class, a click of 5 ms a call
@@ -23,11 +21,13 @@ def without_broken(task, folder, max_bad=0.01, memory=None, quiet=False):
     that keeps what was found, as long as no file changes; quiet: say and list nothing (other processes).
     """
     splits, listed, path = {}, [], Path(folder) / f"{task.name}.unusable.csv"
+    memory = Memory(memory and Path(memory) / "readable.csv")
     for name, split in task.splits.items():
-        found = _remembered(split, f"{task.name}, {name} split", memory)
+        found = _find(split, f"{task.name}, {name} split", memory)
         splits[name] = _without(split, sorted(found)) if found else split
         listed += [(name, audio.printable(file), start, verdict.problem, verdict.detail)
                    for file, start, verdict in [*found.values(), *((f, 0, v) for f, v in split.unreadable)]]
+    memory.save()
     if not listed:
         return task
     if not quiet:
@@ -50,16 +50,18 @@ def without_broken(task, folder, max_bad=0.01, memory=None, quiet=False):
     return replace(task, splits=splits)
 
 
-def find_broken(split, what):
+def _find(split, what, memory):
     """{row: (path, start, Verdict)} of a split's clips that can't be read; of recordings, by their first window."""
-    rows, files = split.rows, split.file_index
-    if files is None:
-        verdicts = in_threads(lambda i: judge_row(rows, i, min_seconds=0), range(len(rows)), os.cpu_count() or 1, what)
-        return {i: (rows.path(i), int(rows.start[i]), verdict) for i, verdict in enumerate(verdicts)
-                if verdict.problem in _BROKEN}
-    first = np.unique(files, return_index=True)[1]
-    verdicts = in_threads(lambda i: judge_file(rows.locate(i), 0), first.tolist(), os.cpu_count() or 1, what)
-    return {i: (rows.path(i), 0, verdict) for i, verdict in zip(first.tolist(), verdicts)
+    rows = split.rows
+
+    def judge(i):
+        if split.file_index is not None:
+            return memory.judge(rows.locate(i), lambda: judge_file(rows.locate(i), 0))
+        return memory.judge(rows.locate(i), lambda: judge_row(rows, i, min_seconds=0),
+                            f" {rows.start[i]} {rows.frames[i]}")
+    places = range(len(rows)) if split.file_index is None else np.unique(split.file_index, return_index=True)[1].tolist()
+    verdicts = in_threads(judge, places, os.cpu_count() or 1, what)
+    return {i: (rows.path(i), int(rows.start[i]), verdict) for i, verdict in zip(places, verdicts)
             if verdict.problem in _BROKEN}
 
 
@@ -74,31 +76,3 @@ def _without(split, rows):
     return replace(rest, files=[split.files[k] for k in left],
                    events=[event for event in split.events if event.file in names],
                    file_index=np.searchsorted(left, rest.file_index).astype(np.int32))
-
-
-def _remembered(split, what, memory):
-    """`find_broken`, or what it found the last time, kept under a name that depends on all files and rows."""
-    path = memory and Path(memory) / f"readable-{_stamp(split)}.csv"
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return {int(row): (name, int(start), Verdict(problem, detail))
-                    for row, name, start, problem, detail in list(csv.reader(file))[1:]}
-    except (OSError, ValueError, TypeError):
-        pass
-    found = find_broken(split, what)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(path, ("row", "path", "start", "problem", "detail"),
-                    [(row, file, start, verdict.problem, verdict.detail)
-                     for row, (file, start, verdict) in found.items()])
-    return found
-
-
-def _stamp(split):
-    """A hash of a split's rows and of the size and time of change of their files."""
-    rows = split.rows
-    digest = hashlib.sha256(rows.fingerprint().encode() + rows.frames.tobytes())
-    for path in dict.fromkeys(rows.locate(i) for i in range(len(rows))) if rows.entry is None else ():
-        about = os.stat(path)
-        digest.update(f"{about.st_size} {about.st_mtime_ns} ".encode())
-    return digest.hexdigest()[:24]

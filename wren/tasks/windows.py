@@ -1,6 +1,5 @@
 """Tasks of recordings with annotated calls: windows of them, and which labels are on in each (BEANS's rule)."""
 import os
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +8,8 @@ from wren.cli import UserError, warn
 from wren.sound import audio
 from wren.sound.manifest import STREAM, build
 from wren.sound.quality import Verdict
-from wren.tasks.annotations import columns, read_recordings, stems, tables
+from wren.sound.scan import find
+from wren.tasks.annotations import columns, meant, read_recordings, tables
 from wren.tasks.lists import column, header
 from wren.tasks.task import Split, Task
 
@@ -39,23 +39,15 @@ def _recordings_in(folder, label):
 
     A table belongs to the recording that it names, else to the one whose name without suffix begins its own.
     """
-    from wren.sound.scan import find
-    events = {os.path.relpath(path, folder.parent): [] for path in find(folder)}
-    named = {}  # file names and stems -> paths
-    for path in events:
-        for key in (os.path.basename(path), os.path.splitext(os.path.basename(path))[0]):
-            named.setdefault(key, []).append(path)
+    paths = {os.path.abspath(path): os.path.relpath(path, folder.parent) for path in find(folder)}
+    events = {path: [] for path in paths.values()}
     for table in tables(folder):
-        stem = next((stem for stem in stems(table) if stem in named), None)
         for file, _, found in read_recordings(table, label):
-            said = re.split(r"[\\/]", file)[-1]  # a path from whatever machine
-            paths = named.get(said or stem, [])
-            here = os.path.relpath(table.parent, folder.parent)
-            paths = [path for path in paths if os.path.dirname(path) == here] or paths
-            if len(paths) != 1:
-                raise UserError(f"{table}: its recording {said or '(not named)'} is "
-                                + (f"one of several: {', '.join(paths[:3])}" if paths else f"not in {folder}"))
-            events[paths[0]] += [replace(event, file=paths[0]) for event in found]
+            named = [paths[path] for path in meant(file, table, list(paths))]
+            if len(named) != 1:
+                raise UserError(f"{table}: its recording {file or '(not named)'} is "
+                                + (f"one of several: {', '.join(named[:3])}" if named else f"not in {folder}"))
+            events[named[0]] += [replace(event, file=named[0]) for event in found]
     return [(path, None, calls) for path, calls in events.items()]
 
 
