@@ -116,10 +116,8 @@ def main(argv=None):
 def run(args):
     """One command."""
     if args.command == "demo":
-        from wren.sound import demo
-        from wren.sound import demo_rates
-        kind, folder = (demo_rates, "data/demo-rates") if args.rates else (demo, "data/demo")
-        kind.make(args.out or folder, args.seed, args.jobs, scale=args.scale)
+        from wren.sound import demo, demo_rates
+        (demo_rates if args.rates else demo).make(args.out, args.seed, args.jobs, scale=args.scale)
         return
     from wren.sound import corpus
     from wren.tasks import load_task, task_names

@@ -3,6 +3,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,19 +128,17 @@ def test_ensure_keeps_a_current_corpus_and_renews_an_old_one(corpus, monkeypatch
     before = (corpus / "demo.json").stat().st_mtime_ns
     assert demo.ensure(corpus) == corpus and (corpus / "demo.json").stat().st_mtime_ns == before
     made = []
-    monkeypatch.setattr(demo, "make", lambda out: made.append(out) or out)
-    monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
-    demo.ensure(corpus)
+    monkeypatch.setattr(demo.Corpus, "make", lambda self, out: made.append(out) or out)
+    replace(demo.CORPUS, version=3).ensure(corpus)
     assert made == [corpus]
 
 
-def test_a_killed_build_leaves_nothing_and_a_foreign_folder_is_never_replaced(tmp_path, monkeypatch):
+def test_a_killed_build_leaves_nothing_and_a_foreign_folder_is_never_replaced(tmp_path):
     def killed(job):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "build", killed)
     with pytest.raises(KeyboardInterrupt):
-        demo.make(tmp_path / "demo", jobs=1, progress=False, scale=0.05)
+        replace(demo.CORPUS, build=killed).make(tmp_path / "demo", jobs=1, progress=False, scale=0.05)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "field.wav").write_bytes(b"years of work")

@@ -12,9 +12,10 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,6 @@ from tqdm import tqdm
 from wren.cli import UserError
 from wren.sound import scenes
 
-VERSION = 2
 RATES, RATE_SHARES = (8000, 16000, 22050, 44100, 48000), (0.44, 0.44, 0.08, 0.02, 0.02)  # low rates save disk
 # ogg and mp3 decode slowly
 FORMATS, FORMAT_SHARES = ("flac", "wav", "WAV", "ogg", "mp3"), (0.73, 0.08, 0.03, 0.08, 0.08)
@@ -168,20 +168,52 @@ def segments(path, frames, rate, seconds):
 
 # ---- the corpus
 
-def plan(root, seed, scale):
-    """Every file to make: [(root, seed, part, split, number)]."""
-    def scaled(count, least):
-        return range(max(least, round(count * scale)))
+@dataclass(frozen=True)
+class Corpus:
+    """A synthetic corpus: how many files each part has, and how one of them is made.
 
-    first, last = INDIVIDUALS["individual"]
-    jobs = [(root, seed, "recordings", "train", i) for i in scaled(RECORDINGS, 4)]
-    for split in SPLITS:
-        least = 2 if split == "train" else 1
-        per_class = len(scaled(CLIPS_PER_SPECIES[split], least)), len(scaled(CLIPS_PER_INDIVIDUAL[split], least))
-        jobs += [(root, seed, "species", split, i) for i in range(per_class[0] * len(scenes.SPECIES))]
-        jobs += [(root, seed, "individual", split, i) for i in range(per_class[1] * 2 * (last - first))]
-        jobs += [(root, seed, "detection", split, i) for i in scaled(DETECTION_RECORDINGS[split], 2)]
-    return jobs
+    counts: part -> ({split: files of a class}, classes, the fewest files of a class however small the scale is).
+    build: a job (root, seed, part, split, number) -> (part, split, rows of its table, seconds).
+    """
+    folder: str
+    version: int | str
+    counts: dict
+    build: Callable
+    lists: dict = field(default_factory=dict)  # part -> folders whose tables list it, where they aren't called like it
+
+    def make(self, out=None, seed=0, jobs=None, progress=True, scale=1.0):
+        """Make the corpus in folder `out`, replacing one that is there, whole or not at all -> its path. `scale`
+        shrinks the counts."""
+        out, started = Path(out or self.folder), time.time()
+        if out.exists() and not described(out) and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and isn't a demo corpus; give another folder or remove it")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if progress:
+            print(f"making the demo corpus in {out}", flush=True)
+        prefix = f".{out.name}-being-made-"
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent, ignore_cleanup_errors=True) as folder:
+            root = Path(folder) / "corpus"
+            todo = [(root, seed, part, split, k) for part, (of_class, classes, least) in self.counts.items()
+                    for split, count in of_class.items()
+                    for k in range(max(least[split], round(count * scale)) * classes)]
+            results = make_files(self.build, todo, jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1),
+                                 progress)
+            counts = write_tables(root, [(folder, *rest) for part, *rest in results
+                                         for folder in self.lists.get(part, (part,))])
+            about = {"version": self.version, "seed": seed, "scale": scale, "counts": counts,
+                     "hours": round(sum(result[3] for result in results) / 3600, 3)}
+            (root / "demo.json").write_text(json.dumps(about, indent=1) + "\n")
+            megabytes = sum(path.stat().st_size for path in root.rglob("*.*")) / 1e6
+            put_in_place(root, out, started)
+        if progress:
+            print(f"made {out}: {about['hours']:.1f} h, {counts['recordings train']} segments to train on, "
+                  f"{len(todo)} files, {megabytes:.0f} MB, in {time.time() - started:.0f} s", flush=True)
+        return out
+
+    def ensure(self, out=None):
+        """The corpus in folder `out`, made if it isn't there or is of another version -> its path."""
+        out = Path(out or self.folder)
+        return out if described(out).get("version") == self.version else self.make(out)
 
 
 def write_tables(root, results):
@@ -238,44 +270,10 @@ def put_in_place(root, out, started):
             raise
 
 
-def make(out="data/demo", seed=0, jobs=None, progress=True, scale=1.0):
-    """Make the corpus in folder `out`, replacing one that is there -> its path. `scale` shrinks the counts."""
-    return make_corpus(out, VERSION, plan, build, write_tables, seed, jobs, progress, scale)
-
-
-def make_corpus(out, version, plan, build, write_tables, seed, jobs, progress, scale):
-    """Make a corpus of this kind in folder `out`: whole, or nothing is changed -> its path.
-
-    plan (root, seed, scale) -> jobs; build (job) -> (part, split, rows, seconds); write_tables (root, results) ->
-    {"PART SPLIT": rows}.
-    """
-    out, started = Path(out), time.time()
-    if out.exists() and not described(out) and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and isn't a demo corpus; give another folder or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}-being-made-*"):  # of a run that was killed
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
-    if progress:
-        print(f"making the demo corpus in {out}", flush=True)
-    prefix = f".{out.name}-being-made-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent, ignore_cleanup_errors=True) as folder:
-        root = Path(folder) / "corpus"
-        todo = plan(root, seed, scale)
-        results = make_files(build, todo, jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1), progress)
-        counts = write_tables(root, results)
-        about = {"version": version, "seed": seed, "scale": scale, "counts": counts,
-                 "hours": round(sum(result[3] for result in results) / 3600, 3)}
-        (root / "demo.json").write_text(json.dumps(about, indent=1) + "\n")
-        megabytes = sum(path.stat().st_size for path in root.rglob("*.*")) / 1e6
-        put_in_place(root, out, started)
-    if progress:
-        print(f"made {out}: {about['hours']:.1f} h, {counts['recordings train']} segments to train on, "
-              f"{len(todo)} files, {megabytes:.0f} MB, in {time.time() - started:.0f} s", flush=True)
-    return out
-
-
-def ensure(out="data/demo"):
-    """The demo corpus in folder `out`, made if it isn't there or is of another version -> its path."""
-    out = Path(out)
-    return out if described(out).get("version") == VERSION else make(out)
+AT_LEAST = {"train": 2, "valid": 1, "test": 1}  # files of a class
+CORPUS = Corpus("data/demo", 2, {
+    "recordings": ({"train": RECORDINGS}, 1, {"train": 4}),
+    "species": (CLIPS_PER_SPECIES, len(scenes.SPECIES), AT_LEAST),
+    "individual": (CLIPS_PER_INDIVIDUAL, 12, AT_LEAST),
+    "detection": (DETECTION_RECORDINGS, 1, dict.fromkeys(SPLITS, 2))}, build)
+make, ensure = CORPUS.make, CORPUS.ensure

@@ -11,15 +11,12 @@ number).
 
     demo_rates.ensure()           # data/demo-rates, made if it isn't there
 """
-from pathlib import Path
-
 import numpy as np
 import scipy.fft
 import scipy.signal
 
 from wren.sound import demo, scenes
 
-VERSION = "rates-1"
 BAT_RATES, CALLER_RATES, COLLAR_RATE = (192000, 250000), (8000, 16000, 48000), 8000
 DECIMATED = {"rates-48k": 1, "rates-16k": 3, "rates-8k": 6}  # one sample in so many
 MOTION_RATE = 50  # Hz of the accelerometer
@@ -239,31 +236,9 @@ def build(job):
     return part, split, rows, seconds
 
 
-def plan(root, seed, scale):
-    """Every file to make: [(root, seed, part, split, number)]."""
-    def scaled(count, least):
-        return max(least, round(count * scale))
-
-    jobs = [(root, seed, part, "train", i) for part, count in RECORDINGS.items() for i in range(scaled(count, 3))]
-    for part, classes in (("ultrasound", ULTRASONIC), ("rates", AUDIBLE), ("behaviour", BEHAVIOURS)):
-        jobs += [(root, seed, part, split, i) for split in demo.SPLITS
-                 for i in range(scaled(CLIPS[split], 2 if split == "train" else 1) * len(classes))]
-    return jobs
-
-
-def write_tables(root, results):
-    """The lists of all parts; those of the three rates are the same."""
-    folders = {"rates": list(DECIMATED)} | dict.fromkeys(RECORDINGS, ["recordings"])
-    return demo.write_tables(root, [(folder, *rest) for part, *rest in results
-                                    for folder in folders.get(part, [part])])
-
-
-def make(out="data/demo-rates", seed=0, jobs=None, progress=True, scale=1.0):
-    """Make the corpus in folder `out`, replacing one that is there -> its path. `scale` shrinks the counts."""
-    return demo.make_corpus(out, VERSION, plan, build, write_tables, seed, jobs, progress, scale)
-
-
-def ensure(out="data/demo-rates"):
-    """The corpus in folder `out`, made if it isn't there or is of another version -> its path."""
-    out = Path(out)
-    return out if demo.described(out).get("version") == VERSION else make(out)
+CORPUS = demo.Corpus("data/demo-rates", "rates-1", {
+    **{part: ({"train": count}, 1, {"train": 3}) for part, count in RECORDINGS.items()},
+    "ultrasound": (CLIPS, len(ULTRASONIC), demo.AT_LEAST), "rates": (CLIPS, len(AUDIBLE), demo.AT_LEAST),
+    "behaviour": (CLIPS, len(BEHAVIOURS), demo.AT_LEAST)},
+    build, {"rates": DECIMATED} | dict.fromkeys(RECORDINGS, ("recordings",)))
+make, ensure = CORPUS.make, CORPUS.ensure

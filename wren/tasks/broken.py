@@ -59,7 +59,8 @@ def _find(split, what, memory):
             return memory.judge(rows.locate(i), lambda: judge_file(rows.locate(i), 0))
         return memory.judge(rows.locate(i), lambda: judge_row(rows, i, min_seconds=0),
                             f" {rows.start[i]} {rows.frames[i]}")
-    places = range(len(rows)) if split.file_index is None else np.unique(split.file_index, return_index=True)[1].tolist()
+    firsts = np.arange(len(rows)) if split.file_index is None else np.unique(split.file_index, return_index=True)[1]
+    places = firsts.tolist()
     verdicts = in_threads(judge, places, os.cpu_count() or 1, what)
     return {i: (rows.path(i), int(rows.start[i]), verdict) for i, verdict in zip(places, verdicts)
             if verdict.problem in _BROKEN}
