@@ -286,7 +286,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_unkilled_one(folder, checkpoint, tm
             raise Killed
         add(self, *arguments)
     monkeypatch.setattr(store.Output, "add", dies)
-    monkeypatch.setattr(store.Output, "close", lambda self: os.close(self._lock.fileno()))  # no time to clean up
+    monkeypatch.setattr(store.Output, "close", lambda self: self._index.close())  # no time to clean up
     with pytest.raises(Killed):
         run(folder, *options, "--out", tmp_path / "out")
     monkeypatch.undo()

@@ -9,13 +9,14 @@
 Both layouts grow by whole recordings. A killed run leaves a finished part that the next one goes on from.
 """
 import csv
-import io
+import fcntl
 import json
 import os
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
+from sklearn.preprocessing import StandardScaler, normalize
 
 from wren import cli
 from wren.cli import UserError
@@ -30,40 +31,26 @@ class Rows:
 
     def __init__(self, path, shape, dtype, keep=0):
         """keep: rows of an existing file that stay, what comes after them is dropped; 0: a new file."""
-        self.shape, self.dtype, self.count = tuple(shape), np.dtype(dtype), keep
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self.file = open(path, "r+b" if keep else "w+b")
-        self._header()
-        self.begin = self.file.tell()
-        self.cut(keep)
+        self._cut(keep)
 
-    def _header(self):
+    def _cut(self, count):
+        """Say that there are `count` rows, and drop all after them."""
         self.file.seek(0)
         np.lib.format.write_array_header_1_0(self.file, {
-            "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False,
-            "shape": (self.count, *self.shape)})
+            "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (count, *self.shape)})
+        self.file.seek(count * int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize, os.SEEK_CUR)
+        self.file.truncate()
 
     def append(self, rows):
-        """rows (n, *shape), any float type. They count once `commit` has been called."""
-        rows = np.ascontiguousarray(rows, self.dtype)
-        if rows.shape[1:] != self.shape:
-            raise ValueError(f"rows of {rows.shape[1:]} in an array of {self.shape}")
-        self.file.write(rows.data)
+        """rows (n, *shape), any float type."""
+        self.file.write(np.ascontiguousarray(rows, self.dtype).data)
 
-    def cut(self, count):
-        """Drop all rows after the first `count`."""
-        end = self.begin + count * int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-        self.file.truncate(end)
-        self.file.seek(end)
-
-    def commit(self, count):
-        """Let the first `count` rows count."""
-        self.count, end = count, self.file.tell()
-        self._header()
-        assert self.file.tell() == self.begin, "the header grew"
-        self.file.seek(end)
+    def close(self, count):
+        """The first `count` rows count."""
         self.file.flush()
-
-    def close(self):
+        self._cut(count)
         self.file.close()
 
 
@@ -79,12 +66,14 @@ class Output:
         except OSError as error:
             raise UserError(f"--out {folder}: can't be made ({error.strerror})") from None
         self._agree(json.loads(json.dumps(settings | {"dtype": dtype, "store": one})))
-        self._lock = open(self.folder / "index.csv", "a+b")
-        self._only_writer()
-        self.done, self._taken, self._count = self._recover()
-        self._index = open(self.folder / "index.csv", "a", newline="", encoding="utf-8", errors="surrogateescape")
-        if not self._index.tell():
-            self._index.write(",".join(COLUMNS) + "\n")
+        path = self.folder / "index.csv"
+        self._index = open(path, "a", newline="", encoding="utf-8", errors="surrogateescape")
+        try:
+            fcntl.flock(self._index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--out {self.folder}: another process is writing to it; wait for it, or choose another "
+                            "folder") from None
+        self.done, self._arrays, self._count = self._recover(path)
         self._rows = self._current = None
 
     def _agree(self, settings):
@@ -102,94 +91,69 @@ class Output:
                 raise UserError(f"--out {self.folder} was made with {key} {old.get(key)}, not {settings[key]}{of}: "
                                 "choose another folder, or the same settings")
 
-    def _only_writer(self):
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--out {self.folder}: another process is writing to it; wait for it, or choose another "
-                            "folder") from None
-
-    def _recover(self):
-        """Forget what a killed run left unfinished -> (recordings that are there, their arrays, rows of the one)."""
+    def _recover(self, index):
+        """Forget what a killed run left unfinished -> ({recording that is there: its seconds}, arrays, rows)."""
         for path in self.folder.rglob(".*.npy.tmp"):
             path.unlink()
-        store, room = self.folder / "embeddings.npy", None
-        if self.one:
-            room = len(np.load(store, mmap_mode="r")) if store.exists() and store.stat().st_size else 0
-        done, taken, count, keep, first = {}, set(), 0, 0, None
-        with open(self.folder / "index.csv", "rb") as file:
+        if not index.stat().st_size:
+            self._index.write(",".join(COLUMNS) + "\n")
+            self._index.flush()
+        done, arrays, count, first = {}, set(), 0, None
+        with open(index, "rb") as file:
             end = len(file.readline())
-            for line in iter(file.readline, b""):
+            for number, line in enumerate(iter(file.readline, b""), 1):
                 row = parse(line)
-                if row is None or (room is not None and count >= room):
+                if row is None:
                     break
-                first, count = first or row, count + 1
+                first = first or row
                 if row["left"] == 0:
                     done[row["file"], first["start"]] = row["end"] - first["start"]
-                    taken |= set() if self.one else {row["array"]}
-                    first, end, keep = None, file.tell(), count
-        os.truncate(self.folder / "index.csv", end)
-        return done, taken, keep
+                    arrays.add(row["array"])
+                    first, end, count = None, file.tell(), number
+        os.truncate(index, end)
+        return done, arrays, count
 
     def begin(self, file, rate, name):
         """A recording's rows follow: file (path), its rate in Hz, what its array is called if it has its own."""
-        choices = ("embeddings",) if self.one else (name, *(f"{name}-{k}" for k in range(2, 3 + len(self._taken))))
-        array = next(f"{choice}.npy" for choice in choices if f"{choice}.npy" not in self._taken)
-        self._current = {"file": file, "rate": rate, "array": array, "times": [], "rows": 0}
+        names = (f"{name}.npy", *(f"{name}-{k}.npy" for k in range(2, 3 + len(self._arrays))))
+        array = "embeddings.npy" if self.one else next(choice for choice in names if choice not in self._arrays)
+        path = self.folder / array
+        self._path = path if self.one else path.with_name(f".{path.name}.tmp")
+        self._current, self._times = (file, rate, array), []
 
     def add(self, rows, starts, ends):
         """rows (n, …) of the recording that was begun, and their times in seconds."""
-        c = self._current
         if self._rows is None:
-            path = self.folder / c["array"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path = path if self.one else path.with_name(f".{path.name}.tmp")
-            self._rows = Rows(path, np.shape(rows)[1:], self.dtype, self._count if self.one else 0)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._rows = Rows(self._path, np.shape(rows)[1:], self.dtype, self._count if self.one else 0)
         self._rows.append(rows)
-        c["times"].append(np.stack([starts, ends], 1))
-        c["rows"] += len(rows)
+        self._times += zip(starts, ends, strict=True)
 
     def commit(self):
         """The recording is whole."""
-        c, base = self._current, self._count if self.one else 0
-        self._rows.commit(base + c["rows"])
-        if self.one:
-            self._count += c["rows"]
-        else:
-            self._rows.close()
-            self._rows, path = None, self.folder / c["array"]
-            os.replace(path.with_name(f".{path.name}.tmp"), path)
-        text, times = io.StringIO(newline=""), np.concatenate(c["times"])
-        out = csv.writer(text, lineterminator="\n")
-        for k, (start, end) in enumerate(times.tolist()):
-            out.writerow((c["file"], f"{start:.6f}", f"{end:.6f}", c["rate"], self.checkpoint, c["array"], base + k,
-                          len(times) - 1 - k))
-        self._index.write(text.getvalue())
+        (file, rate, array), base, n = self._current, self._count if self.one else 0, len(self._times)
+        self._rows.close(base + n)
+        if not self.one:
+            os.replace(self._path, self.folder / array)
+        csv.writer(self._index, lineterminator="\n").writerows(
+            (file, f"{start:.6f}", f"{end:.6f}", rate, self.checkpoint, array, base + k, n - 1 - k)
+            for k, (start, end) in enumerate(self._times))
         self._index.flush()
-        self._taken |= set() if self.one else {c["array"]}
-        self._current = None
+        self._arrays.add(array)
+        self._count += n
+        self._rows = self._current = None
 
     def discard(self):
         """The recording that was begun can't be read to its end: nothing of it stays."""
-        if self._rows is not None and self.one:
-            self._rows.cut(self._count)
-        elif self._rows is not None:
-            self._rows.close()
-            self._rows, path = None, self.folder / self._current["array"]
-            path.with_name(f".{path.name}.tmp").unlink()
-        self._current = None
+        if self._rows is not None:
+            self._rows.close(self._count if self.one else 0)
+            if not self.one:
+                self._path.unlink()
+        self._rows = self._current = None
 
     def close(self):
-        if self._current is not None:
-            self.discard()
-        if self._rows is not None:
-            self._rows.close()
+        self.discard()
         self._index.close()
-        self._lock.close()
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -223,24 +187,15 @@ def read_index(folder):
                 yield row
 
 
-def arrays(folder):
-    """[(array's name, rows)] that the index names, in its order."""
-    counts = {}
-    for row in read_index(folder):
-        counts[row["array"]] = counts.get(row["array"], 0) + 1
-    return list(counts.items())
-
-
 def chunks(folder):
-    """The rows of a folder, in the order of its index, as float32 arrays (n, D) of a few thousand."""
-    folder = Path(folder)
-    for name, count in arrays(folder):
-        array = np.load(folder / name, mmap_mode="r")
+    """A folder in the order of its index: yields (lines of the index, their rows float32 (n, D)), a few thousand."""
+    for name, lines in groupby(read_index(folder), lambda line: line["array"]):
+        array = np.load(Path(folder) / name, mmap_mode="r")
         if array.ndim != 2:
-            raise UserError(f"{folder / name} holds rows of shape {array.shape[1:]}, not vectors: extract with "
+            raise UserError(f"{Path(folder) / name} holds rows of shape {array.shape[1:]}, not vectors: extract with "
                             "--granularity clip or frame")
-        for start in range(0, count, _CHUNK):
-            yield np.asarray(array[start:min(start + _CHUNK, count)], np.float32)
+        while chunk := list(islice(lines, _CHUNK)):
+            yield chunk, np.asarray(array[chunk[0]["row"]:chunk[-1]["row"] + 1], np.float32)
 
 
 def nearest(folder, queries, top=20, standardise=True, without=None):
@@ -249,26 +204,16 @@ def nearest(folder, queries, top=20, standardise=True, without=None):
     standardise: features get mean 0 and deviation 1 over the folder before, as in probes.knn; without: a file whose
     rows are left out. Chunk by chunk: memory does not grow with the folder.
     """
-    mean, deviation = 0.0, 1.0
-    if standardise:
-        n, total, square = 0, 0.0, 0.0
-        for x in chunks(folder):
-            n, total, square = n + len(x), total + x.sum(0, dtype=float), square + np.square(x, dtype=float).sum(0)
-        mean = total / max(n, 1)
-        deviation = np.sqrt(np.maximum(square / max(n, 1) - mean ** 2, 1e-12))
+    scale = StandardScaler(with_mean=standardise, with_std=standardise)
+    for _, x in chunks(folder):
+        scale.partial_fit(x)
 
     def unit(x):
-        x = (x - mean) / deviation
-        return x / np.linalg.norm(x, axis=1, keepdims=True).clip(min=1e-12)
-    queries = unit(np.asarray(queries, float))
-    best, at, files = [], 0, (row["file"] for row in read_index(folder))
-    for x in chunks(folder):
+        return normalize(scale.transform(np.asarray(x, float)))
+    queries, best = unit(queries), []
+    for lines, x in chunks(folder):
         likeness = (unit(x) @ queries.T).max(1)
-        likeness[[file == without for file in islice(files, len(x))]] = -np.inf
-        rows = np.argsort(-likeness, kind="stable")[:top]
-        best += [(float(likeness[k]), at + int(k)) for k in rows if likeness[k] > -np.inf]
-        best = sorted(best, key=lambda pair: (-pair[0], pair[1]))[:top]
-        at += len(x)
-    wanted = dict((line, likeness) for likeness, line in best)
-    found = {k: row for k, row in enumerate(read_index(folder)) if k in wanted}
-    return [(likeness, found[line]) for likeness, line in best]
+        likeness[[line["file"] == without for line in lines]] = -np.inf
+        best += [(float(likeness[k]), lines[k]) for k in np.argsort(-likeness, kind="stable")[:top]]
+        best = sorted(best, key=lambda pair: -pair[0])[:top]
+    return [(likeness, line) for likeness, line in best if likeness > -np.inf]
