@@ -10,31 +10,28 @@ Manifests themselves are in manifest.py, decoding in audio.py, shards in shards.
 commands' work in corpus.py.
 """
 import os
+from textwrap import fill
 
 from wren import cli
 from wren.cli import UserError
 
 
-def _seconds(text):
-    return 0.0 if text == "0" else cli.positive(text)
-
-
 def _add_index(add):
-    p = add("index", "write or extend a manifest of everything below some folders",
-            "Write or extend a manifest: headers of all audio below some folders are read, long recordings become "
+    p = add("index",
+            "Write or extend a manifest of everything below some folders. All of it is decoded, long recordings become "
             "rows of --segment seconds. Run again, it adds what is new. Files that can't be used are listed in "
             "NAME.unusable.csv.\n\n"
             "  python data.py index /media/recorders /media/xeno-canto --domain bio --out data/pretrain.csv")
     p.add_argument("folders", nargs="+", metavar="FOLDER", help="searched deeply, suffixes in either case")
     p.add_argument("--out", default="data/pretrain.csv", help="manifest to write or extend")
-    p.add_argument("--segment", type=_seconds, default=10.0, help="length of a row, s; 0: whole recordings")
+    p.add_argument("--segment", type=cli.not_negative, default=10.0, help="length of a row, s; 0: whole recordings")
     p.add_argument("--min-seconds", type=cli.positive, default=0.05, help="shorter recordings are skipped, s")
     p.add_argument("--domain", choices=("bio", "gen"), help="of these recordings; rows without one count as bio")
     p.add_argument("--source", help="a name for where they come from")
 
 
 def _add_subset(add):
-    p = add("subset", "write the rows of a subset",
+    p = add("subset",
             "Write the rows of a subset. The paper's sizes are nested, and the same whatever the order of the rows."
             "\n\n  python data.py subset data/pretrain.csv --subset 0.12M --out data/small.csv")
     p.add_argument("manifest", help="CSV, TSV or JSON")
@@ -45,8 +42,8 @@ def _add_subset(add):
 
 
 def _add_pack(add):
-    p = add("pack", "copy clips into tar shards that are read by offset",
-            "Copy clips into tar shards that are read by offset: few large files, 16-bit FLAC or WAV at one rate. A "
+    p = add("pack",
+            "Copy clips into tar shards that are read by offset. Few large files, 16-bit FLAC or WAV at one rate. A "
             "killed call goes on where it stopped. Ends with python pretrain.py --data SHARDS.\n\n"
             "  python data.py pack data/pretrain.csv shards/ --rate 16000 --jobs 8")
     p.add_argument("manifest", help="manifest, or folder of audio")
@@ -60,8 +57,8 @@ def _add_pack(add):
 
 
 def _add_check(add):
-    p = add("check", "find unusable, silent, clipped, duplicated or overlapping audio",
-            "Decode everything: unreadable, short, silent, constant, clipped, non-finite and duplicated audio is "
+    p = add("check",
+            "Find unusable, silent, clipped, duplicated or overlapping audio. Everything is decoded, what is wrong is "
             "counted and listed in MANIFEST.check.csv; shards are compared with their checksums. With --task, test "
             "clips that the manifest holds too (by content or Xeno-canto number) are listed.\n\n"
             "  python data.py check data/pretrain.csv --data beans --task cbi watkins --clean data/clean.csv")
@@ -74,7 +71,7 @@ def _add_check(add):
 
 
 def _add_demo(add):
-    p = add("demo", "make the synthetic demo corpus",
+    p = add("demo",
             "Make the synthetic demo corpus (under 100 MB, under a minute). With --rates the other one: tasks and "
             "unlabelled recordings at 8 to 250 kHz, and collars with accelerometers (under 150 MB, about a minute)."
             "\n\n  python data.py demo --rates")
@@ -87,17 +84,16 @@ def _add_demo(add):
 
 def _add_source(p):
     p.add_argument("--data", metavar="FOLDER", help="second folder in which relative paths, and tasks, are looked up")
-    p.add_argument("--segment", type=_seconds, default=10.0, help="row length where a folder is named, s")
+    p.add_argument("--segment", type=cli.not_negative, default=10.0, help="row length where a folder is named, s")
 
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, prog="data.py")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=cli.Parser)
 
-    def add(name, summary, description):
-        from textwrap import fill
+    def add(name, description):
         text, example = description.split("\n\n")
-        return commands.add_parser(name, help=summary, prog=f"data.py {name}",
+        return commands.add_parser(name, help=text.partition(".")[0], prog=f"data.py {name}",
                                    description=f"{fill(text, 116)}\n\n{example}")
     for register in (_add_index, _add_subset, _add_pack, _add_check, _add_demo):
         register(add)

@@ -28,11 +28,6 @@ def batch_size(text):
     return None if text == "auto" else cli.positive_int(text)
 
 
-def seconds(text):
-    """An argparse type: a time of 0 s or more."""
-    return 0.0 if text.strip("0.") == "" else cli.positive(text)
-
-
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="extract.py")
     p.add_argument("audio", nargs="*", metavar="AUDIO", help="files, folders (searched deeply), globs in quotes, "
@@ -99,14 +94,14 @@ def _add_scores(p):
                    "over the recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
     g.add_argument("--resolution", type=cli.positive, metavar="S", help="seconds from one score to the next, with a "
                    "detector of --head query (default: what it was trained with)")
-    g.add_argument("--smooth", type=seconds, default=0.0, metavar="S", help="seconds over which scores are smoothed, "
+    g.add_argument("--smooth", type=cli.not_negative, default=0.0, metavar="S", help="seconds over which scores are smoothed, "
                    "centred (animal2vec: 0.1)")
     g.add_argument("--smoothing", choices=("mean", "max"), default="mean", help="what of the scores in that time")
     g.add_argument("--threshold", type=cli.share, help="score from which on there is an event (default: the "
                    "checkpoint's, a class each, chosen on validation; without them 0.5)")
-    g.add_argument("--minimum", type=seconds, metavar="S", help="seconds; shorter events are dropped (default: the "
+    g.add_argument("--minimum", type=cli.not_negative, metavar="S", help="seconds; shorter events are dropped (default: the "
                    "checkpoint's, the shortest call that it was trained on)")
-    g.add_argument("--merge", type=seconds, default=0.2, metavar="S", help="seconds; events of a class at most this "
+    g.add_argument("--merge", type=cli.not_negative, default=0.2, metavar="S", help="seconds; events of a class at most this "
                    "far apart become one (thresholds were chosen with 0.2)")
     g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines; "
                    "a folder: all tables below it, such as REC.Table.1.selections.txt of REC.wav) that the events "

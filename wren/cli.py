@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from math import isfinite
+from math import inf, isfinite, nan
 from pathlib import Path
 
 PULSE_SECONDS = 60.0  # between signs of life where there is no terminal
@@ -63,39 +63,24 @@ def warn(text):
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def positive_int(text):
-    """An argparse type: an integer of at least 1."""
-    return _checked(text, int, lambda v: v >= 1, "a whole number of at least 1")
+def _number(kind, least, most, wanted):
+    """An argparse type: a number from `least` to `most`."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+    return parse
 
 
-def natural(text):
-    """An argparse type: an integer of at least 0."""
-    return _checked(text, int, lambda v: v >= 0, "a whole number of at least 0")
-
-
-def positive(text):
-    """An argparse type: a number above 0."""
-    return _checked(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
-
-
-def not_negative(text):
-    """An argparse type: a number of at least 0."""
-    return _checked(text, float, lambda v: 0 <= v < float("inf"), "a number of at least 0")
-
-
-def share(text):
-    """An argparse type: a number from 0 to 1."""
-    return _checked(text, float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
-
-
-def _checked(text, kind, ok, wanted):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not ok(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-    return value
+positive_int = _number(int, 1, inf, "a whole number of at least 1")
+natural = _number(int, 0, inf, "a whole number of at least 0")
+positive = _number(float, sys.float_info.min, sys.float_info.max, "a number above 0")
+not_negative = _number(float, 0, sys.float_info.max, "a number of at least 0")
+share = _number(float, 0, 1, "a number from 0 to 1")
 
 
 def plain(value):
