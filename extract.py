@@ -74,12 +74,11 @@ def parse_args(argv=None):
     if args.window and args.hop and args.hop > args.window:
         raise UserError(f"--hop {args.hop:g} is longer than --window {args.window:g}: the sound between the windows "
                         "would be left out")
-    if args.against and not args.events:
-        raise UserError("--against compares events: say --events raven, audacity or csv too")
+    for flag in ("against", "resolution"):
+        if getattr(args, flag) and not args.events:
+            raise UserError(f"--{flag} is of events: say --events raven, audacity or csv too")
     if args.label and not args.against:
         raise UserError("--label is of the tables of --against: name them too")
-    if args.resolution and not args.events:
-        raise UserError("--resolution is of events: say --events raven, audacity or csv too")
     return args
 
 
@@ -94,15 +93,15 @@ def _add_scores(p):
                    "over the recordings), Audacity labels OUT/STEM.txt, or OUT/events.csv")
     g.add_argument("--resolution", type=cli.positive, metavar="S", help="seconds from one score to the next, with a "
                    "detector of --head query (default: what it was trained with)")
-    g.add_argument("--smooth", type=cli.not_negative, default=0.0, metavar="S", help="seconds over which scores are smoothed, "
-                   "centred (animal2vec: 0.1)")
+    g.add_argument("--smooth", type=cli.not_negative, default=0.0, metavar="S", help="seconds over which scores are "
+                   "smoothed, centred (animal2vec: 0.1)")
     g.add_argument("--smoothing", choices=("mean", "max"), default="mean", help="what of the scores in that time")
     g.add_argument("--threshold", type=cli.share, help="score from which on there is an event (default: the "
                    "checkpoint's, a class each, chosen on validation; without them 0.5)")
-    g.add_argument("--minimum", type=cli.not_negative, metavar="S", help="seconds; shorter events are dropped (default: the "
-                   "checkpoint's, the shortest call that it was trained on)")
-    g.add_argument("--merge", type=cli.not_negative, default=0.2, metavar="S", help="seconds; events of a class at most this "
-                   "far apart become one (thresholds were chosen with 0.2)")
+    g.add_argument("--minimum", type=cli.not_negative, metavar="S", help="seconds; shorter events are dropped "
+                   "(default: the checkpoint's, the shortest call that it was trained on)")
+    g.add_argument("--merge", type=cli.not_negative, default=0.2, metavar="S", help="seconds; events of a class at "
+                   "most this far apart become one (thresholds were chosen with 0.2)")
     g.add_argument("--against", metavar="FILE", help="annotations (Raven, Audacity, CSV, BEANS's JSON lines; "
                    "a folder: all tables below it, such as REC.Table.1.selections.txt of REC.wav) that the events "
                    "are compared with: F1 by intersection over union")
@@ -114,16 +113,19 @@ def main(argv=None):
     args = parse_args(argv)
     import torch
 
-    from wren.training.engine import precision
-    from wren.training.processes import start_processes
     from wren.recordings.store import read_settings
     from wren.recordings.windows import Recordings, Run
+    from wren.sound import demo
+    from wren.training.engine import precision
+    from wren.training.processes import start_processes
 
     device = start_processes(args.device).device
     autocast, _, _ = precision(args.amp, device)
     old = read_settings(args.folder) if args.search else {}
     torch.manual_seed(0)  # a preset's weights are random, but the same each time
-    audio = [args.search] if args.search else args.audio or demo_soundscapes()
+    audio = [args.search] if args.search else args.audio
+    if not audio:
+        audio = [demo.ensure(DEMO) / "detection/audio"]
     recordings = Recordings(audio)
     model, source = open_model(args, old)
     run = Run(model, recordings, device, autocast, args.window or old.get("window"), args.hop or old.get("hop"),
@@ -147,12 +149,6 @@ def main(argv=None):
             raise
         raise UserError(f"{error.filename or args.out}: {error.strerror or error}; nothing is lost, the same command "
                         "can be run again") from None
-
-
-def demo_soundscapes():
-    from wren.sound import demo
-    demo.ensure(DEMO)
-    return [f"{DEMO}/detection/audio"]
 
 
 def open_model(args, old):
@@ -318,19 +314,20 @@ def detect(args, run):
 def write_events(args, run, events, files):
     """One table for all recordings, or one for each, named after it as its array would be; returns where they are."""
     from wren.tasks.annotations import write_annotations
+    out, format = Path(args.out), args.events.removesuffix("-combined")
     if args.events in ("csv", "raven-combined"):
-        where = Path(args.out) / {"raven-combined": "events.txt", "csv": "events.csv"}[args.events]
-        write_annotations(where, events, args.events.removesuffix("-combined"), files)
+        where = out / ("events.csv" if format == "csv" else "events.txt")
+        write_annotations(where, events, format, files)
         return where
     names = dict(zip(map(run.recordings.path, range(len(run.recordings))), output_names(run.recordings)))
-    suffix = {"raven": ".Table.1.selections.txt", "audacity": ".txt"}[args.events]
+    suffix = {"raven": ".Table.1.selections.txt", "audacity": ".txt"}[format]
     found = {file: [] for file, *_ in files}
     for event in events:
         found[event.file].append(event)
     for file, *about in files:
-        path = Path(args.out) / f"{names[file]}{suffix}"
+        path = out / f"{names[file]}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_annotations(path, found[file], args.events, [(file, *about)])
+        write_annotations(path, found[file], format, [(file, *about)])
     return f"{args.out}/*{suffix}"
 
 
@@ -372,18 +369,18 @@ def read_truth(path, label=None):
 
 def compare(args, events, annotations, files):
     """Print how well events agree with annotations, on the recordings that the annotations know."""
-    from wren.tasks.annotations import meant
     from wren.probing.metrics import match_events
+    from wren.tasks.annotations import meant
     truth, known, elsewhere = [], set(), 0
     for table, name, annotated in annotations:
         named = meant(name, table, files)
         if not named and not name and len(files) == len(annotations) == 1:
             named = files  # the only one
-        file = named[0] if len(named) == 1 else None
-        elsewhere += len(annotated) if file is None else 0
-        if file is not None:
-            known.add(file)
-            truth += [replace(event, file=file) for event in annotated]
+        if len(named) != 1:
+            elsewhere += len(annotated)
+            continue
+        known.add(named[0])
+        truth += [replace(event, file=named[0]) for event in annotated]
     if not known:
         raise UserError(f"--against {args.against}: none of its annotations is of the {counted(len(files))} here: "
                         "the paths that it names should end like theirs, or a table that names none begin like its "

@@ -11,20 +11,18 @@ filled up with zeros; no sound is left out.
 import glob
 import os
 import re
-import sys
 import time
-import warnings
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from wren.cli import Pulse, UserError, warn
 from wren.sound import audio, quality
+from wren.sound.loading import decode
 from wren.sound.manifest import build
 from wren.sound.opening import open_manifest
 from wren.sound.scan import find
@@ -85,9 +83,7 @@ class Recordings:
 
     def judge(self, k):
         """The verdict on recording k, as `data.py index` would give it: all of it is decoded."""
-        manifest, i = self.rows[k]
-        whole = manifest.entry is None and not manifest.start[i] and not manifest.frames[i]
-        return quality.judge_file(self.path(k)) if whole else quality.judge_row(manifest, i)
+        return quality.judge_row(*self.rows[k])
 
 
 @dataclass(frozen=True)
@@ -247,15 +243,9 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
     windows, unless it breaks while it is read. skip(k): recordings that are left out. What comes out does not depend on
     `workers`, the processes that decode meanwhile.
     """
-    bad, several = {} if bad is None else bad, {}
-    if workers:
-        several = dict(multiprocessing_context="fork" if sys.platform == "linux" else None, prefetch_factor=2)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # workers beyond cores: one's own choice
-        units = DataLoader(_Reader(recordings), batch_size=None, sampler=_units(recordings, cut, bad, skip),
-                           num_workers=workers, **several)
-    waiting = []  # (window, valid samples, (Stretch, n))
-    for stretch, first, windows, lengths, verdict in units:
+    bad, waiting = {} if bad is None else bad, []  # (window, valid samples, (Stretch, n))
+    for stretch, first, windows, lengths, verdict in decode(_Reader(recordings), _units(recordings, cut, bad, skip),
+                                                            workers):
         if verdict.problem:
             bad[stretch.index] = verdict
         if windows is None or stretch.index in bad and not bad[stretch.index].usable:

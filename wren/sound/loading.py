@@ -129,11 +129,8 @@ def stack(clips, samples=None):
     if "streams" in clips[0]:
         batch["streams"] = {}
         for name in clips[0]["streams"]:
-            rows = [torch.from_numpy(clip["streams"][name]) for clip in clips]
-            batch["streams"][name] = out = torch.full((len(rows), len(rows[0]), max(r.shape[1] for r in rows)),
-                                                      float("nan"))
-            for one, row in zip(out, rows):
-                one[:, :row.shape[1]] = row
+            rows = [torch.from_numpy(clip["streams"][name].T) for clip in clips]
+            batch["streams"][name] = torch.nn.utils.rnn.pad_sequence(rows, True, float("nan")).mT.contiguous()
     return batch
 
 
@@ -178,17 +175,8 @@ class Loader:
 
     def __iter__(self):
         import torch
-        from torch.utils.data import DataLoader
-        options = {}
-        if self.workers:
-            # fork shares the manifest with the workers; elsewhere than on Linux it is unsafe and the copies are small
-            options = dict(multiprocessing_context="fork" if sys.platform == "linux" else None, prefetch_factor=2,
-                           worker_init_fn=_leave_group)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # workers beyond cores: one's own choice
-            load = iter(DataLoader(self, batch_size=None, sampler=self.batches(), num_workers=self.workers,
-                                   pin_memory=torch.cuda.is_available() and torch.cuda.is_initialized(), **options))
-        error = None
+        load, error = decode(self, self.batches(), self.workers,
+                             torch.cuda.is_available() and torch.cuda.is_initialized()), None
         for batch in load:
             if error := batch.get("error"):
                 break
@@ -239,6 +227,19 @@ class Loader:
                             "reason": error.reason})
         raise UserError(f"{len(bad)} clips one after another can't be read, for example {bad[-1]['path']}: "
                         f"{bad[-1]['reason']}. Do the manifest's paths start at {' or '.join(self.manifest.bases)}?")
+
+
+def decode(dataset, order, workers, pin=False):
+    """An iterator over dataset[unit] for each unit of `order`, which so many worker processes get meanwhile."""
+    from torch.utils.data import DataLoader
+    options = {}
+    if workers:
+        # fork shares the manifest with the workers; elsewhere than on Linux it is unsafe and the copies are small
+        options = dict(multiprocessing_context="fork" if sys.platform == "linux" else None, prefetch_factor=2,
+                       worker_init_fn=_leave_group)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # workers beyond cores: one's own choice
+        return iter(DataLoader(dataset, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin, **options))
 
 
 def _leave_group(worker):

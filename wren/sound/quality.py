@@ -85,7 +85,8 @@ def judge_row(rows, i, keep=None, min_seconds=MIN_SECONDS):
             rows.verify(i)
         with rows.open(i) as clip:
             blocks = clip.blocks() if keep is None else (keep.append(block) or block for block in clip.blocks())
-            verdict = judge(blocks, clip.rate, 0, min_seconds)
+            whole = rows.entry is None and not rows.start[i] and rows.frames[i] < 0
+            verdict = judge(blocks, clip.rate, clip.sound.declared if whole else 0, min_seconds)
     except audio.BadAudio as error:
         return Verdict("unreadable", error.reason)
     if verdict.usable and verdict.frames < rows.frames[i]:

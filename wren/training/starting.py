@@ -89,11 +89,10 @@ def measure_streams(wanted, train, config, seed, clips=256):
     out = []
     for text in wanted:
         name, _, hertz = text.partition(":")
-        codes, paths = train.streams.get(name, (None, ()))
-        if codes is None or not hertz.replace(".", "", 1).isdigit() or not float(hertz):
+        if name not in train.streams or not hertz.replace(".", "", 1).isdigit() or not float(hertz):
             raise UserError(f"--streams {text}: give NAME:HZ; {train.origin or 'the manifest'} has the streams "
                             f"{', '.join(train.streams) or 'none (columns stream:NAME)'}")
-        rows = np.flatnonzero(np.array([bool(path) for path in paths])[codes])
+        rows = np.flatnonzero(train.text(f"stream:{name}"))
         column = config.stride[1] * config.hop
         values = max(1, round(float(hertz) * column))
         channels = len(streams.load(train.stream(rows[0], name))[1])
