@@ -9,7 +9,7 @@ import numpy as np
 
 from wren.cli import UserError, warn, write_table
 from wren.sound import audio
-from wren.sound.manifest import build, join, write_manifest
+from wren.sound.manifest import build, coded, join, write_manifest
 from wren.sound.opening import open_manifest
 from wren.sound.quality import SILENT, USED, judge_row, list_problems, summary
 from wren.sound.scan import in_threads, scan, scan_folder
@@ -22,21 +22,18 @@ def index(folders, out, segment, min_seconds, domain, source):
     home = out.parent
     old = open_manifest(out) if out.exists() else None
     known = {os.path.realpath(os.path.join(home, p)) for p in set(map(old.path, range(len(old))))} if old else set()
-    rows, problems = scan(folders, segment, min_seconds, skip=known)
-    recordings = {path for path, *_ in rows}
-    found = summary(problems, len(recordings | {path for path, _ in problems}))
-    if not rows and not old:
+    rows, problems = scan(folders, home, segment, min_seconds, known)
+    recordings = {rows.path(i) for i in range(len(rows))}
+    found = summary(problems, len(recordings) + sum(not verdict.usable for _, verdict in problems))
+    if not len(rows) and not old:
         raise UserError(f"nothing to index: {found}" if problems else
                         f"no audio files ({' '.join(audio.AUDIO_SUFFIXES[:4])} …) under {' '.join(map(str, folders))}")
     listed = out.with_suffix(".unusable.csv")
     list_problems(listed, problems)
-    if rows:
-        paths, start, frames, rate = zip(*rows)
-        n = len(rows)
-        paths = [os.path.relpath(path, home) for path in paths]
-        new = build(paths, start, frames, rate, domain=[domain or ""] * n, source=[source or ""] * n)
-        write_manifest(join(old, new) if old else new, out)
-    hours = sum(n / r for _, _, n, r in rows) / 3600
+    if len(rows):
+        rows.texts = {"domain": coded([domain or ""] * len(rows)), "source": coded([source or ""] * len(rows))}
+        write_manifest(join(old, rows) if old else rows, out)
+    hours = (rows.frames / rows.sample_rate).sum() / 3600
     return (f"{out}: {len(rows)} new rows of {f'up to {segment:g} s' if segment else 'any length'} from "
             f"{len(recordings)} recordings ({hours:.2f} h), {len(old) if old else 0} were there already"
             + (f"; {found}; all are listed with the reason in {listed}" if problems else "") + ".")
@@ -130,7 +127,6 @@ def check(source, root, tasks, jobs, segment, out, clean):
     tasks: whose test splits must not overlap with it."""
     folder = os.path.isdir(source) and not any(Path(source).glob("*.tar"))
     rows, files = scan_folder(source, segment) if folder else (open_manifest(source, root, segment), [])
-    rows = build([], bases=(str(source),)) if rows is None else rows
     found = [(audio.printable(path), 0, verdict.problem, verdict.detail) for path, verdict in files
              if verdict.problem != "dead channels"]  # that is found in its rows
     lost, first, heads, unusable = sum(not v.usable for _, v in files), {}, {}, np.zeros(len(rows), bool)

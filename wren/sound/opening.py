@@ -17,14 +17,14 @@ from wren.sound.scan import find, scan_folder
 _CHUNK = 1 << 16  # rows parsed at a time
 
 
-def open_manifest(source, root=None, segment=10.0, notes=None):
+def open_manifest(source, root=None, segment=10.0, notes=None, extra=()):
     """Everything that `--data` can name, as a Manifest.
 
     source: a folder of audio, a folder of tar shards, a CSV or TSV with a header (`path` and optional start, frames,
     sample_rate, domain, source, label, stream:NAME), a fairseq TSV (root, then path and samples) or an SSAST JSON.
     root: a second folder for relative paths. segment: seconds of the rows that a folder's long recordings are cut into.
     notes: a folder for what is found out about a folder's files: unusable.csv, and judged.csv, which spares decoding
-    them all again the next time.
+    them all again the next time. extra: names of other columns of texts that are kept.
     """
     path = Path(source)
     if not path.exists():
@@ -42,8 +42,8 @@ def open_manifest(source, root=None, segment=10.0, notes=None):
         return _open_json(path, bases)
     lines = head.decode("utf-8-sig", "surrogateescape").splitlines()
     if len(lines) > 1 and "\t" not in lines[0] and re.fullmatch(r"[^\t]+\t\d+", lines[1]):
-        return _open_table(path, bases, fairseq=lines[0].strip())
-    return _open_table(path, bases)
+        return _open_table(path, bases, extra, fairseq=lines[0].strip())
+    return _open_table(path, bases, extra)
 
 
 def _open_folder(folder, segment, notes):
@@ -58,7 +58,7 @@ def _open_folder(folder, segment, notes):
     where = f"; all are listed in {Path(notes) / 'unusable.csv'}" if notes else f"; python data.py check {folder}"
     if notes:
         list_problems(Path(notes) / "unusable.csv", problems)
-    if rows is None:
+    if not len(rows):
         raise UserError(f"none of the audio files under {folder} can be used: "
                         f"{summary(problems, len(problems))}{where if notes else ''}")
     if problems:
@@ -80,7 +80,7 @@ def _open_json(path, bases):
     return build(paths, label=labels, bases=bases, origin=str(path))
 
 
-def _open_table(path, bases, fairseq=None):
+def _open_table(path, bases, extra, fairseq=None):
     """A CSV or TSV, by chunks of rows, so that parsing needs little memory beside the result."""
     parts, collect = [], gc.isenabled()
     gc.disable()  # millions of short-lived lists wake the cycle collector all the time: 7.4, not 2.9 s for 2.23M rows
@@ -95,7 +95,7 @@ def _open_table(path, bases, fairseq=None):
                                 f"manifest has a header with some of {', '.join(COLUMNS)}")
             reader, done = csv.reader(file, delimiter=delimiter), 1
             while rows := [row for row in islice(reader, _CHUNK) if row]:
-                parts.append(_part(path, header, rows, done))
+                parts.append(_part(path, header, rows, done, extra))
                 done += len(rows)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from None
@@ -111,7 +111,7 @@ def _open_table(path, bases, fairseq=None):
     return replace(rows, bases=bases, origin=str(path))
 
 
-def _part(path, header, rows, done):
+def _part(path, header, rows, done, extra):
     """A Manifest of one chunk of table rows, the first of which is row `done`."""
     if set(map(len, rows)) != {len(header)}:
         k = next(k for k, row in enumerate(rows) if len(row) != len(header))
@@ -123,7 +123,7 @@ def _part(path, header, rows, done):
     numbers = {name: _numbers(path, name, table[name], default, done)
                for name, default in (("start", 0), ("frames", -1), ("sample_rate", 0)) if name in table}
     texts = {STREAM + name.removeprefix(STREAM).strip() if name.startswith(STREAM) else name: table[name]
-             for name in header if name in ("domain", "source", "label") or name.startswith(STREAM)}
+             for name in header if name in ("domain", "source", "label", *extra) or name.startswith(STREAM)}
     return build(table["path"], **numbers, **texts)
 
 

@@ -29,9 +29,9 @@ def segments(frames, rate, segment):
             if start == 0 or frames - start >= max(1, shortest)]
 
 
-def scan(folders, segment=10.0, min_seconds=quality.MIN_SECONDS, threads=8, skip=frozenset(), memory=None):
-    """Decode and judge all audio below some folders -> (rows [(path, start, frames, rate)] of what can be used,
-    problems [(path, Verdict)] of what can't, or is odd).
+def scan(folders, home, segment=10.0, min_seconds=quality.MIN_SECONDS, skip=frozenset(), memory=None):
+    """Decode and judge all audio below some folders -> (Manifest of what can be used, problems [(path, Verdict)] of
+    what can't, or is odd). The manifest's paths are from the folder `home`.
 
     skip: real paths that are left out; memory: of verdicts on files that haven't changed."""
     for folder in folders:
@@ -44,26 +44,22 @@ def scan(folders, segment=10.0, min_seconds=quality.MIN_SECONDS, threads=8, skip
 
     def judge(path):
         return memory.judge(path, lambda: quality.judge_file(path, min_seconds))
-    for path, verdict in zip(paths, in_threads(judge, paths, threads, "decoding")):
+    for path, verdict in zip(paths, in_threads(judge, paths, 8, "decoding")):
         if verdict.problem:
             problems.append((path, verdict))
         if verdict.usable:
-            rows += [(path, start, n, verdict.rate) for start, n in segments(verdict.frames, verdict.rate, segment)]
+            rows += [(os.path.relpath(path, home), start, n, verdict.rate)
+                     for start, n in segments(verdict.frames, verdict.rate, segment)]
     memory.save()
-    return rows, problems
+    return build(*(zip(*rows) if rows else [[]]), bases=(str(home),), origin=str(home)), problems
 
 
 def scan_folder(folder, segment=10.0, memory=None):
-    """A folder of audio -> (Manifest of what can be used, or None; problems [(path in the folder, Verdict)])."""
-    rows, problems = scan([folder], segment, memory=memory)
-    if not rows and not problems:
+    """`scan` of one folder, all paths from there."""
+    rows, problems = scan([folder], folder, segment, memory=memory)
+    if not len(rows) and not problems:
         raise UserError(f"no audio files ({' '.join(audio.AUDIO_SUFFIXES[:4])} …) under {folder}")
-    problems = [(os.path.relpath(path, folder), verdict) for path, verdict in problems]
-    if not rows:
-        return None, problems
-    paths, start, frames, rate = zip(*rows)
-    return build([os.path.relpath(path, folder) for path in paths], start, frames, rate, bases=(str(folder),),
-                 origin=str(folder)), problems
+    return rows, [(os.path.relpath(path, folder), verdict) for path, verdict in problems]
 
 
 def in_threads(function, items, threads, what):

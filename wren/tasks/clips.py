@@ -2,54 +2,31 @@
 import csv
 import os
 import re
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from wren.cli import UserError, warn
-from wren.sound.manifest import Manifest, build, coded, join
+from wren.sound.manifest import build, coded, join
 from wren.sound.opening import open_manifest
-from wren.tasks.lists import column
+from wren.sound.scan import find
 from wren.tasks.task import Split, Task
-
-
-@dataclass
-class ClipList:
-    """One list of clips: rows whose label is the field's text, and the columns fold and recording if it has them."""
-    path: Path
-    rows: Manifest
-    fold: np.ndarray | None = None  # str (n,)
-    recording: np.ndarray | None = None  # str (n,)
-
-    def select(self, rows):
-        return ClipList(self.path, self.rows.select(rows), *(
-            None if column is None else column[rows] for column in (self.fold, self.recording)))
-
-    def texts(self):
-        """The distinct label fields."""
-        return set(self.rows.text("label"))
 
 
 def clip_task(source, lists, fold):
     """A task whose items are clips with labels."""
     settings = source.settings
-    parts = {split: _open_clips(path) for split, path in lists.items()}
-    for part in parts.values():
-        source.place(part.rows, part.path)
+    parts = {split: source.place(_open_clips(path), path) for split, path in lists.items()}
     folds = _folds(parts)
     if fold is not None or "all" in parts:
-        parts = _by_fold(source.name, parts, folds, fold)
-    multi = not settings and any(";" in text for part in parts.values() for text in part.texts())
-    seen = {split: {label for text in part.texts() for label in _labels_of(text, multi)}
-            for split, part in parts.items()}
-    labels = source.classes(seen)
+        parts = _by_fold(source.name, join(*parts.values()), folds, fold)
+    multi = not settings and any(";" in text for rows in parts.values() for text in rows.text("label"))
+    labels = source.classes({split: {label for text in set(rows.text("label")) for label in _labels_of(text, multi)}
+                             for split, rows in parts.items()})
     if len(labels) < 2 and not multi:
         raise UserError(f"task {source.name} has the single class {labels[0]!r}: there is nothing to tell apart")
     seconds = settings.seconds if settings else None
-    splits = {split: Split(part.rows, _targets(source, part, labels, multi),
-                           source.groups(part.rows, part.recording), clip_seconds=seconds)
-              for split, part in parts.items()}
+    splits = {split: Split(rows, _targets(source, rows, labels, multi), source.groups(rows), clip_seconds=seconds)
+              for split, rows in parts.items()}
     return Task(source.name, "multilabel" if multi else "classification", "map" if multi else "accuracy",
                 settings.group if settings else None, labels, splits, settings.sample_rate if settings else None,
                 seconds, folds=folds)
@@ -60,12 +37,12 @@ def _labels_of(text, multi):
     return [part.strip() for part in text.split(";") if part.strip()] if multi else [text]
 
 
-def _targets(source, part, labels, multi):
+def _targets(source, rows, labels, multi):
     """int32 (n,) or, for several labels, bool (n, C)."""
-    texts, code = part.rows.text("label"), source.coder(labels, part.path)
+    texts, code = rows.text("label"), source.coder(labels, rows.origin)
     if not multi:
         if "" in texts:
-            raise UserError(f"{part.path} has a row with an empty label")
+            raise UserError(f"{rows.origin} has a row with an empty label")
         return np.array([code(text) for text in texts], np.int32)
     targets = np.zeros((len(texts), len(labels)), bool)
     for target, text in zip(targets, texts):
@@ -76,14 +53,14 @@ def _targets(source, part, labels, multi):
 def _open_clips(path):
     """A list of clips in any of the layouts; several labels of a clip come separated by semicolons."""
     if path.suffix == ".tsv" and path.with_suffix(".lbl").exists():
-        return ClipList(path, _open_eat(path))
+        return _open_eat(path)
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         if re.match(r"#.*segments|#? ?YTID", file.readline(), re.IGNORECASE):
-            return ClipList(path, _open_audioset(path))
-    rows = open_manifest(path)
+            return _open_audioset(path)
+    rows = open_manifest(path, extra=("fold", "recording"))
     if "label" not in rows.texts:
         raise UserError(f"{path} has no column label")
-    return ClipList(path, rows, column(path, "fold"), column(path, "recording"))
+    return rows
 
 
 def _open_eat(path):
@@ -104,7 +81,6 @@ def _open_audioset(path):
     anywhere below the list's folder by the YTID's 11 characters, perhaps after a Y, with which their names begin. Many
     videos are gone, so clips that are missing are counted, no error. class_labels_indices.csv beside the list
     names the classes."""
-    from wren.sound.scan import find
     files = {}
     for file in find(path.parent):
         stem = os.path.basename(file)
@@ -141,13 +117,13 @@ def _names_beside(path):
 
 def _folds(parts):
     """The names of the folds that a task's lists have, in order; [] without that column."""
-    if any(part.fold is None for part in parts.values()):
+    if any("fold" not in rows.texts for rows in parts.values()):
         return []
-    names = set().union(*(part.fold.tolist() for part in parts.values()))
+    names = set().union(*(rows.text("fold") for rows in parts.values()))
     return sorted(names, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name))
 
 
-def _by_fold(name, parts, folds, fold):
+def _by_fold(name, rows, folds, fold):
     """Fold `fold` (default: the last) as test, the one before it as valid, the others as train."""
     if len(folds) < 3:
         raise UserError(f"task {name} has {'less than three values in its' if folds else 'no'} column fold")
@@ -155,11 +131,6 @@ def _by_fold(name, parts, folds, fold):
     if fold not in folds:
         raise UserError(f"task {name} has no fold {fold}: its folds are {', '.join(folds)}")
     before = folds[folds.index(fold) - 1]
-    whole, *others = parts.values()
-    for part in others:
-        whole = ClipList(whole.path, replace(join(whole.rows, part.rows), origin=whole.rows.origin),
-                       np.concatenate([whole.fold, part.fold]),
-                       None if whole.recording is None or part.recording is None else
-                       np.concatenate([whole.recording, part.recording]))
-    valid, test = whole.fold == before, whole.fold == fold
-    return {"train": whole.select(~valid & ~test), "valid": whole.select(valid), "test": whole.select(test)}
+    of_row = np.array(rows.text("fold"))
+    valid, test = of_row == before, of_row == fold
+    return {"train": rows.select(~valid & ~test), "valid": rows.select(valid), "test": rows.select(test)}

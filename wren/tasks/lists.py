@@ -67,9 +67,11 @@ class Source:
             return k
         return code
 
-    def groups(self, rows, said=None):
+    def groups(self, rows):
         """Which rows come from one recording -> int64 (n,)."""
-        keys = rows.recording_keys() if said is None else said
+        keys = rows.recording_keys()
+        if "recording" in rows.texts:
+            keys = [said or rows.path(i) for i, said in enumerate(rows.text("recording"))]
         if self.settings and self.settings.recording:
             paths = (rows.path(i) for i in range(len(rows)))
             keys = [match[1] if (match := re.search(self.settings.recording, path)) else path for path in paths]
