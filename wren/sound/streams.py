@@ -10,6 +10,7 @@ from bisect import bisect_left
 from functools import lru_cache
 
 import numpy as np
+from scipy.interpolate import make_interp_spline
 
 from wren.sound import audio
 from wren.sound.audio import BadAudio
@@ -55,7 +56,7 @@ def read(path, start, seconds, rate):
     for cell, channel in zip(cells, values):
         value = np.asarray(channel[low:high], np.float64)
         known = np.isfinite(value)
-        if known.any():
+        if known.sum() > 1:
             cell[:] = _mean(near[known], value[known], wanted, half)
             cell[_unknown(near[known], wanted, interval)] = np.nan
     return cells if np.isfinite(cells).any() else None
@@ -64,19 +65,12 @@ def read(path, start, seconds, rate):
 def _mean(time, value, wanted, half):
     """Samples (n,) at rising times -> means (m,) of the line through them, over `half` on either side of the times
     `wanted` (m,), over less at the ends."""
-    def line(t):
-        return np.interp(t, time, value)
-
-    def area(t):  # under the line, from its first point
-        t = np.clip(t, time[0], time[-1])
-        k = np.searchsorted(time, t, side="right") - 1
-        return whole[k] + (t - time[k]) * (value[k] + line(t)) / 2
-
-    if not half:
-        return line(wanted)
-    whole = np.concatenate([[0.0], np.cumsum(np.diff(time) * (value[1:] + value[:-1]) / 2)])
-    half = np.clip(np.minimum(wanted - time[0], time[-1] - wanted), 0, half)
-    return np.where(half > 1e-6, (area(wanted + half) - area(wanted - half)) / np.maximum(2 * half, 1e-6), line(wanted))
+    line = make_interp_spline(time, value, k=1)
+    inside = np.clip(wanted, time[0], time[-1])
+    half = np.clip(np.minimum(inside - time[0], time[-1] - inside), 0, half)
+    area = line.antiderivative()
+    mean = (area(inside + half) - area(inside - half)) / np.maximum(2 * half, 1e-6)
+    return np.where(half > 1e-6, mean, line(inside))
 
 
 def _unknown(time, wanted, interval):

@@ -60,16 +60,13 @@ def _windows(source, path, recordings, labels, width, hop):
                         "Begin Path)")
     names = [file for file, _, _ in recordings]
     whole = source.place(build(names, bases=(), origin=str(path), **_streams(path, names)), path)
-    opened = [_open(whole.locate(k)) for k in range(len(whole))]
-    unreadable = [(whole.path(k), about) for k, about in enumerate(opened) if isinstance(about, Verdict)]
-    readable = [k for k, about in enumerate(opened) if not isinstance(about, Verdict)]
+    readable, files, frames, unreadable = _files(path, whole, [seconds for _, seconds, _ in recordings])
     if unreadable:
         lost = f"for example {audio.printable(unreadable[0][0])}: {unreadable[0][1].detail}"
         if not readable:
             raise UserError(f"{path}: none of its {len(whole)} recordings can be read, {lost}")
         warn(f"{path}: {len(unreadable)} of {len(whole)} recordings can't be read, {lost}: left out")
     whole, recordings = whole.select(readable), [recordings[k] for k in readable]
-    files, frames = _files(path, whole, [opened[k] for k in readable], [seconds for _, seconds, _ in recordings])
     events, of_file = _events(source, path, whole, recordings, frames / np.array([rate for _, _, rate in files]))
     count = np.array([count_windows(seconds, width, hop) for _, seconds, _ in files])
     if not count.sum():
@@ -101,27 +98,26 @@ def _streams(path, files):
     return out
 
 
-def _open(path):
-    """(frames, sample rate) of a recording, or the Verdict that it can't be read."""
-    try:
-        frames, rate, _ = audio.info(path)
-    except audio.BadAudio as error:
-        return Verdict("unreadable", error.reason)
-    return (frames, rate) if frames else Verdict("short", "holds no sound")
-
-
-def _files(path, whole, opened, lengths):
-    """[(path, seconds as listed or else counted, sample rate)] and frames int64 (R,) of each recording.
-
-    opened: (frames, sample rate) of each; lengths: seconds as listed, or None."""
-    files, frames = [], np.zeros(len(whole), np.int64)
+def _files(path, whole, lengths):
+    """Headers of recordings; lengths: seconds as listed, or None -> indices of those that can be read; of each of them
+    (path, seconds as listed or else counted, sample rate) and frames int64; of the others (path, Verdict)."""
+    readable, files, frames, unreadable = [], [], [], []
     for k, seconds in enumerate(lengths):
-        frames[k], rate = opened[k]
-        if seconds is not None and seconds > frames[k] / rate + _PAST_END:
+        try:
+            n, rate, _ = audio.info(whole.locate(k))
+            verdict = Verdict("" if n else "short", "" if n else "holds no sound")
+        except audio.BadAudio as error:
+            verdict = Verdict("unreadable", error.reason)
+        if verdict.problem:
+            unreadable.append((whole.path(k), verdict))
+            continue
+        if seconds is not None and seconds > n / rate + _PAST_END:
             raise UserError(f"{path} says that {audio.printable(whole.path(k))} lasts {seconds:g} s, the file has "
-                            f"{frames[k] / rate:g} s")
-        files.append((whole.path(k), float(frames[k] / rate) if seconds is None else seconds, rate))
-    return files, frames
+                            f"{n / rate:g} s")
+        readable.append(k)
+        files.append((whole.path(k), n / rate if seconds is None else seconds, rate))
+        frames.append(n)
+    return readable, files, np.array(frames, np.int64), unreadable
 
 
 def _events(source, path, whole, recordings, seconds):
