@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from wren.cli import UserError, warn, write_table
-from wren.sound import audio
+from wren.sound import audio, shards
 from wren.sound.manifest import build, coded, join, write_manifest
 from wren.sound.opening import open_manifest
 from wren.sound.quality import SILENT, USED, judge_row, list_problems, summary
@@ -65,15 +65,11 @@ def write_subset(source, spec, domain, out):
 
 def pack(source, out, root, rate, format, clips_per_shard, jobs, segment):
     """Write shards -> a sentence about them."""
-    from tqdm import tqdm
-
-    from wren.sound import shards
     rows = open_manifest(source, root, segment)
     if rows.streams:
         warn(f"{source} has streams ({', '.join(rows.streams)}): shards hold sound alone, train on the manifest to use "
              "them")
-    done = shards.pack(rows, out, rate, format, clips_per_shard, jobs,
-                       lambda work, total: tqdm(work, "shards", total, leave=False, disable=None))
+    done = shards.pack(rows, out, rate, format, clips_per_shard, jobs)
     if not done["clips"]:
         raise UserError(f"none of the {len(rows)} clips of {source} could be read, for example "
                         f"{done['skipped'][0]['path']}: {done['skipped'][0]['reason']}")
@@ -116,11 +112,6 @@ def examine(rows, i):
     return problems, content(wave), None if head is None else content(head)
 
 
-def examine_all(rows, jobs, what):
-    """`examine` for every row, in order, in threads (decoding and hashing leave the interpreter free)."""
-    return in_threads(lambda i: examine(rows, i), range(len(rows)), jobs, what)
-
-
 def check(source, root, tasks, jobs, segment, out, clean):
     """Decode everything a manifest names -> a paragraph; problems go to the CSV `out`, sound rows to `clean`.
 
@@ -130,20 +121,22 @@ def check(source, root, tasks, jobs, segment, out, clean):
     found = [(audio.printable(path), 0, verdict.problem, verdict.detail) for path, verdict in files
              if verdict.problem != "dead channels"]  # that is found in its rows
     lost, first, heads, unusable = sum(not v.usable for _, v in files), {}, {}, np.zeros(len(rows), bool)
-    for i, (problems, whole, head) in enumerate(examine_all(rows, jobs, "decoding")):
+    for i, (problems, whole, head) in enumerate(in_threads(
+            lambda i: examine(rows, i), range(len(rows)), jobs, "decoding")):
         if whole is not None and (twin := first.setdefault(whole, i)) != i:
             problems = [*problems, ("duplicate", f"same samples as {name(rows, twin)}")]
         heads.setdefault(head, i)
         unusable[i] = any(kind not in ("clipped", *USED) for kind, _ in problems)
         found += [(audio.printable(rows.path(i)), int(rows.start[i]), kind, detail) for kind, detail in problems]
     counts = Counter(row[2] for row in found)
-    overlaps = [row for task in tasks for row in overlap(rows, first, heads, task, jobs)]
+    overlaps = []
     out = out or (Path(source) / "check.csv" if Path(source).is_dir() else Path(source).with_suffix(".check.csv"))
     text = (f"{source}: {len(rows) + lost} rows, {len(rows) - unusable.sum()} of them sound; "
             + (", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or "no problems") + ".")
     for task in tasks:
-        hits = [row for row in overlaps if row[3].endswith(f"test clip of {task.name}")]
-        text += f" {len(hits)} of the {len(test_clips(task))} test clips of {task.name} overlap with it."
+        hits, total = overlap(rows, first, heads, task, jobs)
+        overlaps += hits
+        text += f" {len(hits)} of the {total} test clips of {task.name} overlap with it."
     if found or overlaps:
         write_table(out, ("path", "start", "problem", "detail"), found + [row[:4] for row in overlaps])
         text += f" Listed in {out}."
@@ -166,22 +159,19 @@ def xeno_canto(path):
     return match and int(match[1])
 
 
-def test_clips(task):
-    """What a task is tested on, each sound once: clips, or the recordings of which windows are scored."""
-    split = task.splits["test"]
-    return build([path for path, _, _ in split.files], bases=split.rows.bases) if split.files else split.rows
-
-
 def overlap(rows, whole, heads, task, jobs):
     """Test clips of a task that the manifest holds too: by decoded content (whole, or the recording's first second)
-    or Xeno-canto number. whole, heads: hash -> row. -> [(path, 0, "overlap", detail, row of the manifest)]."""
-    test, found = test_clips(task), []
+    or Xeno-canto number, each sound once: clips, or the recordings of which windows are scored. whole, heads: hash ->
+    row. -> [(path, 0, "overlap", detail, row of the manifest)], number of test clips."""
+    split, found = task.splits["test"], []
+    test = build([path for path, _, _ in split.files], bases=split.rows.bases) if split.files else split.rows
     numbers = {xeno_canto(rows.path(i)): i for i in range(len(rows) - 1, -1, -1)}
-    for i, (_, content_hash, head) in enumerate(examine_all(test, jobs, f"test split of {task.name}")):
+    for i, (_, content_hash, head) in enumerate(in_threads(
+            lambda i: examine(test, i), range(len(test)), jobs, f"test split of {task.name}")):
         for why, table, key in (("same content", whole, content_hash), ("same first second", heads, head),
                                 ("same Xeno-canto number", numbers, xeno_canto(test.path(i)))):
             if key is not None and key in table:
                 found.append((audio.printable(test.path(i)), 0, "overlap",
                               f"{why} as {name(rows, table[key])}: test clip of {task.name}", table[key]))
                 break
-    return found
+    return found, len(test)

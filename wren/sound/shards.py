@@ -11,10 +11,12 @@ import os
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from wren.cli import UserError, write_text
 from wren.sound import audio
@@ -44,23 +46,17 @@ def _indexed(tar):
     """The rows of one tar, from its index, which is made if it is missing, damaged or of another tar."""
     try:
         with np.load(f"{tar}.index.npz") as file:
-            if int(file["stamp"]) == _stamp(tar) and int(file["version"]) == VERSION:
-                texts = {name: _lines(file[name]) for name in ("path", *TEXTS) if name in file}
-                return _manifest(tar, texts, file["numbers"], file["entry"])
+            if int(file["stamp"]) != _stamp(tar) or int(file["version"]) != VERSION:
+                raise ValueError("of another tar")
+            numbers, entry = file["numbers"], file["entry"]
+            texts = {name: file[name].tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
+                     for name in ("path", *TEXTS)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    rows = read_tar(tar)
-    try:
-        write_index(tar, rows)
-    except OSError:  # a folder that can't be written to: read again each time
-        pass
-    return _manifest(tar, *rows)
-
-
-def _manifest(tar, texts, numbers, entry):
-    """texts: {name: list of str}; numbers int64 [3, n]: start, frames, sample_rate; entry: ENTRY [n]."""
-    return build(texts["path"], *numbers, entry=entry, shard=[tar] * len(entry),
-                 **{name: texts[name] for name in TEXTS if any(texts.get(name, ()))})
+        texts, numbers, entry = columns = _columns(read_tar(tar))
+        with suppress(OSError):  # a folder that can't be written to: the tar is read again each time
+            write_index(tar, *columns)
+    return build(texts.pop("path"), *numbers, entry=entry, shard=[tar] * len(entry),
+                 **{name: column for name, column in texts.items() if any(column)})
 
 
 def _stamp(tar):
@@ -71,9 +67,8 @@ def _stamp(tar):
         return checksum(file.read() + size.to_bytes(8, "little"))
 
 
-def write_index(tar, rows):
-    """Save rows (texts, numbers, entry) beside their tar, whole or not at all."""
-    texts, numbers, entry = rows
+def write_index(tar, texts, numbers, entry):
+    """Save the rows of a tar beside it, as `_columns` gives them, whole or not at all. Texts end with a zero byte."""
     lines = {name: np.frombuffer("".join(f"{text}\0" for text in column).encode("utf-8", "surrogateescape"), np.uint8)
              for name, column in texts.items()}
     temporary = f"{tar}.index.{os.getpid()}.tmp"
@@ -82,20 +77,15 @@ def write_index(tar, rows):
     os.replace(temporary, f"{tar}.index.npz")
 
 
-def _lines(array):
-    """uint8: texts, each ended by a zero byte -> list of str."""
-    return array.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
-
-
 def _columns(rows):
-    """Rows (dicts) of what a tar holds -> texts, numbers, entry, as `_manifest` takes them."""
+    """Rows (dicts) of what a tar holds -> texts {name: list of str}, numbers int64 [3, n], entry ENTRY [n]."""
     texts = {name: [row.get(name, "") for row in rows] for name in ("path", *TEXTS)}
     numbers = np.array([[row.get(name, 0) for row in rows] for name in NUMBERS], np.int64)
     return texts, numbers, np.array([tuple(row[name] for name in ENTRY.names) for row in rows], ENTRY)
 
 
 def read_tar(tar):
-    """Read a whole tar, ours or another's -> its rows as `_columns` gives them. What doesn't decode is left out."""
+    """Read a whole tar, ours or another's -> its rows (dicts). What doesn't decode is left out."""
     members, about, rows = [], {}, []
     try:
         with tarfile.open(tar, "r:") as file:
@@ -122,7 +112,7 @@ def read_tar(tar):
             except audio.BadAudio:
                 continue
             rows.append(row | {"offset": offset, "size": size, "checksum": checksum(data)})
-    return _columns(rows)
+    return rows
 
 
 def _about(data):
@@ -138,11 +128,10 @@ def _about(data):
 
 # --------------------------------------------------------------------------------------------------------- packing
 
-def pack(manifest, folder, rate=None, format="flac", clips_per_shard=2048, jobs=1, wrap=lambda done, total: done):
+def pack(manifest, folder, rate=None, format="flac", clips_per_shard=2048, jobs=1):
     """Write the rows of a manifest as shards; what an earlier, killed call finished stays. Returns a summary dict.
 
-    rate: Hz (None: as recorded); format: "flac" or "wav"; jobs: threads; wrap: puts a progress bar around the
-    finished shards.
+    rate: Hz (None: as recorded); format: "flac" or "wav"; jobs: threads.
     """
     folder, count = Path(folder), -(-len(manifest) // clips_per_shard)
     _start(folder, {"version": VERSION, "rows": manifest.fingerprint(), "rate": rate, "format": format,
@@ -156,8 +145,7 @@ def pack(manifest, folder, rate=None, format="flac", clips_per_shard=2048, jobs=
         rows = range(k * clips_per_shard, min(len(manifest), (k + 1) * clips_per_shard))
         write_shard(manifest, names[k], rows, rate, format)
     with ThreadPoolExecutor(jobs) as pool:  # decoding, resampling and encoding leave the interpreter free
-        for _ in wrap(pool.map(write, todo), len(todo)):
-            pass
+        list(tqdm(pool.map(write, todo), "shards", len(todo), leave=False, disable=None))
     reports = [json.loads(Path(f"{name}.report.json").read_text()) for name in names]
     return {"shards": count, "new": len(todo), "clips": sum(r["clips"] for r in reports),
             "bytes": sum(os.path.getsize(name) for name in names), "scaled": sum(r["scaled"] for r in reports),
@@ -206,7 +194,7 @@ def write_shard(manifest, path, which, rate, format):
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    write_index(path, _columns(rows))
+    write_index(path, *_columns(rows))
     write_text(f"{path}.report.json", json.dumps(report))
 
 
