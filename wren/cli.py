@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from math import inf, isfinite, nan
 from pathlib import Path
 
@@ -92,19 +93,27 @@ def plain(value):
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def write_text(path, text):
-    """Write a small text file so that a reader sees the old content or the new, never half."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # as paths of any bytes are read
+@contextmanager
+def replacing(path, mode="w", **options):
+    """A file that is written beside `path` and takes its place when it is whole: nobody ever sees half of it."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, mode, **options) as file:
+        yield file
     os.replace(temporary, path)
+
+
+def write_text(path, text):
+    """Write a small text file, whole or not at all."""
+    with replacing(path, encoding="utf-8", errors="surrogateescape") as file:  # as paths of any bytes are read
+        file.write(text)
 
 
 def write_table(path, header, rows):
     """A CSV, whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
-    os.replace(temporary, path)
+    with replacing(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(header)
+        out.writerows(rows)
 
 
 class StopSignals:

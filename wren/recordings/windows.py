@@ -54,13 +54,12 @@ class Recordings:
                 elif path.lower().endswith(audio.AUDIO_SUFFIXES):
                     files.setdefault(os.path.abspath(path), os.path.basename(path))
                 else:
-                    self._add(open_manifest(path))
-        if files:
-            self._add(build(list(files), bases=("/",)), list(files.values()))
-
-    def _add(self, manifest, names=None):
-        self.rows += [(manifest, i) for i in range(len(manifest))]
-        self.names += names or [manifest.path(i) for i in range(len(manifest))]
+                    manifest = open_manifest(path)
+                    self.rows += [(manifest, i) for i in range(len(manifest))]
+                    self.names += [manifest.path(i) for i in range(len(manifest))]
+        manifest = build(list(files), bases=("/",))
+        self.rows += [(manifest, i) for i in range(len(files))]
+        self.names += files.values()
 
     def __len__(self):
         return len(self.rows)
@@ -180,8 +179,8 @@ def resampled(clip, frames, start, stop, rate):
 # ------------------------------------------------------------------------------------------------------- reading
 
 class _Reader:
-    """Decodes units, in a reader process or here: (Stretch, first window, windows) -> tensors, or None where they can't
-    be had, and with a recording's first windows the verdict on all of it.
+    """Decodes units, in a reader process or here: (Stretch, first window, count) -> windows (count, S), or None where
+    they can't be had, and with a recording's first windows the verdict on all of it.
 
     The last recording stays open, since the next unit mostly is of the same one.
     """
@@ -193,18 +192,16 @@ class _Reader:
         stretch, first, count = unit
         verdict = self.recordings.judge(stretch.index) if first == 0 else quality.Verdict()
         if not verdict.usable:
-            return stretch, first, None, None, verdict
+            return stretch, first, None, verdict
         cut, end = stretch.cut, first + count - 1
         start, stop = first * cut.hop_samples, end * cut.hop_samples + stretch.length(end)
         try:
             wave = resampled(self._clip(stretch.index), stretch.frames, start, stop, cut.rate)
         except audio.BadAudio as error:
-            return stretch, first, None, None, quality.Verdict("unreadable", error.reason)
-        lengths = torch.tensor([stretch.length(first + n) for n in range(count)])
+            return stretch, first, None, quality.Verdict("unreadable", error.reason)
         padded = np.zeros((count - 1) * cut.hop_samples + cut.samples, np.float32)
         padded[:len(wave)] = wave
-        windows = torch.from_numpy(padded).unfold(0, cut.samples, cut.hop_samples).clone()
-        return stretch, first, windows, lengths, verdict
+        return stretch, first, torch.from_numpy(padded).unfold(0, cut.samples, cut.hop_samples).clone(), verdict
 
     def _clip(self, index):
         if self.open[0] != index:
@@ -243,27 +240,25 @@ def batches(recordings, cut, batch_size, workers=1, bad=None, skip=lambda k: Fal
     windows, unless it breaks while it is read. skip(k): recordings that are left out. What comes out does not depend on
     `workers`, the processes that decode meanwhile.
     """
+    def batch(rows):
+        longest = max(length for _, length, _ in rows)
+        return (torch.stack([window[:longest] for window, _, _ in rows]),
+                torch.tensor([length for _, length, _ in rows]), [place for *_, place in rows])
     bad, waiting = {} if bad is None else bad, []  # (window, valid samples, (Stretch, n))
-    for stretch, first, windows, lengths, verdict in decode(_Reader(recordings), _units(recordings, cut, bad, skip),
-                                                            workers):
+    for stretch, first, windows, verdict in decode(_Reader(recordings), _units(recordings, cut, bad, skip), workers):
         if verdict.problem:
             bad[stretch.index] = verdict
         if windows is None or stretch.index in bad and not bad[stretch.index].usable:
             continue
         if waiting and waiting[0][2][0].cut.rate != stretch.cut.rate:
-            yield _batch(waiting)
+            yield batch(waiting)
             waiting = []
-        waiting += [(windows[n], int(lengths[n]), (stretch, first + n)) for n in range(len(windows))]
+        waiting += [(window, stretch.length(n), (stretch, n)) for n, window in enumerate(windows, first)]
         while len(waiting) >= batch_size:
-            yield _batch(waiting[:batch_size])
+            yield batch(waiting[:batch_size])
             del waiting[:batch_size]
     if waiting:
-        yield _batch(waiting)
-
-
-def _batch(rows):
-    lengths = torch.tensor([length for _, length, _ in rows])
-    return torch.stack([window[:int(lengths.max())] for window, _, _ in rows]), lengths, [place for *_, place in rows]
+        yield batch(waiting)
 
 
 # ----------------------------------------------------------------------------------------------------- the model
@@ -296,23 +291,20 @@ class Run:
         first windows may come."""
         read = batches(self.recordings, self.cut, self.batch_size, self.workers, self.bad, skip)
         began, heard, pulse = time.monotonic(), 0.0, Pulse("extraction", None, "recordings")
-        with tqdm(desc="windows", leave=False, disable=None) as bar:
-            for wave, lengths, places in read:
-                lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(self.device)
-                with torch.inference_mode(), self.autocast():
-                    rows = function(self.model, wave.to(self.device), lengths, rate=places[0][0].cut.rate)
-                rows = rows.float().cpu().numpy()
-                heard += sum(np.diff(stretch.own(n))[0] / stretch.cut.rate for stretch, n in places)
-                speed = f"{heard / max(time.monotonic() - began, 1e-9):.0f} × real time"
-                bar.set_postfix_str(speed, refresh=False)
-                stretch, n = places[-1]
-                pulse.beat(self.done, f", {(n + 1) / len(stretch):.0%} of {os.path.basename(self.path(stretch))}, "
-                                      f"{heard / 60:.1f} min of sound, {speed}")
-                for (stretch, n), row in zip(places, rows):
-                    yield stretch, n, row
-                    if n == len(stretch) - 1:
-                        self.done, self.seconds = self.done + 1, self.seconds + stretch.frames / stretch.rate
-                bar.update(len(places))
+        for wave, lengths, places in tqdm(read, "batches", leave=False, disable=None):
+            lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(self.device)
+            with torch.inference_mode(), self.autocast():
+                rows = function(self.model, wave.to(self.device), lengths, rate=places[0][0].cut.rate)
+            rows = rows.float().cpu().numpy()
+            heard += sum(np.diff(stretch.own(n))[0] / stretch.cut.rate for stretch, n in places)
+            stretch, n = places[-1]
+            pulse.beat(self.done, f", {(n + 1) / len(stretch):.0%} of {os.path.basename(self.path(stretch))}, "
+                                  f"{heard / 60:.1f} min of sound, "
+                                  f"{heard / (time.monotonic() - began):.0f} × real time")
+            for (stretch, n), row in zip(places, rows):
+                yield stretch, n, row
+                if n == len(stretch) - 1:
+                    self.done, self.seconds = self.done + 1, self.seconds + stretch.frames / stretch.rate
 
     def path(self, stretch):
         return self.recordings.path(stretch.index)

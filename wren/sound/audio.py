@@ -113,11 +113,7 @@ class Sound:
     def count(self):
         """Frames, exactly: an MP3 whose header doesn't say so is decoded (about a second an hour of sound)."""
         if self._file.subtype in _MP3 and not _says_length(self.path):
-            self._file.seek(0)
-            self.frames = 0
-            with _quiet(True):
-                while n := len(self._file.read(_BLOCK, dtype="float32")):
-                    self.frames += n
+            self.frames = sum(map(len, self.blocks()))
         return self.frames
 
     def close(self):
@@ -133,10 +129,7 @@ class Sound:
 def info(path):
     """(frames, rate in Hz, channels) of a file, from its header where the header tells."""
     with Sound(path) as sound:
-        try:
-            return sound.count(), sound.rate, sound.channels
-        except (OSError, RuntimeError) as error:
-            raise BadAudio(_why(error, path), printable(path)) from None
+        return sound.count(), sound.rate, sound.channels
 
 
 def read(file, start=0, frames=-1, rate=None):
@@ -203,8 +196,7 @@ def _says_length(path):
     if not path:
         return False
     with open(path, "rb") as file:
-        head = file.read(10)
-        skip = 0
+        head, skip = file.read(10), 0
         if head[:3] == b"ID3":  # tags before the sound: their length is four groups of 7 bits
             skip = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
         file.seek(skip)
@@ -214,12 +206,13 @@ def _says_length(path):
 
 def _why(error, path):
     """libsndfile's complaint without its frame."""
-    if path and not os.path.exists(path):
-        return "no such file"
-    if path and os.path.isdir(path):
-        return "is a folder"
-    if path and os.path.exists(path) and os.path.getsize(path) == 0:
-        return "empty file"
+    if path:
+        if not os.path.exists(path):
+            return "no such file"
+        if os.path.isdir(path):
+            return "is a folder"
+        if not os.path.getsize(path):
+            return "empty file"
     text = str(getattr(error, "error_string", "") or error).strip()
     return f"not readable as sound: {text.splitlines()[0] if text else type(error).__name__}".rstrip(".")
 

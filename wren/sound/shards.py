@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from wren.cli import UserError, write_text
+from wren.cli import UserError, replacing, write_text
 from wren.sound import audio
 from wren.sound.entry import checksum
 from wren.sound.manifest import ENTRY, NUMBERS, build, join
@@ -71,10 +71,8 @@ def write_index(tar, texts, numbers, entry):
     """Save the rows of a tar beside it, as `_columns` gives them, whole or not at all. Texts end with a zero byte."""
     lines = {name: np.frombuffer("".join(f"{text}\0" for text in column).encode("utf-8", "surrogateescape"), np.uint8)
              for name, column in texts.items()}
-    temporary = f"{tar}.index.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
+    with replacing(f"{tar}.index.npz", "wb") as file:
         np.savez(file, stamp=np.uint64(_stamp(tar)), version=VERSION, numbers=numbers, entry=entry, **lines)
-    os.replace(temporary, f"{tar}.index.npz")
 
 
 def _columns(rows):
@@ -172,8 +170,7 @@ def _start(folder, plan):
 def write_shard(manifest, path, which, rate, format):
     """One shard: tar, then index, then report, each whole or not at all."""
     rows, report = [], {"clips": 0, "scaled": 0, "skipped": []}
-    temporary = f"{path}.tmp"
-    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with replacing(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for i in which:
             try:
                 data, frames, own_rate, scaled = encode(manifest, i, rate, format)
@@ -191,9 +188,9 @@ def write_shard(manifest, path, which, rate, format):
                                "checksum": checksum(data)})
             report["clips"] += 1
             report["scaled"] += scaled
-    with open(temporary, "rb") as file:
+        tar.close()
+        file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
     write_index(path, *_columns(rows))
     write_text(f"{path}.report.json", json.dumps(report))
 
