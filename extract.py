@@ -55,11 +55,9 @@ def parse_args(argv=None):
 
     g = p.add_argument_group("search")
     g.add_argument("--search", metavar="CLIP", help="find what is most like this recording among embeddings "
-                   "(of other files)")
+                   "of other files (cosine of features brought to mean 0 and deviation 1 over the folder)")
     g.add_argument("--in", dest="folder", metavar="OUT", default="emb", help="folder of embeddings to search")
     g.add_argument("--top", type=cli.positive_int, default=20, help="how many to list")
-    g.add_argument("--raw", action="store_true", help="cosine of the raw features (default: brought to mean 0 and "
-                   "deviation 1 over the folder, else all lie close together)")
     _add_scores(p)
 
     g = p.add_argument_group("run")
@@ -71,9 +69,6 @@ def parse_args(argv=None):
                    "several recordings; auto: about 4096 tokens on a CPU, 32768 on a GPU")
     g.add_argument("--workers", type=cli.natural, default=1, help="processes that decode while the model runs")
     args = p.parse_args(argv)
-    if args.window and args.hop and args.hop > args.window:
-        raise UserError(f"--hop {args.hop:g} is longer than --window {args.window:g}: the sound between the windows "
-                        "would be left out")
     for flag in ("against", "resolution"):
         if getattr(args, flag) and not args.events:
             raise UserError(f"--{flag} is of events: say --events raven, audacity or csv too")
@@ -242,7 +237,7 @@ def search(args, run, settings):
                                                 settings["by_window"])]
     if not query:
         raise UserError(f"--search {args.search}: {next(iter(run.bad.values())).detail}")
-    found = nearest(args.folder, np.concatenate(query), args.top, not args.raw, without=run.recordings.path(0))
+    found = nearest(args.folder, np.concatenate(query), args.top, without=run.recordings.path(0))
     print(f"{'cosine':>7} {'start':>10} {'end':>10}  file (times in s)")
     for likeness, row in found:
         print(f"{likeness:7.3f} {row['start']:10.2f} {row['end']:10.2f}  {row['file']}")

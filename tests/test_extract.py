@@ -346,7 +346,7 @@ def test_embeddings_of_another_checkpoint_or_window_are_refused(folder, checkpoi
         run(folder / "b.flac", "--checkpoint", tmp_path / "other.pt", "--out", tmp_path / "out", "--store")
     with pytest.raises(UserError, match="was made with window 1.0, not 0.5"):
         run(folder / "b.flac", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--store", "--window", 0.5)
-    with pytest.raises(UserError, match="longer than --window"):
+    with pytest.raises(UserError, match="longer than the window"):
         run(folder / "b.flac", "--checkpoint", checkpoint, "--out", tmp_path / "new", "--window", 1, "--hop", 2)
     writer = store.Output(tmp_path / "busy", {"checkpoint": "x"})
     with pytest.raises(UserError, match="another process"):

@@ -198,13 +198,13 @@ def chunks(folder):
             yield chunk, np.asarray(array[chunk[0]["row"]:chunk[-1]["row"] + 1], np.float32)
 
 
-def nearest(folder, queries, top=20, standardise=True, without=None):
+def nearest(folder, queries, top=20, without=None):
     """The rows of a folder that are most like any of the queries (Q, D) -> [(cosine, line of the index)], best first.
 
-    standardise: features get mean 0 and deviation 1 over the folder before, as in probes.knn; without: a file whose
-    rows are left out. Chunk by chunk: memory does not grow with the folder.
+    Features get mean 0 and deviation 1 over the folder before, as in probes.knn. without: a file whose rows are left
+    out. Chunk by chunk: memory does not grow with the folder.
     """
-    scale = StandardScaler(with_mean=standardise, with_std=standardise)
+    scale = StandardScaler()
     for _, x in chunks(folder):
         scale.partial_fit(x)
 

@@ -78,18 +78,8 @@ class Source:
         return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
-def header(path):
-    """Column names of a CSV or TSV, in lower case."""
-    return [name.strip().lower() for name in next(iter(_rows(path)), [])]
-
-
-def column(path, name):
-    """One column of a CSV or TSV as str (n,), or None."""
-    names, *rows = _rows(path)
-    names = [text.strip().lower() for text in names]
-    return np.array([row[names.index(name)].strip() for row in rows if row]) if name in names else None
-
-
-def _rows(path):
+def table(path):
+    """A CSV or TSV -> names of its columns, in lower case, and its rows."""
     text = read_text(path)
-    return list(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ","))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
+    return [name.strip().lower() for name in next(rows, [])], list(filter(None, rows))

@@ -20,7 +20,7 @@ from wren.cli import UserError
 from wren.tasks.annotations import columns
 from wren.tasks.beans import BEANS
 from wren.tasks.clips import clip_task
-from wren.tasks.lists import Source, header
+from wren.tasks.lists import Source, table
 from wren.tasks.task import SPLITS
 from wren.tasks.windows import detection_task
 
@@ -117,4 +117,4 @@ def _low_list(path):
 
 def _lists_events(path):
     """Whether a list is of events in recordings rather than of clips."""
-    return path.is_dir() or path.suffix == ".jsonl" or {"start", "end"} <= columns(header(path)).keys()
+    return path.is_dir() or path.suffix == ".jsonl" or {"start", "end"} <= columns(table(path)[0]).keys()

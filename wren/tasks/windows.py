@@ -10,7 +10,7 @@ from wren.sound.manifest import STREAM, build
 from wren.sound.quality import Verdict
 from wren.sound.scan import find
 from wren.tasks.annotations import columns, meant, read_recordings, tables
-from wren.tasks.lists import column, header
+from wren.tasks.lists import table
 from wren.tasks.task import Split, Task
 
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 1.0  # of own recordings; BEANS's for birds
@@ -41,11 +41,11 @@ def _recordings_in(folder, label):
     """
     paths = {os.path.abspath(path): os.path.relpath(path, folder.parent) for path in find(folder)}
     events = {path: [] for path in paths.values()}
-    for table in tables(folder):
-        for file, _, found in read_recordings(table, label):
-            named = [paths[path] for path in meant(file, table, list(paths))]
+    for place in tables(folder):
+        for file, _, found in read_recordings(place, label):
+            named = [paths[path] for path in meant(file, place, list(paths))]
             if len(named) != 1:
-                raise UserError(f"{table}: its recording {file or '(not named)'} is "
+                raise UserError(f"{place}: its recording {file or '(not named)'} is "
                                 + (f"one of several: {', '.join(named[:3])}" if named else f"not in {folder}"))
             events[named[0]] += [replace(event, file=named[0]) for event in found]
     return [(path, None, calls) for path, calls in events.items()]
@@ -90,11 +90,11 @@ def _streams(path, files):
     """{column: list of str} of the streams that a CSV list of calls names in any row of each recording."""
     if path.is_dir() or path.suffix not in (".csv", ".tsv"):
         return {}
-    names, out = header(path), {}
-    for name in (name for name in names if name.startswith(STREAM)):
-        of_row = column(path, names[columns(names)["file"]])
-        said = {file: stream for file, stream in zip(of_row, column(path, name)) if stream}
-        out[STREAM + name.removeprefix(STREAM).strip()] = [said.get(file, "") for file in files]
+    (names, rows), out = table(path), {}
+    for k, name in enumerate(names):
+        if name.startswith(STREAM):
+            said = {row[columns(names)["file"]].strip(): row[k].strip() for row in rows if len(row) > k and row[k]}
+            out[STREAM + name.removeprefix(STREAM).strip()] = [said.get(file, "") for file in files]
     return out
 
 
