@@ -287,11 +287,8 @@ def test_own_recordings_come_with_any_table(tmp_path, layout):
     assert not split.targets[first["c.wav"]:first["c.wav"] + 3].any() and split.groups.max() == 2
 
 
-def test_own_windows_have_the_length_that_is_asked_for(tmp_path):
+def test_a_task_of_recordings_has_no_folds(tmp_path):
     assert "folds are for clips" in fails(load_task, own(tmp_path, CALLS), fold=1)
-    task = load_task(tmp_path / "own", window=1, hop=0.5)
-    assert (task.window_seconds, task.hop_seconds) == (1.0, 0.5)
-    assert len(task.splits["test"]) == 9 + 7 + 5 and len(task.splits["test"].read(3)) == 16000
 
 
 def test_the_demos_recordings_are_a_detection_task(tiny):

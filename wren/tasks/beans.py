@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Beans:
-    """One of BEANS's sets. Lists lie below data/ with the split's name for {}."""
-    group: str
-    lists: str
-    sample_rate: int  # Hz
-    seconds: float  # of a clip, or of a window
-    hop: float | None  # seconds between windows
-    labels: str  # separated by semicolons
+    """One of BEANS's sets, or what is known of an own task. Lists lie below data/ with the split's name for {}."""
+    group: str | None = None
+    lists: str = ""
+    sample_rate: int | None = None  # Hz
+    seconds: float | None = None  # of a clip, or of a window
+    hop: float | None = None  # seconds between windows
+    labels: str = ""  # separated by semicolons; "": those of the lists
     unknown: str | None = None  # the label that others are counted as; None: an error
     recording: str = ""  # a pattern whose group 1 says which files were one recording (or speaker); "": each its own
 

@@ -19,17 +19,15 @@ def clip_task(source, lists, fold):
     folds = _folds(parts)
     if fold is not None or "all" in parts:
         parts = _by_fold(source.name, join(*parts.values()), folds, fold)
-    multi = not settings and any(";" in text for rows in parts.values() for text in rows.text("label"))
+    multi = not settings.labels and any(";" in text for rows in parts.values() for text in rows.text("label"))
     labels = source.classes({split: {label for text in set(rows.text("label")) for label in _labels_of(text, multi)}
                              for split, rows in parts.items()})
     if len(labels) < 2 and not multi:
         raise UserError(f"task {source.name} has the single class {labels[0]!r}: there is nothing to tell apart")
-    seconds = settings.seconds if settings else None
-    splits = {split: Split(rows, _targets(source, rows, labels, multi), source.groups(rows), clip_seconds=seconds)
-              for split, rows in parts.items()}
+    splits = {split: Split(rows, _targets(source, rows, labels, multi), source.groups(rows),
+                           clip_seconds=settings.seconds) for split, rows in parts.items()}
     return Task(source.name, "multilabel" if multi else "classification", "map" if multi else "accuracy",
-                settings.group if settings else None, labels, splits, settings.sample_rate if settings else None,
-                seconds, folds=folds)
+                settings.group, labels, splits, settings.sample_rate, settings.seconds, folds=folds)
 
 
 def _labels_of(text, multi):

@@ -19,7 +19,7 @@ from wren.tasks.beans import Beans
 class Source:
     """What the loaders of a task's splits share: its name and rules, and where its sound lies."""
     name: str
-    settings: Beans | None
+    settings: Beans
     home: Path | None  # BEANS's data/
     root: str | None
 
@@ -45,7 +45,7 @@ class Source:
 
     def classes(self, seen):
         """The task's labels from those that the splits have: {split: labels}."""
-        if self.settings:
+        if self.settings.labels:
             return self.settings.labels.split(";")
         labels = sorted(seen["train"])
         for split in ("valid", "test"):
@@ -58,10 +58,9 @@ class Source:
     def coder(self, labels, path):
         """A function: label -> its index, by the set's rule for unknown ones."""
         codes = {label: k for k, label in enumerate(labels)}
-        unknown = self.settings.unknown if self.settings else None
 
         def code(label):
-            if (k := codes.get(label, codes.get(unknown))) is None:
+            if (k := codes.get(label, codes.get(self.settings.unknown))) is None:
                 raise UserError(f"{path} has the unknown label {label!r}: {self.name} has the classes "
                                 f"{', '.join(labels[:8])}{' …' * (len(labels) > 8)}")
             return k
@@ -72,7 +71,7 @@ class Source:
         keys = rows.recording_keys()
         if "recording" in rows.texts:
             keys = [said or rows.path(i) for i, said in enumerate(rows.text("recording"))]
-        if self.settings and self.settings.recording:
+        if self.settings.recording:
             paths = (rows.path(i) for i in range(len(rows)))
             keys = [match[1] if (match := re.search(self.settings.recording, path)) else path for path in paths]
         return np.unique(keys, return_inverse=True)[1].astype(np.int64)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from wren.cli import UserError
 from wren.tasks.annotations import columns
-from wren.tasks.beans import BEANS
+from wren.tasks.beans import BEANS, Beans
 from wren.tasks.clips import clip_task
 from wren.tasks.lists import Source, table
 from wren.tasks.task import SPLITS
@@ -49,14 +49,13 @@ def task_names(names, root=None):
     return list(dict.fromkeys(out))
 
 
-def load_task(task, root=None, low=False, fold=None, window=None, hop=None, label=None):
+def load_task(task, root=None, low=False, fold=None, label=None):
     """One of BEANS's twelve by name, or a folder, or the name of one in `root` -> Task.
 
     root: for BEANS the folder that holds data/, or data/ itself; else where names and relative paths are looked up
     (first from the list's own folder up to `root`, then in the current one). low: BEANS's train-low list instead of
-    train. fold: that fold is the test split, the one before it valid, the others train. window, hop: seconds, of an
-    own task's recordings; label: of calls in tables that have none. Classes of own tasks are the sorted labels of the
-    training split; others come after them.
+    train. fold: that fold is the test split, the one before it valid, the others train. label: of calls in
+    tables that have none. Classes of own tasks are the sorted labels of the training split; others come after them.
     """
     name, home = str(task), None
     if name in BEANS and (home := _beans_home(name, root)):
@@ -64,7 +63,7 @@ def load_task(task, root=None, low=False, fold=None, window=None, hop=None, labe
         settings = BEANS[name]
     else:
         folder = _folder(task, root)
-        name, lists, settings = folder.resolve().name, _own_lists(folder, task), None
+        name, lists, settings = folder.resolve().name, _own_lists(folder, task), Beans()
     if low and fold is not None:
         raise UserError(f"task {name}: a fold and the low-data list exclude each other")
     if low:
@@ -73,11 +72,11 @@ def load_task(task, root=None, low=False, fold=None, window=None, hop=None, labe
         if not path.exists():
             raise UserError(f"{path} is missing: task {name} has a list for each of train, valid and test")
     source = Source(name, settings, home, root)
-    if (settings and settings.hop) or (not settings and _lists_events(next(iter(lists.values())))):
+    if settings.hop or (not home and _lists_events(next(iter(lists.values())))):
         if fold is not None or "all" in lists:
             raise UserError(f"task {name} lists calls in recordings: it wants train, valid and test; folds are for "
                             "clips")
-        return detection_task(source, lists, window, hop, label)
+        return detection_task(source, lists, label)
     return clip_task(source, lists, fold)
 
 

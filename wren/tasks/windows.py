@@ -17,12 +17,10 @@ WINDOW_SECONDS, HOP_SECONDS = 2.0, 1.0  # of own recordings; BEANS's for birds
 _PAST_END = 0.1  # seconds by which an annotation may outlast its file: rounded times
 
 
-def detection_task(source, lists, window, hop, label=None):
+def detection_task(source, lists, label=None):
     """A task whose items are the windows of recordings with annotated calls."""
     settings = source.settings
-    width, hop = window or WINDOW_SECONDS, hop or HOP_SECONDS
-    if settings:
-        width, hop = settings.seconds, settings.hop
+    width, hop = settings.seconds or WINDOW_SECONDS, settings.hop or HOP_SECONDS
     parts = {split: _recordings_in(path, label) if path.is_dir() else read_recordings(path, label)
              for split, path in lists.items()}
     labels = source.classes({split: {event.label for _, _, events in part for event in events}
@@ -30,8 +28,8 @@ def detection_task(source, lists, window, hop, label=None):
     if not labels:
         raise UserError(f"{lists['train']} holds no annotation: there is nothing to learn")
     splits = {split: _windows(source, lists[split], part, labels, width, hop) for split, part in parts.items()}
-    return Task(source.name, "detection", "map", settings.group if settings else None, labels, splits,
-                settings.sample_rate if settings else None, window_seconds=float(width), hop_seconds=float(hop))
+    return Task(source.name, "detection", "map", settings.group, labels, splits, settings.sample_rate,
+                window_seconds=float(width), hop_seconds=float(hop))
 
 
 def _recordings_in(folder, label):
@@ -129,7 +127,7 @@ def _events(source, path, whole, recordings, seconds):
     for k, (file, _, calls) in enumerate(recordings):
         for event in calls:
             if event.end > seconds[k] + _PAST_END:
-                if not source.settings:
+                if not source.home:
                     raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside "
                                     f"{file}, which ends at {seconds[k]:g} s")
                 outside += 1
