@@ -50,7 +50,7 @@ def _add_pack(add):
     p.add_argument("out", metavar="SHARDS", help="folder to write")
     p.add_argument("--rate", type=cli.positive_int, help="sampling rate, Hz (default: as recorded)")
     p.add_argument("--format", choices=("flac", "wav"), default="flac", help="flac: lossless, about two thirds of "
-                   "the size; wav: read faster, only the bytes of the crop")
+                   "the size; wav: read faster, without decoding")
     p.add_argument("--clips", type=cli.positive_int, default=2048, help="clips in a shard")
     p.add_argument("--jobs", type=cli.positive_int, default=max(1, (os.cpu_count() or 1) // 2), help="threads")
     _add_source(p)

@@ -218,24 +218,19 @@ class Corpus:
 
 def write_tables(root, results):
     """The CSV and JSONL files of the parts; rows in order of file name, which is neutral."""
-    def save(path, rows, index=False):
-        with open(path, "w", newline="") as file:
-            lines = [list(rows[0])] + [list(row.values()) for row in rows]
-            if index:  # BEANS: a first column without a name
-                lines = [["" if i == 0 else i - 1, *line] for i, line in enumerate(lines)]
-            csv.writer(file).writerows(lines)
-
     tables = {}
     for part, split, rows, _ in results:
         tables.setdefault((part, split), []).extend(rows)
     for (part, split), rows in tables.items():
         rows.sort(key=lambda r: (r["path"], r.get("start", 0)))
-        if part == "recordings":
-            save(root / "pretrain.csv", rows)
-        elif part == "detection":
+        if part == "detection":
             (root / part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        else:
-            save(root / part / f"{split}.csv", rows, index=True)
+            continue
+        path, lines = root / "pretrain.csv", [list(rows[0]), *(list(row.values()) for row in rows)]
+        if part != "recordings":  # as in BEANS, with a first column of numbers without a name
+            path, lines = root / part / f"{split}.csv", [[k - 1 if k else "", *line] for k, line in enumerate(lines)]
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows(lines)
     return {" ".join(key): len(rows) for key, rows in sorted(tables.items())}
 
 

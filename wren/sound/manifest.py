@@ -4,6 +4,7 @@ A row is a stretch of a recording: path, start, frames, sample_rate, domain, sou
 was measured beside the sound. Rows live in NumPy arrays and one block of path bytes, so that loader processes share
 them: 2.23 million rows are about 180 MB, once. Where the sound lies in tar shards, each row knows its bytes too.
 """
+import io
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from wren.cli import write_table
 from wren.sound import audio
-from wren.sound.entry import Entry, checksum
+from wren.sound.entry import checksum, entry_bytes
 
 DOMAINS = ("", "bio", "gen")  # "": not said, which counts as bio
 GEN = DOMAINS.index("gen")
@@ -146,24 +147,22 @@ class Manifest:
                 return clip.rate
         return int(self.sample_rate[i])
 
-    def shard_entry(self, i):
-        """Row i's bytes in its shard, as a file. Raises BadAudio."""
+    def entry_bytes(self, i):
+        """Row i's sound as it lies in its shard. Raises BadAudio unless it is whole."""
         codes, tars = self.texts["shard"]
-        return Entry(tars[codes[i]], int(self.entry["offset"][i]), int(self.entry["size"][i]))
+        return entry_bytes(tars[codes[i]], int(self.entry["offset"][i]), int(self.entry["size"][i]))
 
     def verify(self, i):
         """Raise BadAudio unless row i's bytes in its shard are those that were packed."""
-        with self.shard_entry(i) as entry:
-            if checksum(entry.read()) != int(self.entry["checksum"][i]):
-                raise audio.BadAudio("checksum differs from the index: damaged shard", entry.tar)
+        if checksum(self.entry_bytes(i)) != int(self.entry["checksum"][i]):
+            raise audio.BadAudio("checksum differs from the index: damaged shard", audio.printable(self.path(i)))
 
     def open(self, i):
         """Row i as an open `Clip`."""
         if self.entry is None:
             sound, first = audio.Sound(self.locate(i)), int(self.start[i])
         else:
-            entry, first = self.shard_entry(i), 0
-            sound = audio.Sound(entry, f"{entry.tar} at byte {entry.offset}")
+            sound, first = audio.Sound(io.BytesIO(self.entry_bytes(i)), self.path(i)), 0
         frames, rate = int(self.frames[i]), int(self.sample_rate[i])
         if rate and rate != sound.rate:
             sound.close()

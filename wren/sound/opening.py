@@ -55,15 +55,16 @@ def _open_folder(folder, segment, notes):
             raise UserError(f"{folder} holds compressed shards ({packed.name} …), which can't be read by offset: "
                             f"unpack them with gunzip {folder}/*{packed.suffix}")
     rows, problems = scan_folder(folder, segment, Memory(Path(notes) / "judged.csv") if notes else None)
-    where = f"; all are listed in {Path(notes) / 'unusable.csv'}" if notes else f"; python data.py check {folder}"
+    where = f"python data.py check {folder} lists all of them"
     if notes:
         list_problems(Path(notes) / "unusable.csv", problems)
+        where = f"all are listed in {Path(notes) / 'unusable.csv'}"
     if not len(rows):
         raise UserError(f"none of the audio files under {folder} can be used: "
-                        f"{summary(problems, len(problems))}{where if notes else ''}")
+                        f"{summary(problems, len(problems))}; {where}")
     if problems:
         total = len({rows.path(i) for i in range(len(rows))} | {path for path, _ in problems})
-        warn(f"{folder}: {summary(problems, total)}{where if notes else where + ' lists all of them'}")
+        warn(f"{folder}: {summary(problems, total)}; {where}")
     return rows
 
 
