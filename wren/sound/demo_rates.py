@@ -95,13 +95,9 @@ def rates(root, name, seed, split, number, rng):
     scene, place = demo.clip(seed, split, species, voice, full, rng)
     scene = scenes.levelled(place + limited(scene - place, full, high=AUDIBLE_TOP), scene, rng)
     for folder, factor in DECIMATED.items():
-        path = demo.save(root / folder / "audio" / f"{name}.flac", decimated(scene, factor), full // factor)
+        path = demo.save(root / folder / "audio" / f"{name}.flac",
+                         scipy.signal.resample_poly(scene, 1, factor), full // factor)
     return [row(path, label, f"{label}-{animal:02d}")], len(scene) / full
-
-
-def decimated(scene, factor):
-    """Scene [n] low-passed and every factor-th sample of it."""
-    return scene if factor == 1 else scipy.signal.resample_poly(scene, 1, factor)
 
 
 # ---- collars

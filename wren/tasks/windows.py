@@ -1,6 +1,7 @@
 """Tasks of recordings with annotated calls: windows of them, and which labels are on in each (BEANS's rule)."""
 import os
 from dataclasses import replace
+from math import floor
 
 import numpy as np
 
@@ -152,21 +153,14 @@ def label_windows(start, end, code, recording, count, width, hop, classes):
     the window, or if one of its ends lies in it (borders count) and their overlap is more than 0.2 of the shorter of
     the two; annotations without length never count.
     """
-    targets = np.zeros((int(np.sum(count)), classes), bool)
-    if not len(start):
-        return targets
-    # The windows that an annotation can touch, and one more on each side, so that rounding loses none.
-    low = np.clip(np.floor((start - width) / hop).astype(np.int64) - 1, 0, count[recording])
-    high = np.clip(np.floor(end / hop).astype(np.int64) + 2, low, count[recording])
-    event = np.repeat(np.arange(len(start)), high - low)
-    window = np.arange(len(event)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[event]
-    a, b, left = start[event], end[event], window * hop
-    right = left + width
-    end_inside = ((left <= a) & (a <= right)) | ((left <= b) & (b <= right))
-    shorter = np.minimum(right - left, b - a)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        enough = (np.minimum(right, b) - np.maximum(left, a)) / shorter > 0.2
-    on = (shorter > 0) & ((end_inside & enough) | ((a <= left) & (right <= b)))
-    first = np.cumsum(count) - count
-    targets[first[recording[event[on]]] + window[on], code[event[on]]] = True
+    targets, first = np.zeros((int(np.sum(count)), classes), bool), np.cumsum(count) - count
+    for a, b, k, r in zip(start.tolist(), end.tolist(), code, recording):
+        # the windows that an annotation can touch, and one more on each side, so that rounding loses none
+        for n in range(max(0, floor((a - width) / hop) - 1), min(count[r], floor(b / hop) + 2)):
+            left, right = n * hop, n * hop + width
+            end_inside = left <= a <= right or left <= b <= right
+            shorter = min(right - left, b - a)
+            if shorter > 0 and (a <= left and right <= b
+                                or end_inside and (min(right, b) - max(left, a)) / shorter > 0.2):
+                targets[first[r] + n, k] = True
     return targets
