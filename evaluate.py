@@ -4,6 +4,7 @@
     python evaluate.py --probes all --checkpoint runs/A runs/B          every probe, several encoders side by side
     python evaluate.py --linear --data BEANS --task beans --checkpoint SSAST-Base-Patch-400.pth --format ssast
     python evaluate.py --knn --task FOLDER --shots 1 5 10               an own task; few clips a class
+    python evaluate.py --knn --linear --pool all --layers all           which pooling and which layer wins on validation
 
 Each encoder stands beside the same one untrained and beside mel statistics. Audio passes through the encoders once;
 what comes out is kept in --cache, and what probes made of it. Probes are fitted on the training split, choose on
@@ -32,14 +33,15 @@ def parse_args(argv=None):
                                              "folders (default: the demo's species, individual)")
     g.add_argument("--fit", metavar="TASK", help="take the training and validation clips from this task, which has the "
                    "same labels, and only the test clips from --task")
-    g.add_argument("--pool", choices=CHOICES["pool"], help="clip vectors (default: the "
-                   "checkpoint's); foreground: tokens weighted by how far they rise above the background")
+    g.add_argument("--pool", choices=(*CHOICES["pool"], "all"), help="clip vectors (default: the checkpoint's); "
+                   "foreground: tokens weighted by how far they rise above the background; all: the checkpoint's and, "
+                   "in a table of their own, all that fit, by kNN and with --linear ridge on validation")
     g.add_argument("--inputs", choices=("all", "sound", "streams"), help="of an encoder that knows streams: sound and "
                    "streams, or one of them (default: all)")
     g.add_argument("--low", action="store_true", help="train on BEANS's low-data lists (train-low)")
     g.add_argument("--depth", type=cli.positive_int, help="use the output of this many blocks (default: all)")
-    g.add_argument("--layers", type=_layers, default="last", help="vectors of the last block, of the last N side by "
-                   "side, of all, or their weighted mean, weights learned: last, N, all, weighted (tokens: the last)")
+    g.add_argument("--layers", type=_layers, default="last", help="vectors of the last block, or of the last N side by "
+                   "side (tokens: the last); all: the last and, in a table of their own, each, as with --pool all")
 
     g = p.add_argument_group("probes")
     g.add_argument("--probes", choices=("all",), help="all: kNN, linear, attentive, prototype and clusters")
@@ -82,7 +84,7 @@ def parse_args(argv=None):
 
 
 def _layers(text):
-    return text if text in ("last", "all", "weighted") else cli.positive_int(text)
+    return text if text in ("last", "all") else cli.positive_int(text)
 
 
 def main(argv=None):
@@ -106,20 +108,26 @@ def main(argv=None):
         raise UserError("--device cuda: no GPU found; use --device cpu")
     encoders = contestants(args)
 
-    results, differences, geometry = [], [], []
+    found = {"results": [], "differences": [], "geometry": []}
     for task in tasks:
         sets = embed(task, encoders, device, args)
         rows, scores = probe(task, sets, device, args)
-        results += rows
-        differences += cli.plain(report.compare(task, scores, encoders, args))
-        geometry += report.describe(task, sets, args)
-        print(report.task_table(task, rows, differences, geometry, args.markdown), flush=True)
+        found["results"] += rows
+        found["differences"] += cli.plain(report.compare(task, scores, encoders, args.seed))
+        found["geometry"] += report.describe(task, sets, args.clusters, args.seed)
+        print(report.task_table(task, rows, found["differences"], found["geometry"], args.markdown), flush=True)
         if fit and task.name != fit.name:
             print(report.copies(task, fit, sets, embed(fit, encoders, device, args)))
+        for setting in ("pool", "layers"):
+            for name, encoder in encoders.items() if getattr(args, setting) == "all" else ():
+                if not name.startswith("untrained") and name != "mel statistics":
+                    choices = choose(task, setting, name, encoder, device, args)
+                    found.setdefault("choices", []).extend(cli.plain(choices))
+                    print(report.choice_table(choices, args.markdown), flush=True)
     if len(tasks) > 1:
-        print(report.summary(results, args.markdown))
+        print(report.summary(found["results"], args.markdown))
     path = Path(args.json) if args.json else results_path(next(iter(encoders)))
-    cli.write_text(path, json.dumps({"results": results, "differences": differences, "geometry": geometry}, indent=1))
+    cli.write_text(path, json.dumps(found, indent=1))
     print(f"\nwritten to {path}")
 
 
@@ -157,7 +165,7 @@ def contestants(args):
         name = str(Path(source).parent if Path(source).name == "encoder.pt" else source)
         torch.manual_seed(args.seed)  # for a preset's name, which is an untrained encoder
         encoder = load_encoder(source, args.format, **{k: getattr(args, k) for k in ("inputs", "pool")
-                                                        if getattr(args, k)})
+                                                       if getattr(args, k) not in (None, "all")})
         depth = encoder.config.depth
         for flag, wanted in (("depth", args.depth), ("layers", args.layers)):
             if isinstance(wanted, int) and wanted > depth:
@@ -180,12 +188,13 @@ def contestants(args):
     return found | {"mel statistics": MelStatistics(next(iter(configs.values())).sample_rate)}
 
 
-def embed(task, encoders, device, args):
-    """{encoder: {split: Embeddings}}, from the cache as far as it has them."""
+def embed(task, encoders, device, args, layers=None):
+    """{encoder: {split: Embeddings}}, from the cache as far as it has them; layers: of all blocks."""
     from wren.probing.embeddings import embed_split
+    layers = isinstance(args.layers, int) if layers is None else layers
     began, out = time.perf_counter(), {name: {} for name in encoders}
     for split in ("train", "valid", "test"):
-        found = embed_split(encoders, task.splits[split], args.cache, depth=args.depth, layers=args.layers != "last",
+        found = embed_split(encoders, task.splits[split], args.cache, depth=args.depth, layers=layers,
                             tokens=args.attentive or args.prototype, device=device, batch_size=args.batch_size,
                             workers=args.workers)
         for name in encoders:
@@ -195,50 +204,22 @@ def embed(task, encoders, device, args):
     return out
 
 
-def clip_vectors(task, splits, basis, args):
-    """{split: vectors (n, D)} of the layers asked for."""
-    import numpy as np
-
-    from wren.probing.probes import Vectors, cached, layer_weights, standardiser
-    count = splits["train"].clips.shape[1]
-    vectors = {name: e.vectors(args.layers if isinstance(args.layers, int) else None) for name, e in splits.items()}
-    if args.layers != "weighted" or count == 1:
-        return vectors
-    shape = standardiser(vectors["train"])
-    learned = cached(Path(args.cache) / "probes", (*basis, "layers"), lambda: layer_weights(
-        vectors["train"], task.splits["train"].targets, vectors["valid"], task.splits["valid"].targets,
-        len(task.labels), metric_of(task), count, shape, args.seed))
-    weights = np.array(learned.choice["layers"], np.float32)
-    return {name: np.einsum("nld,l->nd", Vectors(x, *shape).batch(slice(None))[0].unflatten(1, (count, -1)).numpy(),
-                            weights) for name, x in vectors.items()}
-
-
-def metric_of(task):
-    """What choices maximise: a function of (scores (n, C), targets)."""
-    from functools import partial
-
-    from wren.probing import scoring
-    return partial(scoring.metric_of, task.metric)
-
-
 # --------------------------------------------------------------------------------------------------------- probes
 
 def probe(task, sets, device, args):
     """(result rows, {(probe, encoder): test scores (n, C), one a seed or draw}) of one task."""
     from wren.probing import report
-    from wren.probing.probes import cached
     rows, scores_of = [], {}
 
     def add(kind, name, scores, more):
         scores_of[kind, name] = scores
-        rows.append(cli.plain(report.row(task, kind, name, scores, args) | more))
+        rows.append(cli.plain(report.row(task, kind, name, scores, args.seed) | more))
 
     for name, splits in sets.items():
-        basis = fitted_on(task, splits, device, args)
-        vectors = clip_vectors(task, splits, basis, args)
+        fitted = fits_of(task, splits, device, args)
+        vectors = {split: e.vectors(args.layers if isinstance(args.layers, int) else 1) for split, e in splits.items()}
         for kind, settings, fit, runs in probes(task, splits, vectors, device, args):
-            fits = [cached(Path(args.cache) / "probes", (*basis, kind, settings, run), lambda: fit(**run))
-                    for run in runs]
+            fits = [fitted((args.layers, kind, settings, run), lambda: fit(**run)) for run in runs]
             valid = [metric_of(task)(fit.valid, task.splits["valid"].targets) for fit in fits]
             add(kind, name, [masked(task, fit.test) for fit in fits], {
                 "choice": fits[0].choice, "valid": sum(valid) / len(valid),
@@ -257,8 +238,16 @@ def probe(task, sets, device, args):
     return rows, scores_of
 
 
-def fitted_on(task, splits, device, args):
-    """What every fit on these embeddings depends on, as plain values: the key of what the cache keeps of it."""
+def metric_of(task):
+    """What choices maximise: a function of (scores (n, C), targets)."""
+    from functools import partial
+
+    from wren.probing import scoring
+    return partial(scoring.metric_of, task.metric)
+
+
+def fits_of(task, splits, device, args):
+    """fitted(settings, fit): what fit() gives or once gave on these embeddings, kept under all that it depends on."""
     import hashlib
 
     import numpy as np
@@ -271,9 +260,15 @@ def fitted_on(task, splits, device, args):
         __file__, metrics.__file__, p.__file__, scoring.__file__)))  # changed code fits anew
     for name in ("train", "valid"):
         content.update(task.splits[name].targets.tobytes())
-    layers = (args.layers, args.seed) if args.layers == "weighted" else args.layers  # their weights are learned
-    return (content.hexdigest(), *(e.key for e in splits.values()), len(task.labels), task.metric, layers,
-            device.type, torch.__version__, np.__version__)
+    basis = (content.hexdigest(), *(e.key for e in splits.values()), len(task.labels), task.metric, device.type,
+             torch.__version__, np.__version__)
+    return lambda settings, fit: p.cached(Path(args.cache) / "probes", (*basis, *settings), fit)
+
+
+def data_of(task, vectors):
+    """What a probe on clip vectors {split: (n, D)} takes."""
+    train, valid = (task.splits[name].targets for name in ("train", "valid"))
+    return vectors["train"], train, vectors["valid"], valid, vectors["test"], len(task.labels), metric_of(task)
 
 
 def probes(task, splits, vectors, device, args):
@@ -282,17 +277,14 @@ def probes(task, splits, vectors, device, args):
     from functools import cache, partial
 
     from wren.probing import probes as p
-    y = {name: split.targets for name, split in task.splits.items()}
-    metric, classes = metric_of(task), len(task.labels)
     once, seeds = [{}], [{"seed": seed} for seed in range(args.seed, args.seed + args.seeds)]
-    data = vectors["train"], y["train"], vectors["valid"], y["valid"], vectors["test"], classes, metric
+    data = data_of(task, vectors)
 
     @cache  # statistics of all tokens are worth keeping, and not worth computing when nothing is fitted
     def rows(kind):
         source = {name: (e.tokens, e.offsets) if kind is p.Tokens else (vectors[name],) for name, e in splits.items()}
         shape = [part.to(device) for part in p.standardiser(source["train"][0])]
-        x = {name: kind(*parts, *shape) for name, parts in source.items()}
-        return x["train"], y["train"], x["valid"], y["valid"], x["test"], classes, metric
+        return data_of(task, {name: kind(*parts, *shape) for name, parts in source.items()})
 
     def descend(heads, source, seed, **settings):
         return p.train_heads(heads, *rows(source), seed=seed, **settings)
@@ -312,12 +304,53 @@ def probes(task, splits, vectors, device, args):
             yield name, (), partial(descend, kind, p.Tokens, rates=rates, decay=decay), seeds
 
 
+def choose(task, setting, name, encoder, device, args):
+    """Every pooling that fits an encoder (setting "pool"), or each of its layers ("layers"), by kNN and, with
+    --linear, ridge on the validation split -> rows, the default first; the winner by their mean and the default have
+    test scores, too."""
+    import copy
+
+    from wren.probing import probes as p
+    candidates = {}  # {pooling or layer: (embeddings of the splits, their vectors)}
+    if setting == "pool":
+        variants = {}
+        for pool in dict.fromkeys((encoder.config.pool, *CHOICES["pool"])):
+            try:
+                config = replace(encoder.config, pool=pool)
+            except ValueError:  # it has no special tokens, for example
+                continue
+            variants[pool] = copy.copy(encoder)
+            variants[pool].config = config
+        for pool, splits in embed(task, variants, device, args, layers=False).items():
+            candidates[pool] = splits, {split: e.vectors() for split, e in splits.items()}
+    else:
+        splits = embed(task, {name: encoder}, device, args, layers=True)[name]
+        for k in reversed(range(splits["train"].clips.shape[1])):
+            candidates[k + 1] = splits, {split: e.clips[:, k] for split, e in splits.items()}
+    functions = {"knn": lambda *data: p.knn_probe(*data, args.k, args.temperature, args.standardise)}
+    functions |= {"ridge": p.ridge} if args.linear else {}
+    rows, metric = [], metric_of(task)
+    for value, (splits, vectors) in candidates.items():
+        fits = {kind: fits_of(task, splits, device, args)(
+            (setting, value, kind, args.k, args.temperature, args.standardise), lambda: fit(*data_of(task, vectors)))
+            for kind, fit in functions.items()}
+        valid, test = ({kind: metric(scores(fit), task.splits[split].targets) for kind, fit in fits.items()}
+                       for split, scores in (("valid", lambda fit: fit.valid),
+                                             ("test", lambda fit: masked(task, fit.test))))
+        rows.append({"task": task.name, "encoder": name, "setting": setting, "choice": value, "default": not rows,
+                     "valid": valid, "test": test})
+    best = max(rows, key=lambda row: sum(row["valid"].values()))
+    return [row | {"won": row is best, "test": row["test"] if row["default"] or row is best else None} for row in rows]
+
+
 def masked(task, scores):
     """Scores in which a class that the training split lacks is never chosen: its test clips count as wrong."""
     import numpy as np
+
+    from wren.probing.probes import LOWEST
     if task.kind == "classification":
         scores = scores.copy()
-        scores[:, np.bincount(task.splits["train"].targets, minlength=len(task.labels)) == 0] = -np.inf
+        scores[:, np.bincount(task.splits["train"].targets, minlength=len(task.labels)) == 0] = LOWEST
     return scores
 
 

@@ -74,28 +74,11 @@ def chosen_settings(args):
 
 # ------------------------------------------------------------------------------------------------------- one task
 
-def plan(args, task, fold, config, source, out, machine):
-    """The `Job` of a task; mistakes show here, before anything is trained."""
-    from wren.training.supervised import Job, Source
-    settings = settings_for(config, task, args.recipe, args.protocol, chosen_settings(args))
-    if settings.optimisation.batch_size % machine.procs.world:
-        raise UserError(f"--batch-size {settings.optimisation.batch_size} does not divide by {machine.procs.world} "
-                        "processes")
-    changes = encoder_changes(settings.model, config, task)
-    folder = out / (f"{task.name}-fold{fold}" if fold else task.name)
-    return Job(settings, Source(source, args.format, changes), untested(task), folder, machine)
-
-
-def untested(task):
-    """A task without its test split, which training is not to see."""
-    return replace(task, splits={name: task.splits[name] for name in ("train", "valid")})
-
-
 def prepare(job, task, override):
     """Fix in config.json what the folder's trials are, or check that they still are that."""
     path, procs = job.folder / "config.json", job.machine.procs
     now = job.settings.flat() | {
-        "encoder": fingerprint(job.source.path), "format": job.source.format, "config": job.source.changes,
+        "encoder": job.source.weights, "format": job.source.format, "config": job.source.changes,
         "labels": task.labels, "data": {name: contents(split) for name, split in task.splits.items()}}
     now = json.loads(json.dumps(now))  # as it will be read back: tuples become lists
     saved = json.loads(path.read_text()) if path.exists() else None
@@ -133,17 +116,6 @@ def contents(split):
     return said.hexdigest()[:16]
 
 
-def fingerprint(source):
-    """What names the weights: a preset's name, or a hash of the file, or of a published folder's files."""
-    path, digest = Path(source), hashlib.sha256()
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
-    for file in files:
-        with open(file, "rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16] if files else str(source)
-
-
 def find_encoder(checkpoint):
     """(file, published folder or preset's name, folder for its results) of --checkpoint."""
     from wren.formats import newest_encoder
@@ -161,6 +133,7 @@ def find_encoder(checkpoint):
 def run_task(job, task, seeds, about):
     """Train each seed and rate, choose on validation, then test once a seed -> result rows, None after a signal.
     about: what else a row says."""
+    from wren.probing.report import METRICS
     from wren.training.supervised import Trial
     path, main = job.folder / "results.json", job.machine.procs.main
     rows = json.loads(path.read_text())["results"] if path.exists() else []
@@ -228,68 +201,54 @@ def name_of(source):
     return str(Path(source).parent if Path(source).name == "encoder.pt" else source)
 
 
-METRICS = {"accuracy": "accuracy", "map": "mAP"}
-
-
-def next_command(jobs):
-    """Where the models are, and what they are for."""
-    if len(jobs) > 1:
-        return f"models are in {jobs[0].folder.parent}/TASK/finetuned.pt"
-    folder, flag = jobs[0].folder, "--events raven" if jobs[0].task.kind == "detection" else "--predict"
-    return (f"the model is {folder}/finetuned.pt\nNext:\n"
-            f"  python extract.py FOLDER {flag} --checkpoint {folder}     new recordings")
-
-
-def number(value):
-    return "–" if value is None else f"{value:.3f}"
+def first(names, most):
+    """Some names, and how many more there are."""
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def calls_of(task):
     """How many calls in how many recordings, and which have none: perhaps nobody has annotated those."""
-    if task.kind != "detection":
-        return ""
     silent, counts = [], []
     for name, split in task.splits.items():
         with_calls = {event.file for event in split.events}
         silent += [Path(file).name for file, *_ in split.files if file not in with_calls]
         counts.append(f"{len(split.events)} in {len(split.files)} ({name})")
-    return f"  calls in recordings: {', '.join(counts)}\n" + (
-        f"  taken to hold no calls: {', '.join(silent[:3])}{f' and {len(silent) - 3} more' * (len(silent) > 3)}; "
-        "leave out what nobody has annotated\n" if silent else "")
-
-
-def unjudged(task):
-    """A line about classes that the validation split lacks, for which no threshold can be chosen, or ""."""
-    if task.metric == "accuracy":
-        return ""
-    names = [label for label, there in zip(task.labels, task.splits["valid"].targets.any(0)) if not there]
-    return (f"  never in validation: {', '.join(names[:5])}{f' and {len(names) - 5} more' * (len(names) > 5)}; "
-            f"{'their thresholds are' if len(names) > 1 else 'its threshold is'} 0.5\n" if names else "")
+    lines = [f"  calls in recordings: {', '.join(counts)}"]
+    if silent:
+        lines.append(f"  taken to hold no calls: {first(silent, 3)}; leave out what nobody has annotated")
+    return lines
 
 
 def describe(task, settings):
-    """What is about to be trained, in two lines, or three."""
+    """What is about to be trained, in two lines or more."""
     s, model = settings.optimisation, settings.model
     sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
     unit = f"windows of {task.window_seconds:g} s" if task.kind == "detection" else "clips"
+    lines = [f"\n{task.name}: {sizes} {unit}, {len(task.labels)} classes"]
+    if task.kind == "detection":
+        lines += calls_of(task)
+    if task.metric != "accuracy":  # no threshold can be chosen for what the validation split lacks
+        present = task.splits["valid"].targets.any(0)
+        if names := [label for label, known in zip(task.labels, present) if not known]:
+            what = "their thresholds are" if len(names) > 1 else "its threshold is"
+            lines.append(f"  never in validation: {first(names, 5)}; {what} 0.5")
     length = f"{s.steps} steps" if s.steps else f"{s.epochs} epochs"
-    return (f"\n{task.name}: {sizes} {unit}, {len(task.labels)} classes\n{calls_of(task)}{unjudged(task)}"
-            f"  {s.optimizer}, lr {' '.join(f'{lr:g}' for lr in s.lr)}, batch {s.batch_size}, {length}, {s.loss}, "
-            f"pool {model.pool}, mixup {settings.augmentation.mixup:g}, trained: {model.trainable}")
+    lines.append(f"  {s.optimizer}, lr {' '.join(f'{lr:g}' for lr in s.lr)}, batch {s.batch_size}, {length}, {s.loss}, "
+                 f"pool {model.pool}, mixup {settings.augmentation.mixup:g}, trained: {model.trainable}")
+    return "\n".join(lines)
 
 
 def print_tables(rows, per_class):
     """A line a task and seed, for detection more; what to think of them; BEANS's groups beside published ones."""
-    from wren.probing.scoring import doubt
-    width = max(len(row["task"]) for row in rows)
-    print(f"\n{'task':<{width}}  metric    test   95 % interval   chance  validation  lr       epoch    seed  tested")
-    for row in rows:
-        interval = "–" if None in row["ci95"] else f"[{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}]"
-        print(f"{row['task']:<{width}}  {METRICS[row['metric']]:<8}  {row['value']:.3f}  {interval:<14}  "
-              f"{row['chance']:.3f}   {row['valid']:.3f}       {row['lr']:<7g}  {row['epoch']:<7}  {row['seed']:<4}  "
-              f"{row['n_test']}" + (f", fold {row['fold']}" if row["fold"] else ""))
-        for line in details(row, per_class):
-            print(f"{'':<{width}}  {line}")
+    from wren.probing import report, scoring
+    cells = [[row["task"], report.METRICS[row["metric"]], f"{row['value']:.3f}", report.interval_of(row["ci95"]),
+              f"{row['chance']:.3f}", f"{row['valid']:.3f}", f"{row['lr']:g}", row["epoch"], row["seed"],
+              str(row["n_test"]) + (f", fold {row['fold']}" if row["fold"] else "")] for row in rows]
+    header, *lines = report.table(["task", "metric", "test", "95 % interval", "chance", "validation", "lr", "epoch",
+                                   "seed", "tested"], cells).splitlines()
+    print(f"\n{header}")
+    for row, line in zip(rows, lines):
+        print("\n    ".join([line, *details(row, per_class)]))
     for row in rows:
         if None in row["ci95"]:
             print(f"{row['task']}: no interval: it is drawn by recording, and the test clips are of "
@@ -298,18 +257,22 @@ def print_tables(rows, per_class):
         runs = [row for row in rows if row["task"] == name]
         values = [row["value"] for row in runs]
         if len(values) > 1:
-            mean = sum(values) / len(values)
-            print(f"{name:<{width}}  mean of {len(values)} runs {mean:.3f}, from {min(values):.3f} to "
+            print(f"{name}: mean of {len(values)} runs {sum(values) / len(values):.3f}, from {min(values):.3f} to "
                   f"{max(values):.3f}")
         best = max(runs, key=lambda row: row["valid"])
-        if text := doubt(METRICS[best["metric"]], best["valid"], best["valid_chance"], "event_f1" in best):
+        if text := scoring.doubt(report.METRICS[best["metric"]], best["valid"], best["valid_chance"],
+                                 "event_f1" in best):
             print(f"{name}: {text}")
     if any(row["group"] for row in rows):
-        print_beans(rows)
+        source = f"mean of {len({row['seed'] for row in rows})} seed(s)"
+        header = [f"protocol {rows[0]['protocol'] or 'own'}", *report.GROUPS, "source"]
+        own = ["this run", *report.group_cells(scoring.group_means(rows)), source]
+        print("\n" + report.table(header, [own]) + report.ladder())
 
 
 def details(row, per_class):
     """Lines below a row of the table."""
+    from wren.probing.report import number
     out = []
     if "cmap" in row:
         out.append(f"tie-aware mAP without empty classes {number(row['cmap'])}, AUROC {number(row['auroc'])}")
@@ -321,18 +284,6 @@ def details(row, per_class):
                 f"median error of onsets {onset}, of offsets {offset}"]
     return out + [f"  {label:<24} {number(one['value'])}  ({one['n']})"
                   for label, one in (row["per_class"].items() if per_class else ())]
-
-
-def print_beans(rows):
-    """Classification, detection, auxiliary, all: ours (mean over seeds), then the published rows."""
-    from wren.probing import report, scoring
-    means = scoring.group_means(rows)
-    total = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())}
-    cells = [f"{means[g][0]:.3f}" + ("" if means[g][1] == n else f" ({means[g][1]} of {n})") if g in means else "–"
-             for g, n in total.items()]
-    source = f"mean of {len({row['seed'] for row in rows})} seed(s)"
-    header = [f"protocol {rows[0]['protocol'] or 'own'}", *total, "source"]
-    print("\n" + report.table(header, [["this run", *cells, source]]) + report.ladder())
 
 
 # ----------------------------------------------------------------------------------------------------------- story
@@ -357,45 +308,55 @@ def open_tasks(args, procs):
     return out
 
 
-def readable(job, task, max_bad):
-    """A job and its task without the clips that can't be read."""
+def plan(args, procs, stop):
+    """[(Job, Task with its test split, fold)] of what the command line asks for; mistakes show here, before anything is
+    trained or written."""
+    from model import fingerprint, load_encoder
+    from wren.recipes import PRESETS
     from wren.tasks import without_broken
-    procs, out = job.machine.procs, job.folder.parent
-    task = procs.first(lambda: without_broken(task, out, max_bad, out, quiet=not procs.main))
-    return replace(job, task=untested(task)), task
+    from wren.training import engine
+    from wren.training.supervised import Job, Machine, Source
+    machine = Machine(procs, stop, args.workers, args.micro_batch, args.amp, args.max_bad)
+    tasks, (path, home) = open_tasks(args, procs), find_encoder(args.checkpoint)
+    encoder = load_encoder(path, args.format)
+    weights = path if path in PRESETS else fingerprint(encoder)  # of a preset the trial's seed draws them
+    out, jobs = Path(args.out or home / "-".join(filter(None, ("finetune", args.protocol)))), []
+    for task, fold in tasks:
+        settings = settings_for(encoder.config, task, args.recipe, args.protocol, chosen_settings(args))
+        if settings.optimisation.batch_size % procs.world:
+            raise UserError(f"--batch-size {settings.optimisation.batch_size} does not divide by {procs.world} "
+                            "processes")
+        changes = encoder_changes(settings.model, encoder.config, task)
+        folder = out / (f"{task.name}-fold{fold}" if fold else task.name)
+        jobs.append(Job(settings, Source(path, args.format, changes, weights), task, folder, machine))
+    engine.precision(args.amp, procs.device)  # refused before anything is written
+    if len({job.folder for job in jobs}) < len(jobs):
+        raise UserError("--task: two folders of one name would share their results: train them apart, with --out")
+    if procs.main:
+        print(f"{name_of(path)}: {encoder.config.name}, {encoder.config.sample_rate} Hz -> {out}")
+    plans = []
+    for job, (task, fold) in zip(jobs, tasks):
+        task = procs.first(lambda: without_broken(task, out, args.max_bad, out, quiet=not procs.main))
+        seen = {name: task.splits[name] for name in ("train", "valid")}  # training is not to see the test split
+        plans.append((replace(job, task=replace(task, splits=seen)), task, fold))
+    return out, plans
 
 
 def main(argv=None):
     args = parse_args(argv)
     stop = cli.StopSignals()  # before torch is imported: a signal in those seconds must not be lost
-    from model import load_encoder
-    from wren.training import engine, processes
-    from wren.training.supervised import Machine
-
+    from wren.training import processes
     procs = processes.start_processes(args.device, args.timeout)
-    machine = Machine(procs, stop, args.workers, args.micro_batch, args.amp, args.max_bad)
-    tasks = open_tasks(args, procs)
-    source, home = find_encoder(args.checkpoint)
-    config = load_encoder(source, args.format).config
-    out = Path(args.out or home / ("finetune" + (f"-{args.protocol}" if args.protocol else "")))
-    jobs = [plan(args, task, fold, config, source, out, machine) for task, fold in tasks]
-    engine.precision(args.amp, procs.device)  # refused before anything is written
-    if len({job.folder for job in jobs}) < len(jobs):
-        raise UserError("--task: two folders of one name would share their results: train them apart, with --out")
-    if procs.main:
-        print(f"{name_of(source)}: {config.name}, {config.sample_rate} Hz -> {out}")
-
-    jobs = [readable(job, task, args.max_bad) for job, (task, _) in zip(jobs, tasks)]
-    for job, task in jobs:
+    out, plans = plan(args, procs, stop)
+    for job, task, _ in plans:
         prepare(job, task, args.override)
-
     rows, seeds = [], range(args.seed, args.seed + args.seeds)
-    for (job, task), (_, fold) in zip(jobs, tasks):
+    for job, task, fold in plans:
         done = run_task(job, task, seeds, {"protocol": args.protocol, "fold": fold})
         if done is None:
             if procs.main:
-                reason = stop.received or "a signal to another process"
-                print(f"{out}: stopped by {reason}, saved; the same command goes on")
+                print(f"{out}: stopped by {stop.received or 'a signal to another process'}, saved; the same command "
+                      "goes on")
             break
         rows += done
     else:
@@ -404,7 +365,13 @@ def main(argv=None):
             path = Path(args.json or out / "results.json")
             path.parent.mkdir(parents=True, exist_ok=True)
             cli.write_text(path, json.dumps({"results": rows}, indent=1))
-            print(f"written to {path}; {next_command([job for job, _ in jobs])}")
+            if len(plans) > 1:
+                print(f"written to {path}; models are in {out}/TASK/finetuned.pt")
+            else:
+                job, task, _ = plans[0]
+                print(f"written to {path}; the model is {job.folder}/finetuned.pt\nNext:\n  python extract.py FOLDER "
+                      f"{'--events raven' if task.kind == 'detection' else '--predict'} --checkpoint {job.folder}     "
+                      "new recordings")
     procs.stop()
 
 

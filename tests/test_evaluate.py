@@ -12,6 +12,7 @@ from wren.training import heads
 from wren.probing import probes
 from wren.probing import report
 from wren.probing import scoring
+from wren.probing.metrics import interval
 from wren.cli import UserError
 from model import Encoder, save_encoder
 from wren.recipes import PRESETS
@@ -75,8 +76,8 @@ def fits(monkeypatch):
 
 
 def test_a_second_run_fits_nothing_and_gives_the_same_to_the_last_digit(runs, judged, fits, tmp_path):
-    arguments = ("--knn", "--linear", "--attentive", "--layers", "weighted", "--checkpoint", runs[0], "--task",
-                 "individual", "--cache", tmp_path / "cache")
+    arguments = ("--knn", "--linear", "--attentive", "--checkpoint", runs[0], "--task", "individual", "--cache",
+                 tmp_path / "cache")
     found, text = judged(*arguments)
     assert set(fits) == {"knn_probe", "ridge", "logistic", "train_heads"}
     fits.clear()
@@ -84,7 +85,7 @@ def test_a_second_run_fits_nothing_and_gives_the_same_to_the_last_digit(runs, ju
     assert fits == [] and again == found
     assert same.split("\n\n")[1:] == text.split("\n\n")[1:], "all but the time that the pass took"
     judged(*arguments, "--seed", 5)
-    assert fits.count("knn_probe") == 6, "other weights of layers, other neighbours"
+    assert fits.count("knn_probe") == 2, "another untrained encoder"
 
 
 @pytest.mark.parametrize("changed, knn, heads", [
@@ -158,9 +159,7 @@ def test_intervals_hold_the_true_accuracy_in_95_of_100_experiments():
         class Split:
             targets = np.zeros(len(groups), int)
         Split.groups = groups
-        task = type("Task", (), {"metric": "accuracy", "splits": {"test": Split}})
-        args = type("Args", (), {"seed": int(rng.integers(1 << 30))})
-        low, high = report.interval(task, report.sample(task, [np.eye(2)[right]], args)[1], args)
+        low, high = interval(scoring.draws("accuracy", np.eye(2)[right], Split, int(rng.integers(1 << 30))), groups)
         inside.append(low <= 0.7 <= high)
     assert 0.92 <= np.mean(inside) <= 0.98
 
@@ -174,10 +173,8 @@ def test_a_paired_interval_is_narrower_than_two_separate_ones():
 
     class Split:
         targets, groups = truth, np.arange(400)
-    task = type("Task", (), {"metric": "accuracy", "splits": {"test": Split}})
-    args = type("Args", (), {"seed": 0})
-    first, second = (report.sample(task, [scores], args)[1] for scores in (a, b))
-    alone, paired = (report.interval(task, sampled, args) for sampled in (first, first - second))
+    first, second = (scoring.draws("accuracy", scores, Split, 0) for scores in (a, b))
+    alone, paired = (interval(sampled, Split.groups) for sampled in (first, first - second))
     assert paired[0] > 0 and paired[1] - paired[0] < (alone[1] - alone[0]) / 2
 
 
@@ -208,13 +205,26 @@ def test_a_perfect_score_finds_the_windows_of_events(tiny):
     assert good["segment_f1"] > max(0.5, bad["segment_f1"] + 0.2) and good["event_f1"] > bad["event_f1"]
 
 
-def test_layers_may_be_joined_or_weighted(runs, judged):
-    values = {}
-    for layers in ("2", "all", "weighted"):
-        found, _ = judged("--checkpoint", runs[0], "--task", "individual", "--layers", layers)
-        values[layers] = [r["value"] for r in found["results"]]
-        assert all(0 <= v <= 1 for v in values[layers])
-    assert values["2"] != values["all"]
+def test_the_last_layers_may_be_joined(runs, judged):
+    found, _ = judged("--checkpoint", runs[0], "--task", "individual", "--layers", "4")
+    alone, _ = judged("--checkpoint", runs[0], "--task", "individual")
+    assert [r["per_class"] for r in found["results"]] != [r["per_class"] for r in alone["results"]]
+    assert "choices" not in found
+
+
+@pytest.mark.parametrize("setting, values", [("pool", {"mean", "rows", "foreground", "specials", "both"}),
+                                             ("layers", {1, 2, 3, 4})])
+def test_every_pooling_or_layer_is_judged_on_validation_and_the_winner_is_named(runs, judged, setting, values):
+    found, text = judged("--knn", "--linear", "--checkpoint", runs[0], "--task", "individual", f"--{setting}", "all")
+    rows = found["choices"]
+    assert {r["choice"] for r in rows} == values and [r["default"] for r in rows].index(True) == 0
+    won = max(rows, key=lambda r: r["valid"]["knn"] + r["valid"]["ridge"])
+    assert [r["won"] for r in rows] == [r is won for r in rows]
+    assert all((r["test"] is None) == (not r["won"] and not r["default"]) for r in rows)
+    plain = {r["probe"]: r for r in found["results"] if r["encoder"] == runs[0]}
+    assert rows[0]["test"] == {"knn": plain["knn"]["value"], "ridge": plain["linear-ridge"]["value"]}
+    flag = {"pool": "--pool", "layers": "--depth"}[setting]
+    assert (f"{flag} {won['choice']} won on validation" in text) != ("the default won on validation" in text)
 
 
 def test_beans_is_grouped_and_published_rows_stand_apart_by_protocol(runs, judged, tmp_path):

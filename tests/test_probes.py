@@ -196,15 +196,6 @@ def test_a_grid_of_learning_rates_trains_each_head_as_if_alone():
     assert accuracy(grid.test, answer) > 0.4, "five classes"
 
 
-def test_the_weight_of_layers_goes_to_the_layer_that_tells_the_class():
-    train, y, valid, truth, _, _ = splits()
-    noise = np.random.default_rng(3)
-    both = [np.concatenate([noise.standard_normal(x.shape), x], 1).astype(np.float16) for x in (train, valid)]
-    found = probes.layer_weights(both[0], y, both[1], truth, 5, accuracy, 2, probes.standardiser(both[0]))
-    weights = np.array(found.choice["layers"])
-    assert weights.sum() == pytest.approx(1, abs=1e-5) and weights[1] > 0.7
-
-
 # ------------------------------------------------------------------------------------------ few clips, geometry
 
 def test_more_shots_are_better_and_the_draws_follow_from_the_seed():
@@ -302,8 +293,9 @@ def test_online_knn_looks_at_validation_and_leaves_the_encoder_in_training(tiny)
     value = probes.online_knn(model, task)
     assert model.training and 0 <= value <= 1
     a, b = (vectors([model.eval()], task.splits[s])[0] for s in ("train", "valid"))
-    assert value == pytest.approx(np.mean(probes.knn(a, task.splits["train"].targets, b)
-                                          == task.splits["valid"].targets))
+    y, truth = (task.splits[s].targets for s in ("train", "valid"))
+    knn = probes.knn_probe(a, y, b, truth, b, len(task.labels), accuracy)
+    assert value == pytest.approx(accuracy(knn.valid, truth))
     del task.splits["test"]
     assert probes.online_knn(model, task) == value, "the test split is not touched"
 

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from wren.sound.audio import BadAudio
-from wren.tasks.batches import Whole
+from wren.tasks.batches import InOrder
 from wren.cli import Pulse, UserError
-from wren.sound.loading import Sampling, by_rate, stack
+from wren.sound.loading import Sampling
 from wren.nets.lengths import valid_until
 from wren.nets.spectrograms import KaldiFbank, without_mean
 from model import fingerprint
@@ -31,54 +30,38 @@ VERSION = 2  # of the cache's files; part of their key
 
 # ------------------------------------------------------------------------------------------------------ the pass
 
-class _Clips(torch.utils.data.Dataset):
-    """Whole clips of a split as an encoder of this config hears them; one that can't be read is its error."""
+class EveryClip(InOrder):
+    """A split's clips in order, as an encoder hears them; one that can't be read is an error of one line."""
 
-    def __init__(self, split, config):
-        self.split, self.read = split, Whole(split, Sampling.of(config))
-
-    def __len__(self):
-        return len(self.split)
-
-    def __getitem__(self, i):
+    def sample(self, row, bad):
         try:
-            return self.read(self.split.rows, i)
-        except BadAudio as error:  # raised in a worker it would arrive as a traceback
-            return error
-
-
-def _collate(clips):
-    """-> [(places in the batch, their clips)], one for each sample rate."""
-    if bad := next((clip for clip in clips if isinstance(clip, BadAudio)), None):
-        return bad
-    clips = [clip | {"place": k} for k, clip in enumerate(clips)]
-    return [([clip["place"] for clip in some], stack(some) | {"rate": rate}) for rate, some in by_rate(clips)]
+            return super().sample(row, bad)
+        except BadAudio as error:
+            raise UserError(f"{error}: every clip of a task is needed; mend the file, or take it out of the "
+                            "table") from None
 
 
 def batches(split, config, device="cpu", batch_size=32, workers=0):
-    """Clips of a split in order, as `in_order` takes them: [(places, rate, streams, wave (B, S), lengths (B,) or None
-    when all are full)], on the device."""
+    """Clips of a split in order, a batch as `in_order` takes it: its parts of one sample rate, [(rows, rate or None,
+    streams, wave (B, S), lengths (B,) or None when all are full)], on the device."""
     pulse = Pulse("embedding", len(split), "clips")
-    for done, batch in enumerate(DataLoader(_Clips(split, config), batch_size, num_workers=workers,
-                                            collate_fn=_collate)):
+    for done, batch in enumerate(EveryClip(split, Sampling.of(config), batch_size, workers=workers)):
         pulse.beat(done * batch_size)
-        if isinstance(batch, BadAudio):
-            raise UserError(f"{batch}: every clip of a task is needed; mend the file, or take it out of the table")
         out = []
-        for places, clips in batch:
-            streams = {name: x.to(device) for name, x in clips.get("streams", {}).items()}
-            full = bool((clips["lengths"] == clips["wave"].shape[1]).all())
-            out.append((places, clips["rate"], streams, clips["wave"].to(device),
-                        None if full else clips["lengths"].to(device)))
+        for part in batch.get("parts", [batch]):
+            streams = {name: x.to(device) for name, x in part.get("streams", {}).items()}
+            full = bool((part["lengths"] == part["wave"].shape[1]).all())
+            out.append((part["index"].tolist(), part.get("rate"), streams, part["wave"].to(device),
+                        None if full else part["lengths"].to(device)))
         yield out
 
 
 def in_order(batch, function):
-    """function (rate, streams, wave, lengths) -> a row for each clip; the rows of the whole batch, in its order."""
-    rows = {}
-    for places, *clips in batch:
-        rows |= zip(places, function(*clips))
-    return [rows[place] for place in sorted(rows)]
+    """function (rate, streams, wave, lengths) -> something for each clip; that of the whole batch, in its order."""
+    found = {}
+    for rows, *clips in batch:
+        found |= zip(rows, function(*clips))
+    return [found[row] for row in sorted(found)]
 
 
 @torch.inference_mode()
@@ -223,11 +206,11 @@ def embed_split(encoders, split, folder, *, depth=None, layers=False, tokens=Fal
         wanted = "tokens.npy" if tokens and hasattr(encoder, "embed") else "clips.npy"
         if not (places[name] / wanted).exists() and places[name] not in (p for p, _ in missing.values()):
             missing[name] = places[name], encoder.to(device)
-    def what_is_read(encoder):
-        return encoder.config.rate, encoder.config.sample_rate, encoder.config.streams
-
-    for wanted in dict.fromkeys(what_is_read(e) for _, e in missing.values()):
-        some = {n: m for n, m in missing.items() if what_is_read(m[1]) == wanted}
+    alike = {}  # encoders that hear alike share a pass over the audio
+    for name, (place, encoder) in missing.items():
+        c = encoder.config
+        alike.setdefault((c.rate, c.sample_rate, c.streams), {})[name] = place, encoder
+    for some in alike.values():
         config = next(iter(some.values()))[1].config
         _write(some, batches(split, config, device, batch_size, workers), depth, layers, tokens)
     return {name: _open(place) for name, place in places.items()}
@@ -242,23 +225,22 @@ def _write(missing, read, depth, layers, tokens):
             temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             temporary.mkdir(parents=True, exist_ok=True)
-            wanted = tokens and hasattr(encoder, "embed")
-            writers.append((place, temporary, encoder, _Growing(temporary / "clips.npy"),
-                            _Growing(temporary / "tokens.npy") if wanted else None, [0]))
+            files = ["clips.npy", "tokens.npy"] if tokens and hasattr(encoder, "embed") else ["clips.npy"]
+            writers.append((place, temporary, encoder, [_Growing(temporary / file) for file in files], [0]))
         for batch in read:
-            for _, _, encoder, clips, rows, offsets in writers:
+            for _, _, encoder, files, offsets in writers:
                 def described(rate, streams, wave, lengths):
-                    vector, parts = describe(encoder, wave, lengths, depth, layers, rate, streams)
-                    return zip(vector, parts or [None] * len(vector))
-                vector, parts = zip(*in_order(batch, described))
-                clips.append(torch.stack(vector).float().cpu().numpy())
-                if rows is not None:
-                    rows.append(torch.cat(parts).float().cpu().numpy())
-                    offsets.extend(offsets[-1] + np.cumsum([len(p) for p in parts]))
-        for place, temporary, _, clips, rows, offsets in writers:
-            clips.close()
-            if rows is not None:
-                rows.close()
+                    clips, tokens = describe(encoder, wave, lengths, depth, layers, rate, streams)
+                    return zip(clips, tokens or [None] * len(clips))
+                clips, tokens_of = zip(*in_order(batch, described))
+                for file, rows in zip(files, (clips, tokens_of)):
+                    file.append((torch.stack if file is files[0] else torch.cat)(rows).float().cpu().numpy())
+                if len(files) > 1:
+                    offsets.extend(offsets[-1] + np.cumsum([len(rows) for rows in tokens_of]))
+        for place, temporary, _, files, offsets in writers:
+            for file in files:
+                file.close()
+            if len(files) > 1:
                 np.save(temporary / "offsets.npy", np.array(offsets, dtype=np.int64))
             shutil.rmtree(place, ignore_errors=True)  # one without tokens
             try:

@@ -1,4 +1,4 @@
-"""Scores and their uncertainty: accuracy, average precision, events, bootstrap intervals. NumPy and SciPy only.
+"""Scores and their uncertainty: average precision, events, bootstrap intervals.
 
 Two averages of average precision are kept apart, because published numbers differ by them: BEANS's
 (`mean_average_precision`: a class without positives counts as 0, ties fall as sorting leaves them) and the one of
@@ -7,11 +7,6 @@ Perch and BirdSet (`cmap`: tied scores share one threshold, classes without posi
 import numpy as np
 
 from wren.tasks.annotations import Event
-
-
-def accuracy(predicted, truth):
-    """Share of equal labels of two integer arrays (n,)."""
-    return float(np.mean(np.asarray(predicted) == np.asarray(truth)))
 
 
 # ------------------------------------------------------------------------------------------------------ ranking
@@ -26,23 +21,14 @@ def average_precision(scores, truth, ties=False):
     scores, truth = _checked(scores, truth)
     out = np.zeros(scores.shape[1])
     for k in range(scores.shape[1]):
-        place, _, last = _places(scores[:, k], truth[:, k])
+        order = np.argsort(-scores[:, k], kind="stable")
+        place = last = np.flatnonzero(truth[order, k])
         if ties:
-            precision = np.searchsorted(place, last, side="right") / (last + 1)
-        else:
-            precision = np.arange(1, len(place) + 1) / (place + 1)
+            falling = -scores[order, k]
+            last = np.searchsorted(falling, falling[place], side="right") - 1
+        precision = np.searchsorted(place, last, side="right") / (last + 1)
         out[k] = precision.sum() / max(len(place), 1)
     return out
-
-
-def _places(scores, truth):
-    """Where the positives stand when scores (n,) fall: their places, and the first and last place of the scores that
-    equal theirs -> three int arrays (P,)."""
-    order = np.argsort(-scores, kind="stable")
-    place, ordered = np.flatnonzero(truth[order]), scores[order]
-    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # of each group of equal scores
-    group = np.searchsorted(last, place)
-    return place, np.append(0, last + 1)[group], last[group]
 
 
 def mean_average_precision(scores, truth):
@@ -62,25 +48,17 @@ def _mean_present(values, truth):
 
 
 def auroc(scores, truth):
-    """Area under the ROC curve, averaged over the classes that have both positives and negatives; NaN if none has.
-
-    It is the probability that a positive outranks a negative, a tie counting half (Mann and Whitney's U).
-    """
+    """Area under the ROC curve, averaged over the classes that have both positives and negatives; NaN if none has."""
+    from sklearn.metrics import roc_auc_score
     scores, truth = _checked(scores, truth)
-    areas = []
-    for k in range(scores.shape[1]):
-        _, first, last = _places(scores[:, k], truth[:, k])
-        positives, negatives = len(first), len(truth) - len(first)
-        if positives and negatives:
-            above = ((first + last) / 2).sum() - positives * (positives - 1) / 2  # negatives above positives, pairs
-            areas.append(1 - above / (positives * negatives))
+    both = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
+    areas = [roc_auc_score(truth[:, k], scores[:, k]) for k in both]
     return float(np.mean(areas)) if areas else float("nan")
 
 
 def _checked(scores, truth):
     """Scores and truth as arrays (n, C) that fit together."""
     scores, truth = np.asarray(scores), np.asarray(truth).astype(bool)
-    scores = scores if scores.dtype.kind in "fi" else scores.astype(float)  # unsigned ones can't be negated
     if scores.ndim != 2 or scores.shape != truth.shape:
         raise ValueError(f"scores {scores.shape} and truth {truth.shape} should both be (items, classes)")
     if np.isnan(scores).any():
@@ -91,18 +69,16 @@ def _checked(scores, truth):
 # ------------------------------------------------------------------------------------------------------- events
 
 def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minimum=0.0, gap=0.0, file="",
-                  smoothing="mean", score="peak"):
+                  smoothing="mean"):
     """Scores of frames or windows of one recording -> list of Event in order of time.
 
     scores (T, C); starts, ends (T,): each frame's time in seconds, ascending, overlapping or not; labels: C names;
     threshold: a number or (C,), reached by `>=`; smooth: length in seconds of a centred mean or maximum (`smoothing`)
     over frames; gap: frames of one class at most this far apart (s) are one event; minimum: shorter events (s) are
-    dropped. An event reaches from the onset of its first frame to the offset of its last; its score is the peak or
-    the mean of its frames' smoothed scores.
+    dropped. An event reaches from the onset of its first frame to the offset of its last; its score is the peak of
+    its frames' smoothed scores.
     """
     scores, starts, ends = np.asarray(scores, np.float64), np.asarray(starts, float), np.asarray(ends, float)
-    if score not in ("peak", "mean") or smoothing not in ("mean", "max"):
-        raise ValueError(f"score {score!r} is peak or mean, smoothing {smoothing!r} is mean or max")
     if len(scores) > 1 and smooth > 0:
         scores = _smoothed(scores, smooth / float(np.median(np.diff(starts))), smoothing)
     slack = 0.01 * float(np.median(ends - starts)) if len(scores) else 0.0  # frames begin and end at whole samples
@@ -114,9 +90,7 @@ def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minim
         apart = starts[frames[1:]] - ends[frames[:-1]] > gap + slack
         first = np.flatnonzero(np.append(True, apart))
         last = np.append(first[1:], len(frames)) - 1
-        value = scores[frames, k]
-        value = (np.maximum.reduceat(value, first) if score == "peak"
-                 else np.add.reduceat(value, first) / (last - first + 1))
+        value = np.maximum.reduceat(scores[frames, k], first)
         onset, offset = starts[frames[first]], ends[frames[last]]
         events += [Event(file, float(a), float(b), labels[k], float(v)) for a, b, v in zip(onset, offset, value)
                    if b - a >= minimum - slack]
@@ -211,64 +185,45 @@ def _found(counts):
 MIN_GROUPS = 5  # with fewer the draws are few and alike: of two recordings there are three
 
 
-def bootstrap(values, groups=None, draws=1000, seed=0):
-    """95 % percentile interval [lo, hi] of the mean of `values` (n,) over resampled items.
-
-    groups (n,): items of one group (a recording, an individual) are drawn together, since they are not independent;
-    fewer than MIN_GROUPS say too little about others: [NaN, NaN].
-    """
-    values = np.asarray(values, dtype=np.float64)
-    names = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    totals, sizes = np.bincount(names, values), np.bincount(names)
-    if len(totals) < MIN_GROUPS:
+def interval(values, groups):
+    """95 % percentile interval [lo, hi] of a score in bootstrap draws (draws,); draws in which it is NaN (no
+    positives) are left out. [NaN, NaN] if all are, or if fewer than MIN_GROUPS groups say too little about others."""
+    if len(np.unique(groups)) < MIN_GROUPS or np.isnan(values).all():
         return [float("nan")] * 2
+    return np.nanpercentile(values, (2.5, 97.5)).tolist()
+
+
+def mean_draws(values, groups, draws=1000, seed=0):
+    """The mean of `values` (n,) in each bootstrap draw of groups (n,) -> float64 (draws,): items of one group (a
+    recording, an individual) are drawn together, since they are not independent."""
+    names = np.unique(groups, return_inverse=True)[1]
+    totals, sizes = np.bincount(names, np.asarray(values, np.float64)), np.bincount(names)
     rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for i in range(draws):
-        pick = rng.integers(len(totals), size=len(totals))
-        means[i] = totals[pick].sum() / sizes[pick].sum()
-    return [float(v) for v in np.percentile(means, (2.5, 97.5))]
+    picks = (rng.integers(len(totals), size=len(totals)) for _ in range(draws))
+    return np.array([totals[pick].sum() / sizes[pick].sum() for pick in picks])
 
 
-def bootstrap_metric(function, scores, truth, groups=None, draws=1000, seed=0):
-    """Like `bootstrap`, for a metric that is no mean over items: function(scores, truth) -> number.
-
-    scores, truth: arrays whose first axis are the n items; groups (n,) as above. Draws in which the metric is NaN
-    (no positives) are left out; [NaN, NaN] if all are, or if there are fewer than MIN_GROUPS groups.
-    """
-    values = metric_draws(function, scores, truth, groups, draws, seed)
-    values = values[~np.isnan(values)]
-    if len(np.unique(groups) if groups is not None else scores) < MIN_GROUPS:
-        values = values[:0]
-    return [float(v) for v in np.percentile(values, (2.5, 97.5))] if len(values) else [float("nan")] * 2
-
-
-def metric_draws(function, scores, truth, groups=None, draws=1000, seed=0):
-    """The metric in each bootstrap draw -> float64 (draws,). Draw i takes the same items whatever the scores, so that
-    the draws of two models can be subtracted: percentiles of that are the interval of their paired difference.
+def metric_draws(function, scores, truth, groups, draws=1000, seed=0):
+    """A metric that is no mean over items, function(scores, truth), in each bootstrap draw of groups -> float64
+    (draws,). Draw i takes the same items whatever the scores, so that the draws of two models can be subtracted:
+    percentiles of that are the interval of their paired difference.
 
     BEANS's mAP counts a class without positives as 0. In a draw, that is done for the classes that all items lack; one
     that only the draw lacks is left out, or else the interval would lie below the value itself.
     """
     scores, truth = np.asarray(scores), np.asarray(truth)
-    if function in (mean_average_precision, cmap, auroc):
-        scores = _ranked(scores)
+    if function in (mean_average_precision, cmap):  # their order says all, and 16-bit integers sort much faster
+        scores = np.stack([np.unique(column, return_inverse=True)[1] for column in scores.T], axis=1)
+        scores = (scores - 32767).astype(np.int16 if len(scores) <= 65535 else np.int32)
     if function is mean_average_precision:
         share = truth.any(axis=0).mean()
 
         def function(scores, truth):
             return share * _mean_present(average_precision(scores, truth), truth)
-    names = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    names = np.unique(groups, return_inverse=True)[1]
     members = np.split(np.argsort(names, kind="stable"), np.cumsum(np.bincount(names))[:-1])
-    rng = np.random.default_rng(seed)
-    values = np.empty(draws)
+    rng, values = np.random.default_rng(seed), np.empty(draws)
     for i in range(draws):
         rows = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
         values[i] = function(scores[rows], truth[rows])
     return values
-
-
-def _ranked(scores):
-    """Scores (n, C) -> their order alone, as 16-bit integers where they suffice: sorted nine times as fast."""
-    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in scores.T], axis=1)
-    return (ranks - 32767).astype(np.int16) if len(scores) <= 65535 else ranks.astype(np.int32)

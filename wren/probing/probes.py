@@ -12,7 +12,6 @@ import os
 import time
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from wren.probing.scoring import metric_of
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of ridge, times the number of clips
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of logistic regression, beside the mean loss, strongest first
+LOWEST = np.finfo(np.float32).min  # score of a class that can't be chosen
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
@@ -96,15 +96,12 @@ class Tokens:
 
     def batch(self, rows):
         """rows: a slice, or indices (B,) -> (float32 (B, N, D) filled up with zeros, keep (B, N) bool)."""
-        rows = np.arange(len(self))[rows]
-        sizes = self.offsets[rows + 1] - self.offsets[rows]
-        x = np.zeros((len(rows), sizes.max(), self.x.shape[1]), np.float32)
-        for out, row, size in zip(x, rows, sizes):
-            out[:size] = self.x[self.offsets[row]:self.offsets[row] + size]
-        device = self.mean.device
-        keep = torch.arange(x.shape[1], device=device) < torch.as_tensor(sizes, device=device)[:, None]
-        x = (torch.as_tensor(x).to(self.mean.device) - self.mean) / self.deviation
-        return x * keep[..., None], keep
+        clips = [torch.as_tensor(np.array(self.x[self.offsets[row]:self.offsets[row + 1]], np.float32))
+                 for row in np.arange(len(self))[rows]]
+        sizes = torch.tensor([len(clip) for clip in clips], device=self.mean.device)
+        x = nn.utils.rnn.pad_sequence(clips, batch_first=True).to(self.mean.device)
+        keep = torch.arange(x.shape[1], device=x.device) < sizes[:, None]
+        return (x - self.mean) / self.deviation * keep[..., None], keep
 
 
 def one_hot(targets, classes):
@@ -114,7 +111,7 @@ def one_hot(targets, classes):
 
 
 def is_multilabel(targets):
-    """Whether a clip may have any number of labels."""
+    """Whether a clip may have any number of labels: targets (n, C), not (n,)."""
     return np.ndim(targets) == 2
 
 
@@ -123,13 +120,12 @@ def outputs(logits, targets):
     return (logits.double().sigmoid() if is_multilabel(targets) else logits).cpu().numpy()
 
 
-def loss(logits, targets):
-    """Mean loss of each head: logits (B, G, C), targets ((B, C) one-hot, False) or ((B, C) any, True) -> (G,)."""
-    y, any_number = targets
-    if any_number:
-        y = y[:, None].expand_as(logits)
+def loss(logits, y, multilabel):
+    """Mean loss of each head: logits (B, G, C), y (B, C) one-hot or, if multilabel, any of them 1 -> (G,)."""
+    y = y[:, None].expand_as(logits)
+    if multilabel:
         return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(2).mean(0)
-    return -(logits.log_softmax(2) * y[:, None]).sum(2).mean(0)
+    return -(logits.log_softmax(2) * y).sum(2).mean(0)
 
 
 # ---------------------------------------------------------------------------------------------- nearest neighbours
@@ -178,13 +174,6 @@ def votes(similarity, row, targets, classes, temperature=0.07):
     return out
 
 
-def knn(train, labels, test, k=10, temperature=0.07, standardise=True, chunk=8192):
-    """Weighted vote of the k nearest neighbours (XARES's k = 10): labels (n,) int -> predicted labels (m,)."""
-    labels = np.asarray(labels)
-    scores = votes(*nearest(train, test, k, standardise, chunk), labels, int(labels.max()) + 1, temperature)
-    return scores.argmax(1).numpy()
-
-
 def knn_probe(train, targets, valid, truth, test, classes, metric, neighbours=(10,), temperature=0.07,
               standardise=True):
     """The number of neighbours among `neighbours` that is best on validation."""
@@ -217,57 +206,43 @@ def scaled(train, *others):
     return [Vectors(x, *shape).batch(slice(None))[0].numpy() for x in (train, *others)]
 
 
-def chosen(fits, valid, test, truth, metric):
-    """fits: [(choice, function of features that gives scores)] -> the `Scored` of the best on validation, the first
-    of equals."""
-    scores = [(choice, score, score(valid)) for choice, score in fits]
-    choice, score, held = max(scores, key=lambda one: metric(one[2], truth))
-    return Scored(held, score(test), choice)
-
-
 def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTIES):
-    """scikit-learn's ridge regression onto one-hot targets of standardised features; alpha is n times a penalty."""
+    """scikit-learn's ridge regression onto one-hot targets of standardised features; alpha is n times a penalty, the
+    best on validation."""
     from sklearn.linear_model import Ridge
     train, valid, test = scaled(train, valid, test)
-    y = one_hot(targets, classes).numpy()
-    fits = [({"penalty": p}, Ridge(alpha=len(train) * p, solver="cholesky").fit(train, y).predict) for p in penalties]
-    return chosen(fits, valid, test, truth, metric)
+    y, fits = one_hot(targets, classes).numpy(), []
+    for penalty in penalties:
+        model = Ridge(alpha=len(train) * penalty, solver="cholesky").fit(train, y)
+        fits.append(Scored(model.predict(valid), model.predict(test), {"penalty": penalty}))
+    return max(fits, key=lambda fit: metric(fit.valid, truth))
 
 
 def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS, steps=100, tolerance=1e-4):
     """scikit-learn's logistic regression of standardised features, C = 1 / (n decay), each decay from the last one's
-    solution. One label: softmax, as log-probabilities (-inf for a class that training lacks); several: a sigmoid each.
-    """
-    train, valid, test = scaled(train, valid, test)
-    columns = targets.T if is_multilabel(targets) else [targets]
-    models, fits = [None] * len(columns), []
-    for decay in decays:
-        for k, column in enumerate(columns):
-            if len(np.unique(column)) > 1:
-                models[k] = _logistic_fit(train, column, 1 / (len(train) * decay), steps, tolerance, models[k])
-        scores = partial(_logistic_scores, list(models), columns, is_multilabel(targets), classes)
-        fits.append(({"decay": decay}, scores))
-    return chosen(fits, valid, test, truth, metric)
-
-
-def _logistic_fit(x, y, c, steps, tolerance, last):
+    solution, the best on validation. One label: softmax, as log-probabilities; several: a sigmoid each."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    model = LogisticRegression(C=c, max_iter=steps, tol=tolerance, warm_start=True)
-    if last is not None:
-        model.coef_, model.intercept_, model.classes_ = last.coef_.copy(), last.intercept_.copy(), last.classes_
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the next decay goes on from there
-        return model.fit(x, y)
+    train, valid, test = scaled(train, valid, test)
+    multilabel = is_multilabel(targets)
+    columns, fits = targets.T if multilabel else [targets], []
+    models = [LogisticRegression(max_iter=steps, tol=tolerance, warm_start=True) for _ in columns]
 
-
-def _logistic_scores(models, columns, many, classes, x):
-    if not many:
-        out = np.full((len(x), classes), -np.inf, np.float32)
-        out[:, models[0].classes_] = models[0].predict_log_proba(x)
+    def scores(x):
+        if multilabel:
+            return np.stack([model.predict_proba(x)[:, 1] if 0 < column.mean() < 1 else np.full(len(x), column.mean())
+                             for model, column in zip(models, columns)], 1).astype(np.float32)
+        out = np.full((len(x), classes), LOWEST)
+        out[:, models[0].classes_] = np.maximum(models[0].predict_log_proba(x), LOWEST)
         return out
-    return np.stack([np.full(len(x), float(column[0])) if model is None else model.predict_proba(x)[:, 1]
-                     for model, column in zip(models, columns)], 1).astype(np.float32)
+    for decay in decays:
+        with warnings.catch_warnings(), np.errstate(divide="ignore"):
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the next decay goes on from there
+            for model, column in zip(models, columns):
+                if not multilabel or 0 < column.mean() < 1:
+                    model.set_params(C=1 / (len(train) * decay)).fit(train, column)
+            fits.append(Scored(scores(valid), scores(test), {"decay": decay}))
+    return max(fits, key=lambda fit: metric(fit.valid, truth))
 
 
 # ------------------------------------------------------------------------------- probes trained by gradient descent
@@ -282,31 +257,6 @@ class LinearHeads(nn.Module):
 
     def forward(self, x, keep=None):
         return torch.einsum("bd,gdc->bgc", x, self.weight) + self.bias
-
-
-class LayerHeads(nn.Module):
-    """A linear head on a learned weighted mean of L layers: x (B, L · D), layers side by side -> logits (B, G, C)."""
-    layers = 1
-
-    def __init__(self, heads, width, classes, generator):
-        super().__init__()
-        self.share = nn.Parameter(torch.zeros(heads, self.layers))
-        self.head = LinearHeads(heads, width // self.layers, classes, generator)
-
-    def forward(self, x, keep=None):
-        x = torch.einsum("bld,gl->bgd", x.unflatten(1, (self.layers, -1)), self.share.softmax(1))
-        return torch.einsum("bgd,gdc->bgc", x, self.head.weight) + self.head.bias
-
-    def learned(self):
-        return {"layers": self.share[0].softmax(0).tolist()}
-
-
-def layer_weights(train, targets, valid, truth, classes, metric, layers, shape, seed=0):
-    """Weights of L layers side by side in train (n, L · D), learned with a linear head: choice["layers"] of what it
-    returns; shape: mean, deviation."""
-    kind = type("LayerHeads", (LayerHeads,), {"layers": layers})
-    train, valid = Vectors(train, *shape), Vectors(valid, *shape)
-    return train_heads(kind, train, targets, valid, truth, valid, classes, metric, rates=(1e-3, 1e-2), seed=seed)
 
 
 class AttentiveHeads(nn.Module):
@@ -376,7 +326,7 @@ def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, ra
         pulse.beat(epoch - 1)
         order = torch.randperm(len(train), generator=generator)
         for rows in order.split(batch_size):
-            total = loss(module(*train.batch(rows.numpy())), (y[rows.to(device)], is_multilabel(targets))).sum()
+            total = loss(module(*train.batch(rows.numpy())), y[rows.to(device)], is_multilabel(targets)).sum()
             optimizer.step(torch.autograd.grad(total, parameters))
         scores, waited = outputs(_logits(module, valid, batch_size), targets), waited + 1
         for g in range(len(rates)):
@@ -390,7 +340,7 @@ def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, ra
     for chosen_weights, p in zip(best, parameters):
         p.data = chosen_weights[pick:pick + 1]
     held, scores = (outputs(_logits(module, data, batch_size), targets)[:, 0] for data in (valid, test))
-    return Scored(held, scores, {"lr": rates[pick], "epoch": when[pick]} | getattr(module, "learned", dict)())
+    return Scored(held, scores, {"lr": rates[pick], "epoch": when[pick]})
 
 
 @torch.inference_mode()
@@ -447,15 +397,14 @@ def geometry(x, labels=None, classes=None, seed=0):
     purity, the share of clips whose nearest other clip has the same label; nmi, ari: agreement of k-means (as many
     clusters as classes, standardised features) with the labels.
     """
+    from scipy.stats import entropy
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     x = np.asarray(x, dtype=np.float32)
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    energy = np.linalg.eigvalsh(np.cov(x.T.astype(np.float64)).reshape(x.shape[1], -1)).clip(min=0)
-    share = np.sqrt(energy / max(energy.max(), 1e-30))
-    share = share[share > 1e-7] / max(share.sum(), 1e-30)
+    energy = np.linalg.eigvalsh(np.atleast_2d(np.cov(x.T, dtype=np.float64))).clip(min=0)
     out = {"spread": float(np.linalg.norm(unit - unit.mean(0), axis=1).mean()),
-           "effective_rank": float(np.exp(-(share * np.log(share)).sum())) if energy.max() > 0 else 0.0}
+           "effective_rank": float(np.exp(entropy(np.sqrt(energy)))) if energy.any() else 0.0}
     if labels is not None and len(x) > 1:
         row = nearest(x, x, 2)[1].numpy()
         other = np.where(row[:, 0] == np.arange(len(x)), row[:, 1], row[:, 0])  # of twins either may come first
@@ -469,10 +418,5 @@ def geometry(x, labels=None, classes=None, seed=0):
 
 def duplicates(x):
     """Rows of x (n, D) that equal an earlier row in every digit -> [(row, earlier row)]: two clips, one embedding."""
-    seen, out = {}, []
-    for i, row in enumerate(np.asarray(x)):
-        first = seen.setdefault(row.tobytes(), i)
-        if first != i:
-            out.append((i, first))
-    return out
-
+    _, first, which = np.unique(x, axis=0, return_index=True, return_inverse=True)
+    return [(i, int(earlier)) for i, earlier in enumerate(first[which.ravel()]) if i != earlier]

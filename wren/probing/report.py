@@ -2,70 +2,57 @@
 import json
 import shutil
 from functools import partial
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 
 from wren.probing import scoring
-from wren.probing.metrics import MIN_GROUPS, bootstrap, mean_average_precision, metric_draws, segment_f1
+from wren.probing.metrics import MIN_GROUPS, interval, segment_f1
 from wren.probing.probes import duplicates, geometry, knn_probe, ridge
 
 PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive", "prototype": "prototype",
           "finetune": "fine-tuned"}  # in the order of tables; few-shot rows follow
+METRICS = {"accuracy": "accuracy", "map": "mAP"}
+RANKING = {"cmap": "cmAP", "auroc": "AUROC", "event_f1": "event F1 (IoU 0.3)", "onset_f1": "onset F1 (0.2 s)",
+           "segment_f1": "segment F1 (1 s)"}
+GROUPS = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())}  # of BEANS, and how many sets each has
+GEOMETRY = {"nmi": "NMI", "ari": "ARI", "purity": "purity", "spread": "spread", "effective_rank": "effective rank",
+            "duplicates": "duplicates"}
 
 
 # -------------------------------------------------------------------------------------------------------- judging
 
-def sample(task, scores, args):
-    """(value, what its interval is made of) of scores (n, C), one a seed, whose values are averaged: for accuracy the
-    share of seeds that are right about each clip (n,), for mAP its bootstrap draws (200,)."""
+def row(task, kind, name, scores, seed):
+    """One result: scores is a list of (n, C), of several seeds or draws, whose values are averaged."""
     split = task.splits["test"]
-    if task.metric == "accuracy":
-        right = np.mean([one.argmax(1) == split.targets for one in scores], axis=0)
-        return float(right.mean()), right
-    draws = [metric_draws(mean_average_precision, one, split.targets, split.groups, 200, args.seed) for one in scores]
-    return float(np.mean([mean_average_precision(one, split.targets) for one in scores])), np.mean(draws, axis=0)
-
-
-def interval(task, sampled, args):
-    """[lo, hi] of what `sample` gave, or of the difference of two such arrays: draws of recordings are the same."""
-    groups = task.splits["test"].groups
-    if task.metric == "accuracy":
-        return bootstrap(sampled, groups, seed=args.seed)
-    if len(np.unique(groups)) < MIN_GROUPS or np.isnan(sampled).all():
-        return [float("nan")] * 2
-    return [float(v) for v in np.nanpercentile(sampled, (2.5, 97.5))]
-
-
-def row(task, kind, name, scores, args):
-    """One result."""
-    split = task.splits["test"]
-    judged = scoring.clip_results(task, scores[0], split, args.seed)
+    judged = scoring.clip_results(task, scores[0], split, seed)
     judged.pop("confusion", None)
-    if len(scores) > 1:  # several seeds or draws: their mean
-        judged["value"], sampled = sample(task, scores, args)
-        judged["ci95"] = interval(task, sampled, args)
+    values = [scoring.metric_of(task.metric, one, split.targets) for one in scores]
+    if len(scores) > 1:
+        sampled = np.mean([scoring.draws(task.metric, one, split, seed) for one in scores], axis=0)
+        judged |= {"value": float(np.mean(values)), "ci95": interval(sampled, split.groups)}
         judged.pop("per_class")
     return {"task": task.name, "group": task.group, "probe": kind, "encoder": name, "metric": task.metric, **judged,
-            "seed": args.seed, "values": [scoring.metric_of(task.metric, one, split.targets) for one in scores]}
+            "seed": seed, "values": values}
 
 
-def compare(task, scores_of, encoders, args):
-    """Paired differences of each checkpoint and what follows it in the table, for the probes that are rows_shown; of
-    untrained encoders only its own architecture's."""
-    def fair(a, b):
-        return not b.startswith("untrained") or encoders[a].config.name == encoders[b].config.name
-    rows = []
+def compare(task, scores_of, encoders, seed):
+    """Paired differences of each checkpoint and what follows it in the table, for the probes that are shown; of
+    untrained encoders only its own architecture's. scores_of {(probe, encoder): [scores (n, C)]}."""
+    rows, split = [], task.splits["test"]
     for kind in main_rows([{"probe": kind} for kind in dict.fromkeys(kind for kind, _ in scores_of)]):
         own = {name: scores for (probe, name), scores in scores_of.items() if probe == kind["probe"]}
-        sampled = {name: sample(task, scores, args) for name, scores in own.items()}
-        names = list(sampled)
-        for i, a in enumerate(names):
-            if not a.startswith("untrained") and a != "mel statistics":
-                for b in (b for b in names[i + 1:] if fair(a, b)):
-                    (value, of_a), (other, of_b) = sampled[a], sampled[b]
-                    rows.append({"task": task.name, "probe": kind["probe"], "a": a, "b": b, "metric": task.metric,
-                                 "value": value - other, "ci95": interval(task, of_a - of_b, args)})
+        sampled = {name: np.mean([scoring.draws(task.metric, one, split, seed) for one in scores], axis=0)
+                   for name, scores in own.items()}
+        value = {name: np.mean([scoring.metric_of(task.metric, one, split.targets) for one in scores])
+                 for name, scores in own.items()}
+        for a, b in combinations(own, 2):
+            fair = not b.startswith("untrained") or encoders[a].config.name == encoders[b].config.name
+            if fair and not a.startswith("untrained") and a != "mel statistics":
+                rows.append({"task": task.name, "probe": kind["probe"], "a": a, "b": b, "metric": task.metric,
+                             "value": float(value[a] - value[b]),
+                             "ci95": interval(sampled[a] - sampled[b], split.groups)})
     return rows
 
 
@@ -113,24 +100,22 @@ def detection_scores(task, fit):
         "segment_f1": segments["f1"], "thresholds": dict(zip(task.labels, thresholds))}
 
 
-def describe(task, sets, args):
+def describe(task, sets, clusters, seed):
     """How the test clips' vectors lie, without a probe; an alarm when two files have one embedding."""
     rows, alarms, split = [], [], task.splits["test"]
     for name, splits in sets.items():
         x = splits["test"].vectors(1)
         twins = [pair for pair in duplicates(x) if split.rows.locate(pair[0]) != split.rows.locate(pair[1])]
-        out = {"task": task.name, "encoder": name, "duplicates": len(twins)}
         if twins:
             a, b = (split.rows.path(i) for i in twins[0])
-            alarms.append((name, f"{len(twins)} of {len(x)} test clips of {task.name} have the embedding of another "
-                                 f"file, for example {a} and {b}"))
-        if args.clusters:
-            labels = split.targets if task.kind == "classification" else None
-            out |= geometry(x, labels, len(task.labels), args.seed)
-        rows.append(out)
+            alarms.append(f"{name}: {len(twins)} of {len(x)} test clips of {task.name} have the embedding of another "
+                          f"file, for example {a} and {b}")
+        labels = split.targets if task.kind == "classification" else None
+        more = geometry(x, labels, len(task.labels), seed) if clusters else {}
+        rows.append({"task": task.name, "encoder": name, "duplicates": len(twins)} | more)
     if alarms:
         others = f" (the same with {len(alarms) - 1} other encoders)" if len(alarms) > 1 else ""
-        print(f"ALARM: {alarms[0][0]}: {alarms[0][1]}{others}: is the audio what it should be (rate, silence, copies)?")
+        print(f"ALARM: {alarms[0]}{others}: is the audio what it should be (rate, silence, copies)?")
     return rows
 
 
@@ -180,70 +165,77 @@ def task_table(task, rows, differences, geometry, markdown=False):
     """One task: a line a probe and encoder, paired differences, and how the embeddings lie."""
     names = list(dict.fromkeys(r["encoder"] for r in rows + geometry))
     raw = {r["encoder"]: r["value"] for r in rows if r["probe"] == "knn-raw"}
-    rows_shown = main_rows(rows)
-    order = [*PROBES, *(r["probe"] for r in rows_shown)]
-    lines, last = [], None
-    for r in sorted(rows_shown, key=lambda r: (order.index(r["probe"]), names.index(r["encoder"]))):
+    order = [*PROBES, *(r["probe"] for r in rows)]
+    shown = sorted(main_rows(rows), key=lambda r: (order.index(r["probe"]), names.index(r["encoder"])))
+    lines, out = [], []
+    for r, last in zip(shown, [None, *shown]):
         note = ", ".join(f"{k} {_plain(v)}" for k, v in r["choice"].items())
         if r["probe"] == "knn":
             note += f"; not standardised {raw[r['encoder']]:.3f}"
         if len(r["values"]) > 1:
             note += f"; {min(r['values']):.3f} to {max(r['values']):.3f}"
-        lines.append([PROBES.get(r["probe"], r["probe"]) if r["probe"] != last or markdown else "",
-                      short(r["encoder"], names), f"{r['value']:.3f}", _interval(r["ci95"]), note])
-        last = r["probe"]
-    out = []
-    if rows_shown:
-        r = rows_shown[0]
-        metric = {"map": "mAP"}.get(r["metric"], r["metric"])
-        groups = len(set(task.splits["test"].groups.tolist()))
+        again = last is not None and last["probe"] == r["probe"] and not markdown
+        lines.append(["" if again else PROBES.get(r["probe"], r["probe"]), short(r["encoder"], names),
+                      f"{r['value']:.3f}", interval_of(r["ci95"]), note])
+    if shown:
         unit = "windows" if task.kind == "detection" else "clips"
-        out = [f"\n{task.name}: {metric}, {len(task.labels)} classes, {r['n_test']} test {unit} of {groups} "
-               f"recordings{' (too few for an interval)' * (groups < MIN_GROUPS)}, chance {r['chance']:.3f}",
+        few = " (too few for an interval)" if shown[0]["recordings"] < MIN_GROUPS else ""
+        out = [f"\n{task.name}: {METRICS[task.metric]}, {len(task.labels)} classes, {shown[0]['n_test']} test {unit} "
+               f"of {shown[0]['recordings']} recordings{few}, chance {shown[0]['chance']:.3f}",
                table(["probe", "encoder", "value", "95 % interval", "chosen on validation"], lines, markdown), ""]
-    if rows_shown and rows_shown[0]["metric"] == "map":
-        out += [_ranking_table(task, rows_shown, names, markdown), ""]
+    if shown and task.metric == "map":  # what mAP alone does not say
+        columns = [c for c in RANKING if any(c in r for r in shown)]
+        cells = [[PROBES.get(r["probe"], r["probe"]), short(r["encoder"], names), *(number(r.get(c)) for c in columns)]
+                 for r in shown]
+        out += [table(["probe", "encoder", *(RANKING[c] for c in columns)], cells, markdown), ""]
     out += [f"{'- ' * markdown}{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} "
-            f"= {d['value']:.3f} {_interval(d['ci95'])}"
+            f"= {d['value']:.3f} {interval_of(d['ci95'])}"
             for d in sorted(differences, key=lambda d: order.index(d["probe"])) if d["task"] == task.name]
-    some = [g for g in geometry if g["task"] == task.name and "spread" in g]
-    if some:
-        columns = [c for c in ("nmi", "ari", "purity", "spread", "effective_rank", "duplicates") if c in some[0]]
-        titles = {"nmi": "NMI", "ari": "ARI", "effective_rank": "effective rank"}
-        out += ["", table(["encoder", *(titles.get(c, c) for c in columns)],
-                          [[short(g["encoder"], names), *(_plain(g[c]) for c in columns)] for g in some], markdown)]
+    lie = [g for g in geometry if g["task"] == task.name and "spread" in g]
+    if lie:
+        columns = [c for c in GEOMETRY if c in lie[0]]
+        cells = [[short(g["encoder"], names), *(_plain(g[c]) for c in columns)] for g in lie]
+        out += ["", table(["encoder", *(GEOMETRY[c] for c in columns)], cells, markdown)]
     return "\n".join(out)
 
 
-def _ranking_table(task, rows, names, markdown):
-    """What mAP alone does not say: the tie-aware mean without empty classes, AUROC, and annotated events found."""
-    columns = {"cmap": "cmAP", "auroc": "AUROC", "event_f1": "event F1 (IoU 0.3)", "onset_f1": "onset F1 (0.2 s)",
-               "segment_f1": "segment F1 (1 s)"}
-    columns = {key: title for key, title in columns.items() if any(key in r for r in rows)}
-    return table(["probe", "encoder", *columns.values()],
-                 [[PROBES.get(r["probe"], r["probe"]), short(r["encoder"], names),
-                   *(f"{r[key]:.3f}" if r.get(key) is not None else "–" for key in columns)] for r in rows], markdown)
+def choice_table(rows, markdown=False):
+    """What each pooling or layer of one encoder scores on validation; the default and the winner are marked."""
+    kinds = list(rows[0]["valid"])
+    lines = []
+    for r in rows:
+        note = ", ".join(word for word in ("default", "won") if r[word])
+        lines.append([str(r["choice"]), *(number(r["valid"][k]) for k in kinds),
+                      *(number((r["test"] or {}).get(k)) for k in kinds), note])
+    title, flag = {"pool": ("pooling", "--pool"), "layers": ("layer", "--depth")}[rows[0]["setting"]]
+    header = [title, *(f"{PROBES.get(k, k)}, validation" for k in kinds), *(f"{PROBES.get(k, k)}, test" for k in kinds)]
+    best = next(r for r in rows if r["won"])
+    said = "the default won" if best["default"] else f"{flag} {best['choice']} won"
+    return (f"\n{rows[0]['task']}: each {title} of {short(rows[0]['encoder'])}\n"
+            f"{table([*header, ''], lines, markdown)}\n{said} on validation")
 
 
 def summary(results, markdown=False):
     """Means over tasks, a line a probe and encoder: plain, or for BEANS's sets by group, beside published rows."""
-    rows_shown = main_rows(results)
-    names = list(dict.fromkeys(r["encoder"] for r in rows_shown))
-    count = len(dict.fromkeys(r["task"] for r in rows_shown))
-    beans = all(r["group"] for r in rows_shown)
-    groups = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())} if beans else {"all": count}
-    lines = []
-    kinds = dict.fromkeys(r["probe"] for r in rows_shown)
-    for kind in sorted(kinds, key=[*PROBES, *kinds].index):
-        for name in names:
-            own = [r for r in rows_shown if r["probe"] == kind and r["encoder"] == name]
-            if len(own) < count:  # a mean over fewer tasks would stand beside others as if it were the same
-                continue
+    shown = main_rows(results)
+    names = list(dict.fromkeys(r["encoder"] for r in shown))
+    count = len(dict.fromkeys(r["task"] for r in shown))
+    beans = all(r["group"] for r in shown)
+    groups = GROUPS if beans else {"all": count}
+    kinds, lines = dict.fromkeys(r["probe"] for r in shown), []
+    for kind, name in product(sorted(kinds, key=[*PROBES, *kinds].index), names):
+        own = [r for r in shown if r["probe"] == kind and r["encoder"] == name]
+        if len(own) == count:  # a mean over fewer tasks would stand beside others as if it were the same
             means = scoring.group_means(own) if beans else {"all": (sum(r["value"] for r in own) / count, count)}
-            cells = (_cell(means.get(g), n) for g, n in groups.items())
-            lines.append([PROBES.get(kind, kind), short(name, names), *cells])
+            lines.append([PROBES.get(kind, kind), short(name, names), *group_cells(means, groups)])
     out = f"\nmeans over {count} tasks\n" + table(["probe", "encoder", *groups], lines, markdown)
     return out + (ladder(markdown) if beans else "")
+
+
+def group_cells(means, groups=None):
+    """A cell for each group of BEANS: its mean, and over how many of its tasks if not all are there."""
+    return ["–" if g not in means else f"{means[g][0]:.3f}" + (f" ({means[g][1]} of {n})" if means[g][1] < n else "")
+            for g, n in (groups or GROUPS).items()]
 
 
 def ladder(markdown=False):
@@ -251,19 +243,16 @@ def ladder(markdown=False):
     rows = json.loads((Path(__file__).parent / "published.json").read_text())["rows"]
     out = "\n\npublished, each protocol apart; compare inside one only"
     for protocol in dict.fromkeys(r["protocol"] for r in rows):
-        header = [f"protocol {protocol}", "classification", "detection", "auxiliary", "all", "source"]
-        lines = [[r["name"], *("–" if r[g] is None else f"{r[g]:.3f}" for g in header[1:-1]),
-                  r["source"]] for r in rows if r["protocol"] == protocol]
-        out += "\n\n" + table(header, lines, markdown)
+        lines = [[r["name"], *(number(r[g]) for g in GROUPS), r["source"]] for r in rows if r["protocol"] == protocol]
+        out += "\n\n" + table([f"protocol {protocol}", *GROUPS, "source"], lines, markdown)
     return out
 
 
-def _cell(mean, of):
-    """A group's mean, and over how many of its tasks if not all are there."""
-    return "–" if mean is None else f"{mean[0]:.3f}" + (f" ({mean[1]} of {of})" if mean[1] < of else "")
+def number(value):
+    return "–" if value is None else f"{value:.3f}"
 
 
-def _interval(pair):
+def interval_of(pair):
     return "–" if None in pair else f"[{pair[0]:.3f}, {pair[1]:.3f}]"  # None: there are too few recordings
 
 

@@ -59,24 +59,22 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
         streams = {name: x.to(procs.device) for name, x in batch.get("streams", {}).items()}
         with autocast():
             logits, frame_logits, columns = model(wave, lengths, rate=batch.get("rate"), streams=streams)
-        rows.append(batch["index"])
+        rows.append(batch["index"].to(procs.device))
         clip.append(model.probabilities(logits).double())
         if frames:
             keep = torch.arange(frame_logits.shape[1], device=wave.device) < columns[:, None]
             frame.append(model.probabilities(frame_logits) * keep[..., None])
         done += len(wave)
         pulse.beat(done)
-    rows = torch.cat(rows).to(procs.device) if rows else torch.zeros(0, dtype=torch.int64, device=procs.device)
-    classes = len(model.labels)
-    scores = torch.zeros(len(split), classes, dtype=torch.float64, device=procs.device)
-    if rows.numel():
-        scores[rows] = torch.cat(clip)
+    scores = torch.zeros(len(split), len(model.labels), dtype=torch.float64, device=procs.device)
+    for index, part in zip(rows, clip):
+        scores[index] = part
     procs.sum(scores)
     if not frames:
         return scores.cpu().numpy(), None
     longest = int(procs.largest(max((f.shape[1] for f in frame), default=0)))
-    out = torch.zeros(len(split), longest, classes, device=procs.device)
-    for index, part in zip(rows.split([len(part) for part in frame]), frame):
+    out = torch.zeros(len(split), longest, len(model.labels), device=procs.device)
+    for index, part in zip(rows, frame):
         out[index, :part.shape[1]] = part
     return scores.cpu().numpy(), procs.sum(out).cpu().numpy()
 
@@ -86,7 +84,7 @@ def metric_of(name, scores, targets):
     if not np.isfinite(scores).all():
         return 0.0
     if name == "accuracy":
-        return metrics.accuracy(scores.argmax(1), targets)
+        return float(np.mean(scores.argmax(1) == targets))
     return metrics.mean_average_precision(scores, targets)
 
 
@@ -138,9 +136,8 @@ def event_thresholds(tracks, labels, events, minimum=0.0, iou=0.3):
     f1, found = np.zeros((2, len(THRESHOLDS), len(labels)))
     for k, threshold in enumerate(THRESHOLDS):
         each = metrics.match_events(detect(tracks, labels, threshold, minimum), events, iou)["per_class"]
-        for c, label in enumerate(labels):
-            if row := each.get(label):
-                f1[k, c], found[k, c] = row["f1"], row["tp"] + row["fp"]
+        for c, row in ((labels.index(label), row) for label, row in each.items()):
+            f1[k, c], found[k, c] = row["f1"], row["tp"] + row["fp"]
     return best_thresholds(f1, found, wanted)
 
 
@@ -190,27 +187,32 @@ def doubt(metric, value, by_chance, events=False):
                "train longer or label more"))
 
 
-def clip_results(task, scores, split, seed, draws=1000):
+def draws(metric, scores, split, seed):
+    """The task's metric of scores (n, C) in bootstrap draws of the split's recordings: float64 (1000,), of mAP (200,).
+    Draws of two models take the same recordings: subtract them for their paired difference."""
+    if metric == "accuracy":
+        return metrics.mean_draws(scores.argmax(1) == split.targets, split.groups, 1000, seed)
+    return metrics.metric_draws(metrics.mean_average_precision, scores, split.targets, split.groups, 200, seed)
+
+
+def clip_results(task, scores, split, seed):
     """What a result row says about scores (n, C): value, interval, chance, and the score of each class."""
-    targets, size = split.targets, {"n_test": len(split), "recordings": len(np.unique(split.groups))}
+    targets = split.targets
+    out = {"value": metric_of(task.metric, scores, targets),
+           "ci95": metrics.interval(draws(task.metric, scores, split, seed), split.groups),
+           "chance": chance(task, split), "n_test": len(split), "recordings": len(np.unique(split.groups))}
     if task.metric == "accuracy":
-        predicted = scores.argmax(1)
-        right = (predicted == targets).astype(float)
-        counts = np.bincount(targets, minlength=len(task.labels))
-        table = confusion_matrix(targets, predicted, labels=range(len(task.labels)))
-        return {"value": float(right.mean()), "ci95": metrics.bootstrap(right, split.groups, draws, seed),
-                "chance": chance(task, split), **size,
-                "per_class": {label: {"value": float(table[k, k] / n) if n else None, "n": int(n)}
-                              for k, (label, n) in enumerate(zip(task.labels, counts))}, "confusion": table.tolist()}
-    each = metrics.average_precision(scores, targets)
-    interval = metrics.bootstrap_metric(metrics.mean_average_precision,
-                                        scores, targets, split.groups, min(draws, 200), seed)
-    return {"value": float(each.mean()), "ci95": interval, "chance": chance(task, split), **size,
-            "cmap": metrics.cmap(scores, targets),
-            "cmap_ci95": metrics.bootstrap_metric(metrics.cmap, scores, targets, split.groups, min(draws, 200), seed),
-            "auroc": metrics.auroc(scores, targets),
-            "per_class": {label: {"value": float(each[k]), "n": int(targets[:, k].sum())}
-                          for k, label in enumerate(task.labels)}}
+        table = confusion_matrix(targets, scores.argmax(1), labels=range(len(task.labels)))
+        counts = table.sum(1)
+        each = [right / n if n else None for right, n in zip(table.diagonal().tolist(), counts.tolist())]
+        out["confusion"] = table.tolist()
+    else:
+        counts, each = targets.sum(0), metrics.average_precision(scores, targets).tolist()
+        of_cmap = metrics.metric_draws(metrics.cmap, scores, targets, split.groups, 200, seed)
+        out |= {"cmap": metrics.cmap(scores, targets), "cmap_ci95": metrics.interval(of_cmap, split.groups),
+                "auroc": metrics.auroc(scores, targets)}
+    per_class = {label: {"value": value, "n": int(n)} for label, value, n in zip(task.labels, each, counts)}
+    return out | {"per_class": per_class}
 
 
 def event_results(tracks, labels, thresholds, events, minimum=0.0, iou=0.3):
@@ -221,9 +223,9 @@ def event_results(tracks, labels, thresholds, events, minimum=0.0, iou=0.3):
     by_overlap = metrics.match_events(found, events, iou)
     by_onset = metrics.match_events(found, events, onset_collar=0.2)
     narrow = metrics.match_events(found, events, onset_collar=0.02, offset_collar=0.02, offset_share=0.2)
+    errors = {name: by_overlap[name] for name in ("onset_error_ms", "offset_error_ms")}
     return {"event_f1": by_overlap["f1"], "events": by_overlap | {"iou": iou}, "onset_f1": by_onset["f1"],
-            "collar_f1": narrow["f1"], "onset_error_ms": by_overlap["onset_error_ms"],
-            "offset_error_ms": by_overlap["offset_error_ms"]}
+            "collar_f1": narrow["f1"], **errors}
 
 
 # ---------------------------------------------------------------------------------------------------------- BEANS
@@ -234,14 +236,14 @@ WEIGHTS = {"classification": 5, "detection": 5, "auxiliary": 2}  # sets of BEANS
 def group_means(rows):
     """Result rows -> {group: (mean over its tasks, number of tasks)}, and "all": the mean over the twelve sets, that
     is the groups weighted 5 / 5 / 2 (as far as they are there). Seeds and folds of a task are averaged first."""
-    values = {}
-    for row in rows:
-        if row.get("group") in WEIGHTS:
-            values.setdefault(row["group"], {}).setdefault(row["task"], []).append(row["value"])
-    means = {group: (float(np.mean([np.mean(v) for v in tasks.values()])), len(tasks))
-             for group, tasks in ((g, values[g]) for g in WEIGHTS if g in values)}
+    means = {}
+    for group in WEIGHTS:
+        tasks = dict.fromkeys(row["task"] for row in rows if row.get("group") == group)
+        values = [np.mean([row["value"] for row in rows if row["task"] == task]) for task in tasks]
+        if values:
+            means[group] = float(np.mean(values)), len(values)
     if means:
-        weight = sum(WEIGHTS[g] for g in means)
-        means["all"] = (sum(WEIGHTS[g] * value for g, (value, _) in means.items()) / weight,
+        weights = [WEIGHTS[group] for group in means]
+        means["all"] = (float(np.average([value for value, _ in means.values()], weights=weights)),
                         sum(n for _, n in means.values()))
     return means

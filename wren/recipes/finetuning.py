@@ -47,7 +47,6 @@ class Optimisation:
     layer_decay: float = flag(0.75, "rate of a block as a share of that of the next", type=cli.share)
     warmup: float = flag(0.1, "share of the steps", type=cli.share)
     patience: int | None = flag(None, "stop after so many epochs without a better validation", type=cli.positive_int)
-    average: int | None = flag(None, "also judge the mean of the last epochs' weights", type=cli.positive_int)
     betas: tuple = (0.9, 0.999)
     schedule: str = "cosine"
     floor: float = 0.0
@@ -172,8 +171,6 @@ def _check(settings, chosen, config, task):
         (loss.loss == "ce" and task.kind != "classification", f"--loss ce: several labels of {task.name} may be true "
                                                               "at once; use bce or focal"),
         (loss.smoothing and loss.loss != "ce", f"--smoothing: only of --loss ce, not of {loss.loss}"),
-        (loss.patience and loss.average, "--patience and --average: the last epochs are not known before the end; "
-                                         "give one of them"),
         ({"steps", "epochs"} <= chosen.keys(), "--steps and --epochs: give one of them"),
         ("alpha" in chosen and not mask.mixup, "--alpha: nothing is mixed; give --mixup too"),
         (frames and task.kind != "detection", f"--head {head}: {task.name} has no onsets and offsets; it needs "

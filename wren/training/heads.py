@@ -93,6 +93,8 @@ class FineTuned(nn.Module):
     least minimum_seconds. window_seconds, hop_seconds: what it was trained on. valid, chance: its validation score and
     what chance scores there; None: not known.
     """
+    SAVED = ("kind", "labels", "thresholds", "activation", "window_seconds", "hop_seconds", "minimum_seconds",
+             "resolution", "valid", "chance")
 
     def __init__(self, encoder, labels, activation, kind="linear", thresholds=None, window_seconds=None,
                  hop_seconds=None, minimum_seconds=0.0, resolution=None):
@@ -288,47 +290,35 @@ def save(model, path):
     state = {k: v.detach().cpu() for k, v in model.head.state_dict().items()}
     if model.frame_head is not None:
         state |= {f"frames.{k}": v.detach().cpu() for k, v in model.frame_head.state_dict().items()}
-    head = {"kind": model.kind, "state": state, "labels": model.labels, "thresholds": model.thresholds,
-            "activation": model.activation, "window_seconds": model.window_seconds, "hop_seconds": model.hop_seconds,
-            "minimum_seconds": model.minimum_seconds, "resolution": model.resolution, "valid": model.valid,
-            "chance": model.chance}
+    head = {"state": state} | {name: getattr(model, name) for name in FineTuned.SAVED}
     encoder = {k: v.detach().cpu() for k, v in model.encoder.state_dict().items()}
     config = model.encoder.config.to_dict()
     write_atomically({"version": VERSION, "config": config, "model": encoder, "head": head}, path)
 
 
 def load(path, format=None):
-    """The `FineTuned` model of a file that `save` wrote, or of a published fine-tuned one, in eval mode."""
+    """The `FineTuned` model of a file that `save` wrote, or of a published fine-tuned one (AST, SSAST, EAT, AudioMAE,
+    animal2vec), in eval mode. Published scores are sigmoids, as AudioSet's are; classes without names are numbered."""
     content = formats.open_file(path)
-    head = content.get("head") if isinstance(content, dict) else None
-    if not isinstance(head, dict):
-        return _published(path, format)
-    found = formats.read(path)
+    saved = content.get("head") if isinstance(content, dict) else None
+    found = formats.read(path, None if isinstance(saved, dict) else format)
     encoder = Encoder(found.config)
     load_exactly(encoder, found.state, path)
-    model = FineTuned(encoder, head["labels"], head["activation"], head["kind"], head["thresholds"],
-                      head["window_seconds"], head["hop_seconds"], head["minimum_seconds"], head["resolution"])
-    model.valid, model.chance = head["valid"], head["chance"]
-    own = {k: v for k, v in head["state"].items() if not k.startswith("frames.")}
-    load_exactly(model.head, own, path)
-    if model.frame_head is not None:
-        load_exactly(model.frame_head, {k[7:]: v for k, v in head["state"].items() if k not in own}, path)
-    return model.eval()
-
-
-def _published(path, format):
-    """A published fine-tuned file (AST, SSAST, EAT, AudioMAE, animal2vec): its encoder and head, in eval mode. Scores
-    are sigmoids, as AudioSet's are; classes without names are numbered."""
-    found = formats.read(path, format)
-    parts = found.heads.get("head") or found.heads.get("frames")
-    if parts is None:
+    if isinstance(saved, dict):
+        model = FineTuned(encoder, saved["labels"], saved["activation"], saved["kind"], resolution=saved["resolution"])
+        for name in FineTuned.SAVED:
+            setattr(model, name, saved[name])
+        frames = {k.removeprefix("frames."): v for k, v in saved["state"].items() if k.startswith("frames.")}
+        load_exactly(model.head, {k: v for k, v in saved["state"].items() if not k.startswith("frames.")}, path)
+        if model.frame_head is not None:
+            load_exactly(model.frame_head, frames, path)
+        return model.eval()
+    head = found.heads.get("head") or found.heads.get("frames")
+    if head is None:
         raise UserError(f"{path}: holds no head, so it can't score; give a finetuned.pt that finetune.py wrote, or a "
                         "published fine-tuned file")
-    encoder = Encoder(found.config)
-    load_exactly(encoder, found.state, path)
-    labels = found.labels or [f"class {k}" for k in range(len(parts["linear.bias"]))]
-    model = FineTuned(encoder, labels, "sigmoid")
-    eps = float(parts["norm.eps"]) if "norm.eps" in parts else None
-    model.head = Head(parts["linear.weight"].shape[1], len(labels), eps)
-    load_exactly(model.head, {k: v for k, v in parts.items() if k != "norm.eps"}, path)
+    model = FineTuned(encoder, found.labels or [f"class {k}" for k in range(len(head["linear.bias"]))], "sigmoid")
+    eps = float(head["norm.eps"]) if "norm.eps" in head else None
+    model.head = Head(head["linear.weight"].shape[1], len(model.labels), eps)
+    load_exactly(model.head, {k: v for k, v in head.items() if k != "norm.eps"}, path)
     return model.eval()

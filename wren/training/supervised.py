@@ -26,6 +26,7 @@ class Source:
     path: str  # checkpoint file or preset's name
     format: str | None = None
     changes: dict = field(default_factory=dict)
+    weights: str = ""  # what tells them from others: a preset's name, or a hash
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Trial:
         self.steps = s.steps or ceil(s.epochs * per_epoch)
         self.epochs = ceil(self.steps / per_epoch) if s.steps else s.epochs
         self.epoch_ends = {min(self.steps, ceil(e * per_epoch)): e for e in range(1, self.epochs + 1)}
-        self.curve, self.average = [], None
+        self.curve = []
 
     def run(self):
         """{"lr", "seed", "epoch", "value", "curve"}, or None when a signal ended it."""
@@ -126,9 +127,6 @@ class Trial:
             self.bar.close()
             if not ended:
                 return None
-            if self.average:
-                self.objective.load_state_dict(mean_weights(self.average))
-                self._judge("average")
             best = max(self.curve, key=lambda row: row["valid"], default={"epoch": None, "valid": -1.0})
             if self.procs.main:
                 self.log.close()
@@ -160,7 +158,7 @@ class Trial:
             schedule=s.schedule, floor=s.floor, clip=s.clip, amp=machine.amp, seed=self.seed, augment=change)
         if state := checkpoints.load_checkpoint(self.folder):
             trainer.load_state_dict(state)
-            self.curve, self.average = state["curve"], state["average"]
+            self.curve = state["curve"]
         self.procs.barrier()  # all have read the folder before the first process writes to it
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = runlog.Log(self.folder / "log.jsonl", trainer.step if state else -1) if self.procs.main else None
@@ -198,10 +196,7 @@ class Trial:
                 break
             if epoch := self.epoch_ends.get(trainer.step):
                 entry = meter.entry(trainer.step, len(self.job.task.splits["train"]), trainer.skips)
-                self._judge(epoch)
-                if s.average and epoch > self.epochs - s.average:
-                    self.average = add_weights(self.average, self.objective.state_dict())
-                self._report(epoch, entry)
+                self._judge(epoch, entry)
             if epoch or stopping:
                 self._save()
             if stopping and trainer.step < self.steps:
@@ -213,36 +208,23 @@ class Trial:
         values = [row["valid"] for row in self.curve]
         return len(values) - 1 - values.index(max(values)) if values else 0
 
-    def _judge(self, epoch):
-        """Score the validation split, and keep the weights if they are the best so far."""
-        split = self.job.task.splits["valid"]
-        scores, _ = predict(self.objective.model, split, self.procs, self.trainer.autocast, self.job.machine.workers)
-        value = metric_of(self.job.task.metric, scores, split.targets)
-        if self.procs.main and value > max((row["valid"] for row in self.curve), default=-1.0):
-            write_atomically(self.objective.state_dict(), self.folder / "best.pt")
+    def _judge(self, epoch, entry):
+        """Score the validation split, keep the weights if they are the best so far, and write it down."""
+        task = self.job.task
+        scores, _ = predict(self.objective.model, task.splits["valid"], self.procs, self.trainer.autocast,
+                            self.job.machine.workers)
+        value = metric_of(task.metric, scores, task.splits["valid"].targets)
+        if self.procs.main:
+            if value > max((row["valid"] for row in self.curve), default=-1.0):
+                write_atomically(self.objective.state_dict(), self.folder / "best.pt")
+            self.log.write(entry | {"valid": value})
         self.curve.append({"epoch": epoch, "step": self.trainer.step, "valid": value})
-
-    def _report(self, epoch, entry):
-        if self.log:
-            self.log.write(entry | {"valid": self.curve[-1]["valid"]})
         self.bar.update(entry)
         if epoch % max(1, self.epochs // 5) == 0 or self.trainer.step == self.steps:
             self.bar.say(f"  seed {self.seed}  lr {self.lr:<7g} epoch {epoch:>3} of {self.epochs}  loss "
-                         f"{entry['loss']:.3f}  validation {self.curve[-1]['valid']:.3f}  {self.bar.speed}")
+                         f"{entry['loss']:.3f}  validation {value:.3f}  {self.bar.speed}")
 
     def _save(self):
-        state = self.trainer.state_dict() | {"curve": self.curve, "average": self.average}
+        state = self.trainer.state_dict() | {"curve": self.curve}
         if self.procs.main and (complaint := self.saver.save(state, self.trainer.step)):
             self.bar.say(complaint)
-
-
-def add_weights(total, state):
-    """A running sum of state dicts: {"n", "sum"}; what is not floating point is kept as it is now."""
-    total = total or {"n": 0, "sum": {}}
-    added = {k: total["sum"].get(k, 0.0) + v.double().cpu() if v.is_floating_point() else v.cpu().clone()
-             for k, v in state.items()}
-    return {"n": total["n"] + 1, "sum": added}
-
-
-def mean_weights(total):
-    return {k: (v / total["n"]).float() if v.is_floating_point() else v for k, v in total["sum"].items()}
