@@ -44,7 +44,7 @@ def parse_args(argv=None):
                    "side (tokens: the last); all: the last and, in a table of their own, each, as with --pool all")
 
     g = p.add_argument_group("probes")
-    g.add_argument("--probes", choices=("all",), help="all: kNN, linear, attentive, prototype and clusters")
+    g.add_argument("--probes", choices=("all",), help="all: kNN, linear, attentive and prototype")
     g.add_argument("--knn", action="store_true", help="k nearest neighbours, the default when no probe is named")
     g.add_argument("--linear", action="store_true", help="the best on validation of ridge, logistic regression "
                    "(L-BFGS) and AdamW, each over a grid")
@@ -52,7 +52,6 @@ def parse_args(argv=None):
     g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, scores_of to every token")
     g.add_argument("--finetuned", nargs="+", metavar="RUN", help="also the test scores of models that finetune.py "
                    "left in these run folders")
-    g.add_argument("--clusters", action="store_true", help="no probe: k-means against the labels (NMI, ARI), purity")
     g.add_argument("--shots", type=cli.positive_int, nargs="+", help="few-shot: clips a class, nearest class mean")
     g.add_argument("--draws", type=cli.positive_int, default=20, help="few-shot: random choices of these clips")
     g.add_argument("--k", type=cli.positive_int, nargs="+", default=[10], help="neighbours; of several the best on "
@@ -76,10 +75,9 @@ def parse_args(argv=None):
     g.add_argument("--workers", type=cli.natural, default=1, help="processes that read audio")
     g.add_argument("--seed", type=int, default=0, help="of untrained encoders, probes and the bootstrap")
     args = p.parse_args(argv)
-    for name in ("knn", "linear", "attentive", "prototype", "clusters"):
+    for name in ("knn", "linear", "attentive", "prototype"):
         setattr(args, name, getattr(args, name) or args.probes == "all")
-    args.knn = args.knn or not any((args.linear, args.attentive, args.prototype, args.clusters, args.shots,
-                                    args.finetuned))
+    args.knn = args.knn or not any((args.linear, args.attentive, args.prototype, args.shots, args.finetuned))
     return args
 
 
@@ -89,10 +87,9 @@ def _layers(text):
 
 def main(argv=None):
     args = parse_args(argv)
-    import torch
-
     from wren.sound import demo
     from wren.probing import report
+    from wren.probing.embeddings import device_of
     from wren.tasks import load_task, task_names, without_broken
     if args.data == DEMO and (args.task is None or not all(Path(t).is_dir() for t in args.task)):
         demo.ensure(DEMO)
@@ -103,9 +100,7 @@ def main(argv=None):
     tasks = [readable(name, args.low) for name in task_names(args.task or ("species", "individual"), args.data)]
     fit = readable(args.fit) if args.fit else None
     tasks = [refitted(task, fit) for task in tasks] if fit else tasks
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    if args.device == "cuda" and device.type == "cpu":
-        raise UserError("--device cuda: no GPU found; use --device cpu")
+    device = device_of(args.device)
     encoders = contestants(args)
 
     found = {"results": [], "differences": [], "geometry": []}
@@ -113,9 +108,10 @@ def main(argv=None):
         sets = embed(task, encoders, device, args)
         rows, scores = probe(task, sets, device, args)
         found["results"] += rows
-        found["differences"] += cli.plain(report.compare(task, scores, encoders, args.seed))
-        found["geometry"] += report.describe(task, sets, args.clusters, args.seed)
-        print(report.task_table(task, rows, found["differences"], found["geometry"], args.markdown), flush=True)
+        differences = cli.plain(report.compare(task, scores, encoders, args.seed))
+        found["differences"] += differences
+        found["geometry"] += report.duplicated(task, sets)
+        print(report.task_table(task, rows, differences, args.markdown), flush=True)
         if fit and task.name != fit.name:
             print(report.copies(task, fit, sets, embed(fit, encoders, device, args)))
         for setting in ("pool", "layers"):
@@ -295,11 +291,11 @@ def probes(task, splits, vectors, device, args):
     if args.linear:
         yield "linear-ridge", (), partial(p.ridge, *data), once
         yield "linear-logistic", (), partial(p.logistic, *data), once
-        yield "linear-adam", (), partial(descend, p.LinearHeads, p.Vectors), seeds
+        yield "linear-adam", (), partial(descend, p.LinearHead, p.Vectors), seeds
     if splits["train"].tokens is None:  # mel statistics have none
         return
-    for name, kind, rates, decay in (("attentive", p.AttentiveHeads, (3e-4, 1.3e-3, 5e-3), 7e-3),
-                                     ("prototype", p.PrototypeHeads, (1e-2, 3e-2), 0.0)):
+    for name, kind, rates, decay in (("attentive", p.AttentiveHead, (3e-4, 1.3e-3, 5e-3), 7e-3),
+                                     ("prototype", p.PrototypeHead, (1e-2, 3e-2), 0.0)):
         if getattr(args, name):
             yield name, (), partial(descend, kind, p.Tokens, rates=rates, decay=decay), seeds
 
@@ -364,13 +360,13 @@ def finetuned_scores(task, run, device, args):
     if path is None:
         raise UserError(f"--finetuned {run}: no finetuned.pt there for {task.name}; run python finetune.py "
                         f"--checkpoint {run} --task {task.name}, or name the file")
-    model = heads.load(path).to(device)
+    model = heads.load(path)
     if set(model.labels) != set(task.labels):
         odd = ", ".join(sorted(set(model.labels) ^ set(task.labels))[:3])
         raise UserError(f"--finetuned {run}: {path} knows other classes than {task.name} has ({odd} …): name the "
                         "model of this task")
-    scores, = vectors([model], task.splits["test"], device, args.batch_size, args.workers, heads.FineTuned.scores)
-    return scores[:, [model.labels.index(label) for label in task.labels]]
+    scores = vectors({run: model}, task.splits["test"], device, args.batch_size, args.workers, heads.FineTuned.scores)
+    return scores[run][:, [model.labels.index(label) for label in task.labels]]
 
 
 def few_shot_scores(task, vectors, shots, args):

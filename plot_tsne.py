@@ -4,7 +4,7 @@
     python plot_tsne.py --checkpoint untrained runs/A runs/B SSAST.pth --format ssast --data ROOT --task watkins
     python plot_tsne.py --scaling --published                       GPM-BT's scaling figure
     python plot_tsne.py --scaling runs                              the same of your runs, with fitted laws
-    python plot_tsne.py --curves runs/A runs/B                      or --masks, --attention, --confusion, --events
+    python plot_tsne.py --curves runs/A runs/B                      or --masks, --attention, --events
 
 Each figure is written as PNG and PDF for the width of a page (7 in) and of a column (3.4 in), its numbers beside it
 as CSV, its caption and settings as JSON.
@@ -27,7 +27,6 @@ def parse_args(argv=None):
                    "call of the demo), and what the run's generative head paints there")
     g.add_argument("--attention", nargs="?", const="", metavar="AUDIO", help="where a block looks, over time and "
                    "frequency")
-    g.add_argument("--confusion", metavar="RESULT", help="confusion matrices of a result file")
     g.add_argument("--events", metavar="DETECTIONS", help="detections (Raven, Audacity, CSV, JSONL) over annotations")
 
     g = p.add_argument_group("the map of embeddings")
@@ -142,24 +141,6 @@ def open_encoders(args):
     return {s: found[s] for s in dict.fromkeys(sources)}
 
 
-def embed(encoders, split, args):
-    """{name: vectors (n, D)}; encoders of one sampling rate share one pass over the audio."""
-    from wren.probing.embeddings import vectors
-    device = device_of(args)
-    out = {}
-    for ears in dict.fromkeys((e.config.rate, e.config.sample_rate) for e in encoders.values()):
-        some = {name: e.to(device) for name, e in encoders.items() if (e.config.rate, e.config.sample_rate) == ears}
-        out |= zip(some, vectors(list(some.values()), split, device, args.batch_size, args.workers))
-    return {name: out[name] for name in encoders}
-
-
-def device_of(args):
-    import torch
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU found; use --device cpu")
-    return torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def flatten(vectors, method="tsne", perplexity="auto", seed=0):
     """vectors (n, D) -> (map (n, 2), features (n, D) as kNN sees them, what was done).
 
@@ -212,6 +193,7 @@ def plot_map(args):
     import numpy as np
 
     from wren.figures import style as figures
+    from wren.probing.embeddings import device_of, vectors
     name, split, labels = open_clips(args)
     rows, encoders = split.rows, open_encoders(args)
     if len(rows) < 4:
@@ -223,8 +205,8 @@ def plot_map(args):
         look[kept] = np.arange(len(kept))
     else:
         kept, look = np.arange(len(classes)), np.arange(len(classes))
-    maps = {source: flatten(x, args.method, args.perplexity, args.seed) for source, x in
-            embed(encoders, split, args).items()}
+    maps = {source: flatten(x, args.method, args.perplexity, args.seed) for source, x in vectors(
+        encoders, split, device_of(args.device), args.batch_size, args.workers).items()}
     scores = {source: separation(x, codes, args.seed) for source, (_, x, _) in maps.items()}
     caption = describe_map(args, name, len(rows), len(classes), next(iter(maps.values()))[2], scores)
 
@@ -306,7 +288,7 @@ def main(argv=None):
         raise UserError("--published belongs to --scaling: python plot_tsne.py --scaling --published")
     if args.scaling is not None:
         figure = plot_scaling(args)
-    elif args.curves or args.confusion:
+    elif args.curves:
         from wren.figures import curves
         figure = curves.plot(args)
     elif args.events or args.masks is not None or args.attention is not None:

@@ -142,7 +142,7 @@ def test_a_legend_of_any_size_is_readable(draw, monkeypatch, classes):
                                                    "__len__": lambda self: n})())
     monkeypatch.setattr(plot_tsne, "open_clips", lambda args: ("made up", split, labels))
     monkeypatch.setattr(plot_tsne, "open_encoders", lambda args: {"one": None})
-    monkeypatch.setattr(plot_tsne, "embed", lambda *a: {"one": rng.standard_normal((n, 6))})
+    monkeypatch.setattr("wren.probing.embeddings.vectors", lambda *a: {"one": rng.standard_normal((n, 6))})
     pages, _, about = draw("--method", "pca")
     names = [t.get_text() for t in pages[0].findobj(Text)]
     assert about["classes"] == classes
@@ -346,19 +346,6 @@ def test_curves_show_every_part_of_the_loss_in_training_and_held_out(draw, run):
     assert sum(",valid_loss," in r for r in rows) == 3 and sum(",loss," in r for r in rows) == 4
 
 
-def test_confusions_are_shares_of_the_true_class(draw, tmp_path):
-    labels = [f"a long species name {k}" for k in range(30)]
-    counts = np.random.default_rng(0).integers(0, 9, (30, 30)).tolist()
-    row = {"task": "species", "probe": "finetune", "encoder": "runs/a", "metric": "accuracy", "value": 0.5,
-           "confusion": counts, "per_class": dict.fromkeys(labels, {})}
-    small = row | {"task": "individual", "confusion": [[3, 1], [0, 0]], "per_class": {"x": {}, "y": {}}}
-    (tmp_path / "r.json").write_text(json.dumps({"results": [row, small, {"task": "none"}]}))
-    pages, rows, _ = draw("--confusion", tmp_path / "r.json")
-    assert len(rows) == 1 + 900 + 4 and "individual,x,y,1" in rows
-    images = [ax.images[0].get_array() for ax in axes_in(pages[0]) if ax.images]
-    assert np.allclose(images[1], [[0.75, 0.25], [0, 0]]), "a class without clips stays empty"
-
-
 # ------------------------------------------------------------------------------------------- over time and frequency
 
 def clip_of(encoder, seconds=None):
@@ -535,8 +522,6 @@ def test_a_table_without_a_name_is_drawn_over_the_recording_that_it_is_called_li
     (["--scaling", "EMPTY"], "no runs in or below"),
     (["--scaling", "STUDY", "--probe", "linear"], "--probe linear: these results hold knn, knn-raw"),
     (["--curves", "EMPTY"], "log.jsonl: no such log"),
-    (["--confusion", "nothing.json"], "not a result file"),
-    (["--confusion", "STUDY/patch-25-s0/knn.json"], "none of its results holds a confusion matrix"),
     (["--events", "nothing.csv"], "nothing.csv"),
     (["--checkpoint", "untrained"], "of which encoder"),
     (["--checkpoint", "nothing.pt"], "no such checkpoint"),

@@ -285,7 +285,7 @@ def test_evaluation_of_mixed_rates_gives_what_each_clip_alone_gives(trained, cor
     from wren.probing.embeddings import vectors
     from wren.tasks import load_task
     encoder, split = load_encoder(trained), load_task(corpus / "task").splits["train"]
-    together, = vectors([encoder], split, batch_size=12)
+    together = vectors({"": encoder}, split, batch_size=12)[""]
     for i in (0, 1, 2):
         rate = split.rows.rate(i)
         alone = encoder.embed(torch.from_numpy(split.read(i))[None], rate=rate).detach()[0].numpy()

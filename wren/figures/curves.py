@@ -1,12 +1,6 @@
-"""Figures of what runs and results hold: training curves, confusion matrices.
-
-Each function takes the arguments of plot_tsne.py and returns (name, draw(width), caption, rows of data, settings), as
-figures.save wants them.
-"""
+"""Training curves of runs."""
 import json
 from pathlib import Path
-
-import numpy as np
 
 from wren.figures import style as figures
 from wren.cli import UserError
@@ -18,11 +12,8 @@ NAMES = {"lr": "learning rate", "clips_per_second": "speed (clips/s)", "grad_nor
 
 
 def plot(args):
-    return plot_curves(args) if args.curves else plot_confusion(args)
-
-
-def plot_curves(args):
-    """A panel for each quantity of log.jsonl, training solid, held out dashed, a colour a run."""
+    """A panel for each quantity of log.jsonl, training solid, held out dashed, a colour a run: the arguments of
+    plot_tsne.py -> (name, draw(width), caption, rows of data, settings), as figures.save wants them."""
     runs = {}
     for source in args.curves:
         path = Path(source) / "log.jsonl"
@@ -66,42 +57,3 @@ def plot_curves(args):
             ax.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
         return figure
     return "curves", draw, caption, table, {"runs": list(runs), "quantities": panels}
-
-
-def plot_confusion(args):
-    """Confusion matrices of the rows of a result file that hold one: {"confusion": [C][C] counts, the truth down, the
-    prediction across; "per_class": {label: …} or "labels": [C], in the same order}."""
-    path = Path(args.confusion)
-    try:
-        rows = json.loads(path.read_text()).get("results", [])
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--confusion {path}: not a result file ({error})") from None
-    rows = [r | {"labels": r.get("labels") or list(r["per_class"])} for r in rows if r.get("confusion")]
-    if not rows:
-        raise UserError(f"--confusion {path}: none of its results holds a confusion matrix; finetune.py writes them "
-                        "for classification tasks")
-    shares = [np.array(r["confusion"], float) for r in rows]
-    shares = [m / np.maximum(m.sum(1, keepdims=True), 1) for m in shares]
-    titles = [f"{r['task']}, {r.get('probe', '')}: {r['metric']} {r['value']:.3f}" for r in rows]
-    encoders = ", ".join(dict.fromkeys(Path(r["encoder"]).name for r in rows))
-    caption = (f"Confusion of {encoders}: share of the clips of the class at the left that were taken for "
-               f"the class below. {'; '.join(titles)}.")
-
-    def draw(width):
-        largest = max(len(m) for m in shares)
-        across = 2 if width > 5 and len(shares) > 1 and largest <= 20 else 1
-        names = [[figures.shortened(label, 16) for label in r["labels"]] for r in rows]
-        room = max(figures.inches(label) for some in names for label in some) + 0.45  # beside and below each matrix
-        side = min(width / across - room - 0.7, 4.5, 0.6 + 0.4 * largest)
-        figure, body = figures.page(width, (side + room + 0.3) * -(-len(shares) // across), caption)
-        for ax, m, some, title in zip(figures.axes_of(body, len(shares), across), shares, names, titles):
-            image = ax.imshow(m, vmin=0, vmax=1, cmap="cividis")
-            ticks = range(0, len(m), -(-len(m) // int(side / figures.LINE)))  # as many labels as fit
-            ax.set_xticks(ticks, [some[k] for k in ticks], rotation=90)
-            ax.set_yticks(ticks, [some[k] for k in ticks])
-            ax.set(title=figures.shortened(title, int(width / across / 0.07)), xlabel="predicted", ylabel="true")
-            body.colorbar(image, ax=ax, shrink=0.6, label="share")
-        return figure
-    table = [{"task": r["task"], "true": r["labels"][i], "predicted": r["labels"][j], "clips": r["confusion"][i][j]}
-             for r in rows for i in range(len(r["labels"])) for j in range(len(r["labels"]))]
-    return "confusion", draw, caption, table, {"file": str(path)}

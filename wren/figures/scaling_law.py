@@ -43,15 +43,11 @@ class Law:
 
     def value(self, clips):
         """clips (m,) -> (m,)."""
-        return self._slopes(clips)[:, :2] @ self.parameters[:2]
-
-    def _slopes(self, clips):
-        """The curve's derivatives by its parameters at clips (m,) -> (m, p); the first two columns are its terms."""
-        return slopes(np.atleast_1d(clips) / self.scale, self.parameters)
+        return slopes(np.atleast_1d(clips) / self.scale, self.parameters)[:, :2] @ self.parameters[:2]
 
     def interval(self, clips, run=False):
         """95 % confidence band of the curve at clips (m,), or with `run` the interval of one more run -> (2, m)."""
-        x = self._slopes(clips)
+        x = slopes(np.atleast_1d(clips) / self.scale, self.parameters)
         spread = np.sqrt(np.einsum("mp,pq,mq->m", x, self.covariance, x) + run * self.variance)
         return self.value(clips) + stats.t.ppf(0.975, self.dof) * spread * np.array([[-1], [1]])
 
@@ -81,7 +77,7 @@ def fit(clips, values):
     sizes = len(np.unique(clips))
     if sizes < 3:
         raise ValueError(f"{sizes} size{'s' * (sizes != 1)} of subset: a law needs at least three")
-    scale = float(np.exp(np.log(clips).mean()))
+    scale = float(stats.gmean(clips))
     x = clips / scale
 
     def solve(alpha=None):
@@ -93,15 +89,13 @@ def fit(clips, values):
     error, parameters = solve()
     kind, why = "log-linear", f"{sizes} sizes: three parameters need at least four"
     if sizes >= 4:
-        grid = np.geomspace(*ALPHAS, 60)
-        k = int(np.clip(np.argmin([solve(alpha)[0] for alpha in grid]), 1, len(grid) - 2))
-        found = optimize.minimize_scalar(lambda alpha: solve(alpha)[0], bounds=(grid[k - 1], grid[k + 1]),
-                                         method="bounded", options={"xatol": 1e-10})
+        start = optimize.brute(lambda alpha: solve(10 ** alpha[0])[0], (np.log10(ALPHAS),), Ns=60, finish=None)
+        found = optimize.minimize_scalar(lambda alpha: solve(alpha)[0], method="bounded", options={"xatol": 1e-10},
+                                         bounds=np.clip(10 ** (start + np.array([-0.04, 0.04])), *ALPHAS))
         bent, bent_parameters = solve(float(found.x))
         inside = ALPHAS[0] * 1.01 < found.x < ALPHAS[1] / 1.01
-        dof = len(x) - 3
-        straight = error <= 1e-20 + 1e-12 * float(np.square(values - values.mean()).sum())
-        p = 1.0 if straight else float(stats.f.sf((error - bent) / max(bent / dof, 1e-300), 1, dof))
+        gain = error - bent if error > 1e-12 * float(np.square(values - values.mean()).sum()) + 1e-20 else 0.0
+        p = float(stats.f.sf(gain / max(bent / (len(x) - 3), 1e-300), 1, len(x) - 3))
         if inside and p < 0.05:
             kind, why = "power law", f"its offset is identifiable: F-test against log-linear, p = {p:.2g}"
             error, parameters = bent, bent_parameters
@@ -182,13 +176,12 @@ def run_points(places, probe=None):
     columns = columns_of(row for (encoder, _), row in scores.items() if encoder in runs)
     points, notes = [], []
     for name, (about, loss) in runs.items():
-        points += [about | {"column": column, "value": value, "low": low, "high": high}
-                   for column, value, low, high in values(scores, name, columns, notes)]
+        points += [about | one for one in values(scores, name, columns, notes)]
         if loss is not None:
             points.append(about | {"column": LOSS, "value": loss, "low": None, "high": None})
     for name in BASELINES:
-        points += [{"series": name, "clips": None, "seed": None, "run": name, "column": column, "value": value,
-                    "low": low, "high": high} for column, value, low, high in values(scores, name, columns, [])]
+        about = {"series": name, "clips": None, "seed": None, "run": name}
+        points += [about | one for one in values(scores, name, columns, [])]
     return points, probe, notes
 
 
@@ -229,30 +222,29 @@ def read_scores(folders):
 
 def columns_of(rows):
     """{column: names of its tasks}: BEANS's groups where tasks have them, else one a task; then all of them."""
-    groups = {}
     rows = list(rows)
-    grouped = any(row.get("group") in GROUPS for row in rows)
-    for row in rows:
-        groups.setdefault((row.get("group") or "other") if grouped else row["task"], set()).add(row["task"])
-    order = [name for name in (*GROUPS, *sorted(groups)) if name in groups]
-    columns = {name: groups[name] for name in dict.fromkeys(order)}
+    grouped, columns = any(row.get("group") in GROUPS for row in rows), {}
+    for row in sorted(rows, key=lambda row: row["task"]):
+        columns.setdefault((row.get("group") or "other") if grouped else row["task"], set()).add(row["task"])
+    columns = {name: columns[name] for name in dict.fromkeys((*GROUPS, *columns)) if name in columns}
     whole = "all" if grouped else "mean of tasks"  # another name: not to stand beside BEANS's in one panel
-    return columns | ({whole: set().union(*groups.values())} if len(columns) > 1 else {})
+    return columns | ({whole: set().union(*columns.values())} if len(columns) > 1 else {})
 
 
 def values(scores, name, columns, notes):
-    """[(column, mean value, low, high)] of one encoder; a column that lacks a task is left out and noted. The
-    interval of a mean takes the tasks' intervals as independent."""
+    """[{column, value, low, high}] of one encoder, means over the column's tasks; a column that lacks a task is left
+    out and noted. The interval of a mean takes the tasks' intervals as independent."""
     out = []
     for column, tasks in columns.items():
-        rows = [scores[name, task] for task in tasks if (name, task) in scores]
-        if len(rows) < len(tasks):
-            missing = sorted(task for task in tasks if (name, task) not in scores)
+        missing = sorted(task for task in tasks if (name, task) not in scores)
+        if missing:
             notes.append(f"{name}: no score of {', '.join(missing)}, so none in {column}")
             continue
-        mean = sum(row["value"] for row in rows) / len(rows)
-        low, high = (np.sqrt(sum((row["ci95"][k] - row["value"]) ** 2 for row in rows)) / len(rows) for k in (0, 1))
-        out.append((column, mean, mean - float(low), mean + float(high)))
+        value = np.array([scores[name, task]["value"] for task in tasks])
+        low, high = np.array([scores[name, task]["ci95"] for task in tasks], float).T
+        half = [float(np.sqrt(np.square(end - value).sum()) / len(tasks)) for end in (low, high)]
+        mean = float(value.mean())
+        out.append({"column": column, "value": mean, "low": mean - half[0], "high": mean + half[1]})
     return out
 
 
@@ -263,14 +255,12 @@ def over_seeds(points):
     for clips in sorted({p["clips"] for p in points}):
         here = [p for p in points if p["clips"] == clips]
         v = np.array([p["value"] for p in here])
-        if len(v) == 1:
-            low, high = (v[0] if here[0][k] is None else here[0][k] for k in ("low", "high"))
-        elif len(v) == 2:
+        low, high = here[0]["low"], here[0]["high"]
+        if len(v) == 2:
             low, high = v.min(), v.max()
-        else:
-            half = stats.t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v))
-            low, high = v.mean() - half, v.mean() + half
-        out.append((clips, float(v.mean()), float(low), float(high)))
+        elif len(v) > 2:
+            low, high = stats.t.interval(0.95, len(v) - 1, v.mean(), stats.sem(v))
+        out.append((clips, *(np.nan if x is None else float(x) for x in (v.mean(), low, high))))
     return out
 
 

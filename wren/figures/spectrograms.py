@@ -64,24 +64,24 @@ class Clip:
         if self.hears_waves:
             figures.power_image(ax, self.wave[0].numpy(), self.config.sample_rate, self.start)
         else:
-            figures.mel_image(ax, self.spec[0].numpy(), self.config, self.start, **self.range())
+            self.draw_spectrogram(ax, self.spec[0].numpy())
 
-    def range(self):
-        """Of the grey scale."""
-        return {"vmin": float(self.spec.min()), "vmax": float(self.spec.max())}
+    def draw_spectrogram(self, ax, spec):
+        """One like the clip's own (F, T), in its shades of grey."""
+        figures.mel_image(ax, spec, self.config, self.start, vmin=float(self.spec.min()), vmax=float(self.spec.max()))
 
     def draw_tokens(self, ax, values, **looks):
-        """values (T', F', …) of each token, in its place."""
-        values = np.asarray(values)
+        """values (T', F') or colours (T', F', 4) of each token in its place; of overlapping patches in the middle."""
+        c, (columns, rows) = self.config, self.grid
+        left, low = self.start + (c.patch[1] - c.stride[1]) / 2 * c.hop, (c.patch[0] - c.stride[0]) / 2 - 0.5
+        below, above = (0, c.sample_rate / 2000) if self.hears_waves else (low, low + rows * c.stride[0])
+        image = ax.imshow(np.swapaxes(values, 0, 1), origin="lower", aspect="auto",
+                          extent=(left, left + columns * c.stride[1] * c.hop, below, above), **looks)
         if self.hears_waves:
-            extent = (self.start, self.start + len(values) * self.config.hop, 0, self.config.sample_rate / 2000)
             ax.set_ylabel("frequency (kHz)")
-            return ax.imshow(np.swapaxes(values, 0, 1), origin="lower", aspect="auto", extent=extent, **looks)
-        planes = values.reshape(*values.shape[:2], -1)  # 1, or red, green, blue, opacity
-        pixels = self.config.patch[0] * self.config.patch[1]
-        images = [self.paint(np.repeat(plane[..., None], pixels, 2)) for plane in np.moveaxis(planes, 2, 0)]
-        return figures.mel_image(ax, images[0] if len(images) == 1 else np.stack(images, 2), self.config, self.start,
-                                 **looks)
+        else:
+            figures.kilohertz(ax, c)
+        return image
 
     def paint(self, patches):
         """Put patches back in their places: (T', F', P), P pixels ordered (band, frame) -> (F, T); where patches
@@ -236,12 +236,15 @@ def plot_masks(args):
             if kind in masks:
                 veil = np.broadcast_to(to_rgba(VEIL), (*clip.grid, 4)).copy()
                 veil[..., 3] = 0.85 * masks[kind][0].numpy()
+                ax.autoscale(False)
                 clip.draw_tokens(ax, veil)
                 ax.set_title(f"{kind}: {int(masks[kind].sum())} of {masks[kind].numel()}")
         if painted is not None:
-            figures.mel_image(axes[-1], painted, config, clip.start, **clip.range())
+            clip.draw_spectrogram(axes[-1], painted)
             axes[-1].set_title("reconstruction")
-        figures.label_outer(axes, across, "time (s)")
+        for ax in axes:
+            ax.set_xlabel("time (s)")
+            ax.label_outer()
         return figure
     table = [{"mask": kind, "column": t, "row": f, "hidden": int(mask[0, t, f])} for kind, mask in masks.items()
              for t in range(clip.grid[0]) for f in range(clip.grid[1])]

@@ -4,10 +4,7 @@ A figure is a function `draw(width in inches) -> matplotlib Figure`. `save` call
 (7 in) and for a column (3.4 in), and writes NAME.png, NAME.pdf, NAME-column.png, NAME-column.pdf, the drawn numbers
 as NAME.csv, and NAME.json with the caption and the settings. Text is never smaller than 7 pt.
 """
-import csv
-import io
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from textwrap import fill
@@ -46,7 +43,8 @@ def page(width, height, caption, handles=()):
     """(figure, its part for the panels): panels of `height` inches, a legend of `handles` below, then the caption."""
     # textwrap counts characters, so lines hold what the average one leaves room for, less 5 % for wide ones
     text = fill(caption, int(0.95 * (width - 0.1) / (inches(caption) / len(caption)))).splitlines()
-    columns = legend_columns(width, [handle.get_label() for handle in handles])
+    widest = max((inches(handle.get_label()) for handle in handles), default=1.0) + 0.275  # the marker and the gaps
+    columns = max(1, min(len(handles), int(width / widest)))
     legend = LINE * 1.02 * -(-len(handles) // columns) + 0.08 if handles else 0.001
     heights = [height, legend, LINE * len(text) + 0.08]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
@@ -72,25 +70,10 @@ def axes_of(body, panels, columns, **kwargs):
     return axes[:panels]
 
 
-def label_outer(axes, columns, xlabel):
-    """In a grid of equal axes label only the left and the lowest ones."""
-    for k, ax in enumerate(axes):
-        lowest = k + columns >= len(axes)
-        ax.tick_params(labelleft=k % columns == 0, labelbottom=lowest)
-        ax.set_xlabel(xlabel if lowest else "")
-        ax.set_ylabel(ax.get_ylabel() if k % columns == 0 else "")
-
-
 @lru_cache(maxsize=4096)
 def inches(text):
     """Printed width of a line of text."""
     return TextToPath().get_text_width_height_descent(text, FontProperties(size=SIZE), ismath=False)[0] / 72
-
-
-def legend_columns(width, labels):
-    """As many columns as fit the page."""
-    widest = max((inches(label) for label in labels), default=1.0) + 0.275  # the marker and the gaps
-    return max(1, min(len(labels), int(width / widest)))
 
 
 def shortened(label, most=28):
@@ -113,29 +96,23 @@ def handle(label, **looks):
 
 # -------------------------------------------------------------------------------------------------- spectrograms
 
-def mel(hertz):
-    """The HTK mel scale, on which every mel front end here is spaced."""
-    return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
-
-
 def band(hertz, config):
     """Where a frequency in Hz lies among an encoder's bands (the centre of band k is k)."""
     if config.frontend == "octave":
-        return np.vectorize(octave_band)(hertz) - 0.5
-    low, high = mel(config.f_min), mel(config.f_max or config.sample_rate / 2)
-    return (mel(hertz) - low) / (high - low) * (config.n_mels + 1) - 1
+        return octave_band(hertz) - 0.5
+    hertz = np.array([config.f_min, config.f_max or config.sample_rate / 2, hertz])
+    low, high, place = np.log1p(hertz / 700)  # HTK's mel scale
+    return (place - low) / (high - low) * (config.n_mels + 1) - 1
 
 
 def kilohertz(ax, config):
     """Label an axis of mel bands in kHz, at octaves that lie apart enough to be read."""
-    octaves = 1000.0 * 2.0 ** np.arange(-3, 9)
-    places = band(octaves, config)
-    ticks, last = [], -np.inf
-    for hertz, place in zip(octaves, places):
-        if -0.5 <= place <= config.n_mels - 0.5 and place - last >= config.n_mels / 9:
-            ticks.append((place, f"{hertz / 1000:g}"))
-            last = place
-    ax.set_yticks([place for place, _ in ticks], [text for _, text in ticks])
+    ticks = {}
+    for hertz in 1000.0 * 2.0 ** np.arange(-3, 9):
+        place = band(hertz, config)
+        if -0.5 <= place <= config.n_mels - 0.5 and place - max(ticks, default=-np.inf) >= config.n_mels / 9:
+            ticks[place] = f"{hertz / 1000:g}"
+    ax.set_yticks(list(ticks), list(ticks.values()))
     ax.set_ylabel("frequency (kHz)")
 
 
@@ -178,16 +155,10 @@ def save(draw, out, name, caption, rows, about):
             figure = draw(width)
             figure.draw_without_rendering()  # the next layout then knows how far labels reach
             for kind in ("png", "pdf"):
-                path = out / f"{name}{suffix}.{kind}"
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                figure.savefig(temporary, format=kind)
-                os.replace(temporary, path)
+                with cli.replacing(out / f"{name}{suffix}.{kind}", "wb") as file:
+                    figure.savefig(file, format=kind)
                 figure.set_layout_engine("none")  # both files get the same
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    cli.write_text(out / f"{name}.csv", text.getvalue())
-    cli.write_text(out / f"{name}.json", json.dumps(cli.plain({"caption": caption, **about}), indent=1,
-                                                  ensure_ascii=False))
+    cli.write_table(out / f"{name}.csv", list(rows[0]), [row.values() for row in rows])
+    about = cli.plain({"caption": caption, **about})
+    cli.write_text(out / f"{name}.json", json.dumps(about, indent=1, ensure_ascii=False))
     return out / f"{name}.png"

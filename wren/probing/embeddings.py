@@ -64,19 +64,32 @@ def in_order(batch, function):
     return [found[row] for row in sorted(found)]
 
 
+def hearing_alike(models):
+    """{name: model} in groups that hear a clip alike, and so can share a pass over the audio: (config, group)."""
+    groups = {}
+    for name, model in models.items():
+        config = getattr(model, "encoder", model).config
+        groups.setdefault((config.rate, config.sample_rate, config.streams), (config, {}))[1][name] = model
+    return groups.values()
+
+
 @torch.inference_mode()
 def vectors(models, split, device="cpu", batch_size=32, workers=0, call=torch.nn.Module.__call__):
-    """One pass over a split's clips for models that hear alike: call(model, wave (B, S), lengths (B,)) -> (B, D).
+    """{name: model} -> {name: float32 array (n, D)} of a split's clips: call(model, wave (B, S), lengths (B,))."""
+    out = {name: [] for name in models}
+    for config, alike in hearing_alike(models):
+        for batch in batches(split, config, device, batch_size, workers):
+            for name, model in alike.items():
+                out[name] += in_order(batch, lambda rate, streams, *clips: call(
+                    model.to(device), *clips, rate=rate, streams=streams).float().cpu().numpy())
+    return {name: np.stack(rows) for name, rows in out.items()}
 
-    Returns a list of float32 arrays (n, D), one a model; the audio is read and resampled once for all.
-    """
-    out = [[] for _ in models]
-    config = getattr(models[0], "encoder", models[0]).config
-    for batch in batches(split, config, device, batch_size, workers):
-        for rows, model in zip(out, models):
-            rows += in_order(batch, lambda rate, streams, *clips: call(
-                model, *clips, rate=rate, streams=streams).float().cpu().numpy())
-    return [np.stack(rows) for rows in out]
+
+def device_of(name):
+    """--device auto, cpu or cuda."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU found; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class MelStatistics(torch.nn.Module):
@@ -202,26 +215,21 @@ def embed_split(encoders, split, folder, *, depth=None, layers=False, tokens=Fal
     rows, places, missing = rows_hash(split), {}, {}
     for name, encoder in encoders.items():
         key = hashlib.sha256(f"{VERSION} {fingerprint(encoder)} {rows} {depth} {layers}".encode()).hexdigest()[:24]
-        places[name] = Path(folder) / key
+        places[name] = place = Path(folder) / key
         wanted = "tokens.npy" if tokens and hasattr(encoder, "embed") else "clips.npy"
-        if not (places[name] / wanted).exists() and places[name] not in (p for p, _ in missing.values()):
-            missing[name] = places[name], encoder.to(device)
-    alike = {}  # encoders that hear alike share a pass over the audio
-    for name, (place, encoder) in missing.items():
-        c = encoder.config
-        alike.setdefault((c.rate, c.sample_rate, c.streams), {})[name] = place, encoder
-    for some in alike.values():
-        config = next(iter(some.values()))[1].config
-        _write(some, batches(split, config, device, batch_size, workers), depth, layers, tokens)
+        if not (place / wanted).exists():
+            missing[place] = encoder.to(device)  # two of the same are computed once
+    for config, alike in hearing_alike(missing):
+        _write(alike, batches(split, config, device, batch_size, workers), depth, layers, tokens)
     return {name: _open(place) for name, place in places.items()}
 
 
 @torch.inference_mode()
 def _write(missing, read, depth, layers, tokens):
-    """One pass; {name: (place, encoder)} -> a folder each, under a temporary name until it is whole."""
+    """One pass; {place: encoder} -> a folder each, under a temporary name until it is whole."""
     with ExitStack() as stack:
         writers = []
-        for place, encoder in missing.values():
+        for place, encoder in missing.items():
             temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             temporary.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ of them.
 `metric(scores (n, C), targets)` is what a choice maximises. Arrays may be memory-mapped: what grows with their number
 of rows is read in chunks.
 """
+import copy
 import hashlib
 import json
 import os
@@ -115,17 +116,11 @@ def is_multilabel(targets):
     return np.ndim(targets) == 2
 
 
-def outputs(logits, targets):
-    """Logits as scores: where a clip may have several labels probabilities (float64), which thresholds can cut."""
-    return (logits.double().sigmoid() if is_multilabel(targets) else logits).cpu().numpy()
-
-
 def loss(logits, y, multilabel):
-    """Mean loss of each head: logits (B, G, C), y (B, C) one-hot or, if multilabel, any of them 1 -> (G,)."""
-    y = y[:, None].expand_as(logits)
+    """Mean over clips: logits (B, C), y (B, C) one-hot or, if multilabel, any of them 1."""
     if multilabel:
-        return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(2).mean(0)
-    return -(logits.log_softmax(2) * y).sum(2).mean(0)
+        return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(y)
+    return F.cross_entropy(logits, y)
 
 
 # ---------------------------------------------------------------------------------------------- nearest neighbours
@@ -189,7 +184,7 @@ def online_knn(encoder, task, device="cpu", k=10, temperature=0.07, batch_size=3
     was_training = encoder.training
     encoder.eval()
     try:
-        train, valid = (vectors([encoder], task.splits[name], device, batch_size, workers)[0]
+        train, valid = (vectors({"": encoder}, task.splits[name], device, batch_size, workers)[""]
                         for name in ("train", "valid"))
     finally:
         encoder.train(was_training)
@@ -247,124 +242,106 @@ def logistic(train, targets, valid, truth, test, classes, metric, decays=DECAYS,
 
 # ------------------------------------------------------------------------------- probes trained by gradient descent
 
-class LinearHeads(nn.Module):
-    """G linear heads: x (B, D) -> logits (B, G, C). Every parameter of these modules has G as its first axis."""
+class LinearHead(nn.Linear):
+    """x (B, D) -> logits (B, C)."""
 
-    def __init__(self, heads, width, classes, generator):
-        super().__init__()
-        self.weight = nn.Parameter(0.01 * torch.randn(heads, width, classes, generator=generator))
-        self.bias = nn.Parameter(torch.zeros(heads, classes))
+    def __init__(self, width, classes):
+        super().__init__(width, classes)
+        nn.init.normal_(self.weight, std=0.01)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x, keep=None):
-        return torch.einsum("bd,gdc->bgc", x, self.weight) + self.bias
+        return super().forward(x)
 
 
-class AttentiveHeads(nn.Module):
-    """One learned query attends to the tokens, then norm and linear: x (B, N, D), keep (B, N) -> logits (B, G, C).
+class AttentiveHead(nn.Module):
+    """One learned query attends to the tokens, then norm and linear: x (B, N, D), keep (B, N) -> logits (B, C).
 
     The query's inner product with a token's key is that of one vector of width D with the token: keys of tokens are
     never computed, and values only of the weighted mean of tokens. The function is that of multi-head attention.
     """
 
-    def __init__(self, heads, width, classes, generator, parts=12):
+    def __init__(self, width, classes, parts=12):
         super().__init__()
         parts = max(p for p in range(1, parts + 1) if width % p == 0)
-        size = width // parts
-
-        def normal(*shape, scale=width ** -0.5):
-            return nn.Parameter(scale * torch.randn(heads, *shape, generator=generator))
-        self.query, self.key = normal(parts, size, scale=1.0), normal(width, parts, size)
-        self.value, self.weight = normal(width, parts, size), normal(width, classes, scale=0.01)
-        self.gain, self.shift = nn.Parameter(torch.ones(heads, width)), nn.Parameter(torch.zeros(heads, width))
-        self.bias = nn.Parameter(torch.zeros(heads, classes))
+        self.query = nn.Parameter(torch.randn(parts, width // parts))
+        self.key, self.value = (nn.Parameter(width ** -0.5 * torch.randn(width, parts, width // parts))
+                                for _ in range(2))
+        self.norm, self.linear = nn.LayerNorm(width), LinearHead(width, classes)
 
     def forward(self, x, keep):
-        looked_for = torch.einsum("ghs,gdhs->ghd", self.query, self.key) * self.query.shape[-1] ** -0.5
-        attention = torch.einsum("bnd,ghd->bghn", x, looked_for)
-        attention = attention.masked_fill(~keep[:, None, None], float("-inf")).softmax(3)
-        pooled = torch.einsum("bghn,bnd->bghd", attention, x)
-        pooled = torch.einsum("bghd,gdhs->bghs", pooled, self.value).flatten(2)  # (B, G, D)
-        pooled = F.layer_norm(pooled, pooled.shape[-1:]) * self.gain + self.shift
-        return torch.einsum("bgd,gdc->bgc", pooled, self.weight) + self.bias
+        looked_for = torch.einsum("hs,dhs->hd", self.query, self.key) * self.query.shape[-1] ** -0.5
+        attention = torch.einsum("bnd,hd->bhn", x, looked_for).masked_fill(~keep[:, None], float("-inf")).softmax(2)
+        pooled = torch.einsum("bhn,bnd->bhd", attention, x)
+        return self.linear(self.norm(torch.einsum("bhd,dhs->bhs", pooled, self.value).flatten(1)))
 
 
-class PrototypeHeads(nn.Module):
+class PrototypeHead(nn.Module):
     """J learned prototypes a class: the cosine (not below 0) with the best matching token, times a weight that is not
     negative, summed over the class's prototypes (AudioProtoPNet, Bird-MAE: J = 20)."""
 
-    def __init__(self, heads, width, classes, generator, prototypes=20):
+    def __init__(self, width, classes, prototypes=20):
         super().__init__()
-        self.prototype = nn.Parameter(torch.randn(heads, classes, prototypes, width, generator=generator))
-        self.weight = nn.Parameter(torch.ones(heads, classes, prototypes))
+        self.prototype = nn.Parameter(torch.randn(classes, prototypes, width))
+        self.weight = nn.Parameter(torch.ones(classes, prototypes))
         # what random prototypes reach is about 0.25 each: sigmoids of rare classes start low
-        self.bias = nn.Parameter(torch.full((heads, classes), -0.25 * prototypes))
+        self.bias = nn.Parameter(torch.full((classes,), -0.25 * prototypes))
 
     def forward(self, x, keep):
-        x, p = F.normalize(x, dim=2), F.normalize(self.prototype, dim=3).flatten(0, 2)  # (B, N, D), (P, D)
+        x, p = F.normalize(x, dim=2), F.normalize(self.prototype, dim=2).flatten(0, 1)  # (B, N, D), (P, D)
         with torch.no_grad():
             best, where = (x @ p.T).masked_fill_(~keep[..., None], -2).max(1)  # (B, P)
         if torch.is_grad_enabled():  # only where the maximum lies there is a gradient
             best = torch.einsum("bpd,pd->bp", x[torch.arange(len(x), device=x.device)[:, None], where], p)
-        return (best.clamp(min=0).unflatten(1, self.weight.shape) * self.weight.clamp(min=0)).sum(3) + self.bias
+        return (best.clamp(min=0).unflatten(1, self.weight.shape) * self.weight.clamp(min=0)).sum(2) + self.bias
 
 
 def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, rates=LEARNING_RATES, decay=0.0,
                 epochs=50, batch_size=32, patience=5, seed=0):
     """Train a head for each learning rate, all in one pass over the data, by AdamW.
 
-    kind: LinearHeads on `Vectors`, or AttentiveHeads or PrototypeHeads on `Tokens`. The rate and the epoch are those
+    kind: LinearHead on `Vectors`, or AttentiveHead or PrototypeHead on `Tokens`. The rate and the epoch are those
     that are best on validation; training ends when no head has improved for `patience` epochs.
     """
     device, generator = train.mean.device, torch.Generator().manual_seed(seed)
-    module = kind(len(rates), train.x.shape[1], classes, generator).to(device)
-    parameters = list(module.parameters())
-    optimizer = _Adam(parameters, torch.tensor(rates, device=device), decay)
-    y = one_hot(targets, classes).to(device)
-    best, values, when, waited = [p.detach().clone() for p in parameters], [-np.inf] * len(rates), [0] * len(rates), 0
-    pulse = Pulse(f"training of {kind.__name__}", epochs, "epochs")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = [kind(train.x.shape[1], classes).to(device) for _ in rates]
+    optimizer = torch.optim.AdamW([{"params": head.parameters(), "lr": rate} for head, rate in zip(heads, rates)],
+                                  weight_decay=decay, foreach=True)
+    y, best = one_hot(targets, classes).to(device), [(-np.inf, 0, None)] * len(rates)  # value, epoch, weights
+    waited, pulse = 0, Pulse(f"training of {kind.__name__}", epochs, "epochs")
     for epoch in range(1, epochs + 1):
         pulse.beat(epoch - 1)
-        order = torch.randperm(len(train), generator=generator)
-        for rows in order.split(batch_size):
-            total = loss(module(*train.batch(rows.numpy())), y[rows.to(device)], is_multilabel(targets)).sum()
-            optimizer.step(torch.autograd.grad(total, parameters))
-        scores, waited = outputs(_logits(module, valid, batch_size), targets), waited + 1
-        for g in range(len(rates)):
-            if (value := metric(scores[:, g], truth)) > values[g]:
-                values[g], when[g], waited = value, epoch, 0
-                for chosen_weights, p in zip(best, parameters):
-                    chosen_weights[g] = p.detach()[g]
+        for rows in torch.randperm(len(train), generator=generator).split(batch_size):
+            x, keep = train.batch(rows.numpy())
+            optimizer.zero_grad()
+            sum(loss(head(x, keep), y[rows.to(device)], is_multilabel(targets)) for head in heads).backward()
+            optimizer.step()
+        waited += 1
+        for g, scores in enumerate(_scores(heads, valid, batch_size, targets)):
+            if (value := metric(scores, truth)) > best[g][0]:
+                best[g], waited = (value, epoch, copy.deepcopy(heads[g].state_dict())), 0
         if waited >= patience:
             break
-    pick = int(np.argmax(values))
-    for chosen_weights, p in zip(best, parameters):
-        p.data = chosen_weights[pick:pick + 1]
-    held, scores = (outputs(_logits(module, data, batch_size), targets)[:, 0] for data in (valid, test))
-    return Scored(held, scores, {"lr": rates[pick], "epoch": when[pick]})
+    pick = max(range(len(rates)), key=lambda g: best[g][0])
+    _, epoch, weights = best[pick]
+    heads[pick].load_state_dict(weights)
+    held, scores = (_scores([heads[pick]], data, batch_size, targets)[0] for data in (valid, test))
+    return Scored(held, scores, {"lr": rates[pick], "epoch": epoch})
 
 
 @torch.inference_mode()
-def _logits(module, data, batch_size):
-    """Logits (n, G, C) of all rows."""
-    return torch.cat([module(*data.batch(slice(i, i + batch_size))) for i in range(0, len(data), batch_size)])
-
-
-class _Adam:
-    """AdamW with a learning rate of its own for each slice of the parameters' first axis."""
-
-    def __init__(self, parameters, rates, decay, betas=(0.9, 0.999), eps=1e-8):
-        self.parameters, self.decay, self.betas, self.eps, self.t = parameters, decay, betas, eps, 0
-        self.rates = [rates.view(-1, *[1] * (p.ndim - 1)) for p in parameters]
-        self.first, self.second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-
-    @torch.no_grad()
-    def step(self, gradients):
-        self.t += 1
-        one, two = (1 - beta ** self.t for beta in self.betas)
-        for p, g, m, v, rate in zip(self.parameters, gradients, self.first, self.second, self.rates):
-            m.lerp_(g, 1 - self.betas[0])
-            v.lerp_(g.square(), 1 - self.betas[1])
-            p -= rate * (m / one / ((v / two).sqrt() + self.eps) + self.decay * p)
+def _scores(heads, data, batch_size, targets):
+    """Scores (n, C) of all rows by each head: where a clip may have several labels probabilities (float64), which
+    thresholds can cut."""
+    out = [[] for _ in heads]
+    for i in range(0, len(data), batch_size):
+        batch = data.batch(slice(i, i + batch_size))
+        for head, logits in zip(heads, out):
+            logits.append(head(*batch))
+    out = [torch.cat(logits) for logits in out]
+    return [(x.double().sigmoid() if is_multilabel(targets) else x).cpu().numpy() for x in out]
 
 
 # ------------------------------------------------------------------------------------------- few clips, and none
@@ -386,33 +363,6 @@ def few_shot(train, targets, test, classes, shots, draws=20, seed=0):
                 centres[c] = train[rng.permutation(rows)[:shots]].mean(0)
         similarity = test @ F.normalize(centres, dim=1).T
         out[draw] = similarity.nan_to_num(-2).argmax(1).numpy()  # a class without clips is never chosen
-    return out
-
-
-def geometry(x, labels=None, classes=None, seed=0):
-    """How vectors x (n, D) lie, without a probe -> dict.
-
-    spread: mean distance of L2-normalised vectors from their mean (0: all alike, 1: all around); effective_rank: exp
-    of the entropy of the normalised singular values of centred features (Roy and Vetterli 2007). With labels (n,):
-    purity, the share of clips whose nearest other clip has the same label; nmi, ari: agreement of k-means (as many
-    clusters as classes, standardised features) with the labels.
-    """
-    from scipy.stats import entropy
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-    x = np.asarray(x, dtype=np.float32)
-    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    energy = np.linalg.eigvalsh(np.atleast_2d(np.cov(x.T, dtype=np.float64))).clip(min=0)
-    out = {"spread": float(np.linalg.norm(unit - unit.mean(0), axis=1).mean()),
-           "effective_rank": float(np.exp(entropy(np.sqrt(energy)))) if energy.any() else 0.0}
-    if labels is not None and len(x) > 1:
-        row = nearest(x, x, 2)[1].numpy()
-        other = np.where(row[:, 0] == np.arange(len(x)), row[:, 1], row[:, 0])  # of twins either may come first
-        mean, deviation = (part.numpy() for part in standardiser(x))
-        clusters = KMeans(min(classes, len(x)), n_init=4, random_state=seed).fit_predict((x - mean) / deviation)
-        out |= {"purity": float((labels[other] == labels).mean()),
-                "nmi": float(normalized_mutual_info_score(labels, clusters)),
-                "ari": float(adjusted_rand_score(labels, clusters))}
     return out
 
 

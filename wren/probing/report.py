@@ -9,7 +9,7 @@ import numpy as np
 
 from wren.probing import scoring
 from wren.probing.metrics import MIN_GROUPS, interval, segment_f1
-from wren.probing.probes import duplicates, geometry, knn_probe, ridge
+from wren.probing.probes import duplicates, knn_probe, ridge
 
 PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive", "prototype": "prototype",
           "finetune": "fine-tuned"}  # in the order of tables; few-shot rows follow
@@ -17,8 +17,6 @@ METRICS = {"accuracy": "accuracy", "map": "mAP"}
 RANKING = {"cmap": "cmAP", "auroc": "AUROC", "event_f1": "event F1 (IoU 0.3)", "onset_f1": "onset F1 (0.2 s)",
            "segment_f1": "segment F1 (1 s)"}
 GROUPS = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())}  # of BEANS, and how many sets each has
-GEOMETRY = {"nmi": "NMI", "ari": "ARI", "purity": "purity", "spread": "spread", "effective_rank": "effective rank",
-            "duplicates": "duplicates"}
 
 
 # -------------------------------------------------------------------------------------------------------- judging
@@ -67,13 +65,12 @@ def first_numbers(path, task, device):
     torch.manual_seed(0)
     encoders = {"this encoder": trained, "untrained": Encoder(trained.config).eval(),
                 "mel statistics": MelStatistics(trained.config.sample_rate)}
-    x = {name: vectors([encoder.to(device) for encoder in encoders.values()], split, device)
-         for name, split in task.splits.items()}
+    x = {name: vectors(encoders, split, device) for name, split in task.splits.items()}
     y, metric = {name: split.targets for name, split in task.splits.items()}, partial(scoring.metric_of, task.metric)
     chance, scores = scoring.chance(task, task.splits["test"]), []
     lines = [f"  {task.name}, {len(y['test'])} test clips, chance {chance:.3f}     kNN  linear"]
-    for k, name in enumerate(encoders):
-        data = x["train"][k], y["train"], x["valid"][k], y["valid"], x["test"][k], len(task.labels), metric
+    for name in encoders:
+        data = x["train"][name], y["train"], x["valid"][name], y["valid"], x["test"][name], len(task.labels), metric
         scores.append([metric(fit(*data).test, y["test"]) for fit in (knn_probe, ridge)])
         lines.append(f"    {name:<{len(lines[0]) - 18}}{scores[-1][0]:.3f}   {scores[-1][1]:.3f}")
     for name, other in zip(list(encoders)[1:], scores[1:]):
@@ -100,8 +97,8 @@ def detection_scores(task, fit):
         "segment_f1": segments["f1"], "thresholds": dict(zip(task.labels, thresholds))}
 
 
-def describe(task, sets, clusters, seed):
-    """How the test clips' vectors lie, without a probe; an alarm when two files have one embedding."""
+def duplicated(task, sets):
+    """How many test clips have the embedding of another file, for each encoder; an alarm where there are any."""
     rows, alarms, split = [], [], task.splits["test"]
     for name, splits in sets.items():
         x = splits["test"].vectors(1)
@@ -110,9 +107,7 @@ def describe(task, sets, clusters, seed):
             a, b = (split.rows.path(i) for i in twins[0])
             alarms.append(f"{name}: {len(twins)} of {len(x)} test clips of {task.name} have the embedding of another "
                           f"file, for example {a} and {b}")
-        labels = split.targets if task.kind == "classification" else None
-        more = geometry(x, labels, len(task.labels), seed) if clusters else {}
-        rows.append({"task": task.name, "encoder": name, "duplicates": len(twins)} | more)
+        rows.append({"task": task.name, "encoder": name, "duplicates": len(twins)})
     if alarms:
         others = f" (the same with {len(alarms) - 1} other encoders)" if len(alarms) > 1 else ""
         print(f"ALARM: {alarms[0]}{others}: is the audio what it should be (rate, silence, copies)?")
@@ -161,9 +156,9 @@ def copies(task, other, sets, others):
     return f"cosine of a clip and its copy in {other.name} (of other clips): " + ", ".join(lines)
 
 
-def task_table(task, rows, differences, geometry, markdown=False):
-    """One task: a line a probe and encoder, paired differences, and how the embeddings lie."""
-    names = list(dict.fromkeys(r["encoder"] for r in rows + geometry))
+def task_table(task, rows, differences, markdown=False):
+    """One task: a line a probe and encoder, and paired differences."""
+    names = list(dict.fromkeys(r["encoder"] for r in rows))
     raw = {r["encoder"]: r["value"] for r in rows if r["probe"] == "knn-raw"}
     order = [*PROBES, *(r["probe"] for r in rows)]
     shown = sorted(main_rows(rows), key=lambda r: (order.index(r["probe"]), names.index(r["encoder"])))
@@ -190,12 +185,7 @@ def task_table(task, rows, differences, geometry, markdown=False):
         out += [table(["probe", "encoder", *(RANKING[c] for c in columns)], cells, markdown), ""]
     out += [f"{'- ' * markdown}{PROBES.get(d['probe'], d['probe'])}: {short(d['a'], names)} − {short(d['b'], names)} "
             f"= {d['value']:.3f} {interval_of(d['ci95'])}"
-            for d in sorted(differences, key=lambda d: order.index(d["probe"])) if d["task"] == task.name]
-    lie = [g for g in geometry if g["task"] == task.name and "spread" in g]
-    if lie:
-        columns = [c for c in GEOMETRY if c in lie[0]]
-        cells = [[short(g["encoder"], names), *(_plain(g[c]) for c in columns)] for g in lie]
-        out += ["", table(["encoder", *(GEOMETRY[c] for c in columns)], cells, markdown)]
+            for d in sorted(differences, key=lambda d: order.index(d["probe"]))]
     return "\n".join(out)
 
 
