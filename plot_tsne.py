@@ -106,11 +106,10 @@ def open_clips(args):
 def own_labels(targets, labels):
     """A task's targets, int (n,) or bool (n, C), as one text a clip (n,)."""
     import numpy as np
-    labels = np.array([*labels, "(none)", "(several)"])
     if targets.ndim == 1:
-        return labels[targets]
-    count = targets.sum(1)
-    return labels[np.where(count == 1, targets.argmax(1), np.where(count == 0, -2, -1))]
+        return np.array(labels)[targets]
+    return np.array([labels[row.argmax()] if row.sum() == 1 else "(several)" if row.any() else "(none)"
+                     for row in targets])
 
 
 def read_column(path, name):
@@ -119,10 +118,8 @@ def read_column(path, name):
     if path.suffix.lower() not in (".csv", ".tsv") or not path.is_file():
         return {}
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        if name not in (rows.fieldnames or ()) or "path" not in rows.fieldnames:
-            return {}
-        return {row["path"]: row[name] for row in rows}
+        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    return {row["path"]: row[name] for row in rows} if rows and {"path", name} <= rows[0].keys() else {}
 
 
 def open_encoders(args):
@@ -151,9 +148,9 @@ def flatten(vectors, method="tsne", perplexity="auto", seed=0):
     import numpy as np
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from sklearn.preprocessing import StandardScaler, normalize
     from threadpoolctl import threadpool_limits
-    x = (vectors - vectors.mean(0)) / np.maximum(vectors.std(0), 1e-6)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    x = normalize(StandardScaler().fit_transform(vectors))
     n, dims = len(x), min(50, *x.shape)
     flat = PCA(dims, random_state=seed).fit_transform(x)
     about = {"method": method, "dimensions": dims, "seed": seed}
@@ -177,11 +174,8 @@ def separation(features, codes, seed=0):
     from sklearn.neighbors import NearestNeighbors
     n, sizes = len(codes), np.bincount(codes)
     k = min(NEIGHBOURS, n - 1)
-    index = NearestNeighbors(n_neighbors=k + 1, metric="cosine").fit(features)
-    near = index.kneighbors(features, return_distance=False)
-    other = near != np.arange(n)[:, None]
-    other[other.all(1), -1] = False  # among many equal clips a clip need not be its own first neighbour
-    purity = (codes[near] == codes[:, None])[other].mean()
+    near = NearestNeighbors(n_neighbors=k, metric="cosine").fit(features).kneighbors(return_distance=False)
+    purity = (codes[near] == codes[:, None]).mean()
     several = 1 < (sizes > 0).sum() < n
     pick = np.random.default_rng(seed).permutation(n)[:5000]
     return {"purity": float(purity), "chance": float((sizes * (sizes - 1.0)).sum() / (n * (n - 1.0))), "k": k,
@@ -199,12 +193,11 @@ def plot_map(args):
     if len(rows) < 4:
         raise UserError(f"--task {args.task}: {len(rows)} clips are too few for a map")
     classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    kept = np.arange(len(classes))
     if len(classes) > figures.LOOKS:  # the largest keep a look of their own, in alphabetical order
         kept = np.sort(np.argsort(-sizes, kind="stable")[:figures.LOOKS - 1])
-        look = np.full(len(classes), figures.LOOKS)
-        look[kept] = np.arange(len(kept))
-    else:
-        kept, look = np.arange(len(classes)), np.arange(len(classes))
+    look = np.full(len(classes), figures.LOOKS)
+    look[kept] = np.arange(len(kept))
     maps = {source: flatten(x, args.method, args.perplexity, args.seed) for source, x in vectors(
         encoders, split, device_of(args.device), args.batch_size, args.workers).items()}
     scores = {source: separation(x, codes, args.seed) for source, (_, x, _) in maps.items()}
@@ -216,11 +209,10 @@ def plot_map(args):
                                   **figures.look(look[k])) for k in kept]
         if len(kept) < len(classes):
             handles.append(figures.handle(f"{len(classes) - len(kept)} others", **figures.look(figures.LOOKS)))
-        down, across = figures.grid_of(len(maps), width)
-        side = min(width / across, 3.3)
-        figure, body = figures.page(width, (side + 0.15) * down, caption, handles)
+        side = min(width / figures.across(len(maps), width), 3.3)
+        figure, axes = figures.panels(width, len(maps), side + 0.15, caption, handles)
         size = float(np.clip(9000 / len(rows), 0.5, 9)) * (side / 3.3)
-        for ax, source in zip(figures.axes_of(body, len(maps), across), maps):
+        for ax, source in zip(axes, maps):
             scatter(ax, maps[source][0], look[codes], size)
             ax.set_title(figures.shortened(source, int(side / 0.065)))
             if args.method == "pca":

@@ -377,7 +377,7 @@ def test_a_reconstruction_changes_hidden_patches_only(run):
     clip.run, clip.source = run, str(run)
     mask = MASKS["patch"](torch.tensor([0]), clip.grid, 0.8)
     state = torch.load(max(run.glob("checkpoint-*.pt")))["objective"]
-    guess = spectrograms.reconstruct(clip, mask, None)
+    guess = spectrograms.reconstruct(clip, mask)
     tokens = clip.encoder.tokens(clip.spec, mask)[:, 2:]
     hidden = torch.relu(tokens @ state["reconstruct.0.weight"].T + state["reconstruct.0.bias"])
     expected = hidden @ state["reconstruct.2.weight"].T + state["reconstruct.2.bias"]
@@ -389,7 +389,7 @@ def test_a_published_file_brings_its_head(parity):
     clip = clip_of(load_encoder(path, "ssast"), seconds=1)
     clip.source = str(path)
     mask = MASKS["frame"](torch.tensor([0]), clip.grid, 0.5)
-    guess = spectrograms.reconstruct(clip, mask, SimpleNamespace(format="ssast"))
+    guess = spectrograms.reconstruct(clip, mask)
     last = torch.load(path)["module.gpredlayer.2.weight"]
     assert guess.shape == (*clip.grid, len(last)) and guess.std() > 0
     with torch.no_grad():
@@ -412,7 +412,7 @@ def test_a_masked_autoencoder_reconstructs_with_the_true_level_of_each_patch(run
     clip = clip_of(encoder)
     clip.run = folder
     mask = MASKS["group"](torch.tensor([0]), clip.grid, 0.75)
-    guess, patches = spectrograms.reconstruct(clip, mask, None), encoder.patches(clip.spec)[0]
+    guess, patches = spectrograms.reconstruct(clip, mask), encoder.patches(clip.spec)[0]
     with torch.no_grad():
         loss, _ = objective.eval()(clip.spec, mask=mask)
     scaled = ((guess - patches).square().mean(2) / (patches.var(2) + 1e-6))[mask[0]].mean()

@@ -42,9 +42,8 @@ def plot(args):
                         figures.handle("held out", color=figures.GREY, linestyle="--")]
         if "accuracy" in panels and any(chances.values()):
             handles.append(figures.handle("chance", color=figures.GREY, linestyle=":"))
-        down, across = figures.grid_of(len(panels), width)
-        figure, body = figures.page(width, 1.45 * down, caption, handles)
-        for ax, key in zip(figures.axes_of(body, len(panels), across), panels):
+        figure, axes = figures.panels(width, len(panels), 1.45, caption, handles)
+        for ax, key in zip(axes, panels):
             for k, run in enumerate(runs):
                 for quantity, line in ((key, "-"), (f"valid_{key}", "--")):
                     dots = [(r["step"], r["value"]) for r in table if (r["run"], r["quantity"]) == (run, quantity)]

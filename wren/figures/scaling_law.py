@@ -32,10 +32,9 @@ ALPHAS = (0.02, 3.0)
 
 @dataclass
 class Law:
-    """A fitted curve. `parameters` c, a (and alpha) in n / scale clips; covariance (p, p) of them."""
+    """A fitted curve. `parameters` c, a (and alpha) in clips; covariance (p, p) of them."""
     kind: str  # "log-linear" or "power law"
     why: str
-    scale: float
     parameters: np.ndarray
     covariance: np.ndarray
     variance: float  # of one run about the curve
@@ -43,32 +42,34 @@ class Law:
 
     def value(self, clips):
         """clips (m,) -> (m,)."""
-        return slopes(np.atleast_1d(clips) / self.scale, self.parameters)[:, :2] @ self.parameters[:2]
+        return slopes(clips, self.parameters)[:, :2] @ self.parameters[:2]
 
     def interval(self, clips, run=False):
         """95 % confidence band of the curve at clips (m,), or with `run` the interval of one more run -> (2, m)."""
-        x = slopes(np.atleast_1d(clips) / self.scale, self.parameters)
+        x = slopes(clips, self.parameters)
         spread = np.sqrt(np.einsum("mp,pq,mq->m", x, self.covariance, x) + run * self.variance)
         return self.value(clips) + stats.t.ppf(0.975, self.dof) * spread * np.array([[-1], [1]])
 
     def described(self):
-        """Plain values for the figure's JSON, in n clips (not n / scale)."""
-        c, a, *alpha = (float(p) for p in self.parameters)
-        errors = np.sqrt(np.diag(self.covariance))
+        """Plain values for the figure's JSON."""
+        values, errors = self.parameters.tolist(), np.sqrt(np.diag(self.covariance)).tolist()
         about = {"kind": self.kind, "why": self.why, "residual_deviation": self.variance ** 0.5, "dof": self.dof}
-        if alpha:
-            return about | {"formula": "c + a n^-alpha", "c": c, "a": a * self.scale ** alpha[0], "alpha": alpha[0],
-                            "c_error": float(errors[0]), "alpha_error": float(errors[2])}
-        return about | {"formula": "c + a ln n", "c": c - a * float(np.log(self.scale)), "a": a,
-                        "per_decade": a * float(np.log(10)), "per_decade_error": float(errors[1] * np.log(10))}
+        if len(values) == 3:
+            return about | {"formula": "c + a n^-alpha", **dict(zip(("c", "a", "alpha"), values)),
+                            "c_error": errors[0], "alpha_error": errors[2]}
+        decade = float(np.log(10))
+        return about | {"formula": "c + a ln n", "c": values[0], "a": values[1], "per_decade": values[1] * decade,
+                        "per_decade_error": errors[1] * decade}
 
 
-def slopes(x, parameters):
-    """d curve / d parameters at x = n / scale (m,): columns 1, ln x, or 1, x^-alpha, -a x^-alpha ln x."""
+def slopes(clips, parameters):
+    """d curve / d parameters at clips (m,): columns 1, ln n, or 1, n^-alpha, -a n^-alpha ln n. The first two are what
+    c and a multiply in the curve itself."""
+    n = np.asarray(clips, float)
     if len(parameters) == 2:
-        return np.stack([np.ones_like(x), np.log(x)], axis=1)
-    power = x ** -parameters[2]
-    return np.stack([np.ones_like(x), power, -parameters[1] * power * np.log(x)], axis=1)
+        return np.stack([np.ones_like(n), np.log(n)], axis=1)
+    power = n ** -parameters[2]
+    return np.stack([np.ones_like(n), power, -parameters[1] * power * np.log(n)], axis=1)
 
 
 def fit(clips, values):
@@ -77,36 +78,32 @@ def fit(clips, values):
     sizes = len(np.unique(clips))
     if sizes < 3:
         raise ValueError(f"{sizes} size{'s' * (sizes != 1)} of subset: a law needs at least three")
-    scale = float(stats.gmean(clips))
-    x = clips / scale
 
-    def solve(alpha=None):
-        """The best c and a for a given alpha -> (squared error, parameters)."""
-        terms = slopes(x, (0, 0) if alpha is None else (0, 0, alpha))[:, :2]
+    def solve(*alpha):
+        """The best c and a, of a power law for a given alpha -> (squared error, parameters)."""
+        terms = slopes(clips, (0, 0, *alpha))[:, :2]
         best = np.linalg.lstsq(terms, values, rcond=None)[0]
-        return float(np.square(terms @ best - values).sum()), [*best] + [alpha] * (alpha is not None)
+        return float(np.square(terms @ best - values).sum()), np.array([*best, *alpha])
 
     error, parameters = solve()
     kind, why = "log-linear", f"{sizes} sizes: three parameters need at least four"
     if sizes >= 4:
-        start = optimize.brute(lambda alpha: solve(10 ** alpha[0])[0], (np.log10(ALPHAS),), Ns=60, finish=None)
-        found = optimize.minimize_scalar(lambda alpha: solve(alpha)[0], method="bounded", options={"xatol": 1e-10},
-                                         bounds=np.clip(10 ** (start + np.array([-0.04, 0.04])), *ALPHAS))
-        bent, bent_parameters = solve(float(found.x))
-        inside = ALPHAS[0] * 1.01 < found.x < ALPHAS[1] / 1.01
-        gain = error - bent if error > 1e-12 * float(np.square(values - values.mean()).sum()) + 1e-20 else 0.0
-        p = float(stats.f.sf(gain / max(bent / (len(x) - 3), 1e-300), 1, len(x) - 3))
-        if inside and p < 0.05:
+        start = min(np.geomspace(*ALPHAS, 60), key=lambda alpha: solve(alpha)[0])
+        alpha = optimize.minimize_scalar(lambda alpha: solve(alpha)[0], method="bounded", options={"xatol": 1e-10},
+                                         bounds=np.clip([0.9 * start, 1.1 * start], *ALPHAS)).x
+        bent, bent_parameters = solve(alpha)
+        dof, straight = len(clips) - 3, error <= 1e-12 * np.square(values - values.mean()).sum() + 1e-20
+        p = 1.0 if straight else float(stats.f.sf((error - bent) / max(bent / dof, 1e-300), 1, dof))
+        if not ALPHAS[0] * 1.01 < alpha < ALPHAS[1] / 1.01:
+            why = ("no levelling off to tell a power law's offset by" if alpha < 1 else
+                   "levelled off too early to tell a power law's exponent")
+        elif p < 0.05:
             kind, why = "power law", f"its offset is identifiable: F-test against log-linear, p = {p:.2g}"
             error, parameters = bent, bent_parameters
         else:
-            why = (f"a power law's offset is not identifiable: F-test against log-linear, p = {p:.2g}" if inside else
-                   "no levelling off to tell a power law's offset by" if found.x < 1 else
-                   "levelled off too early to tell a power law's exponent")
-    parameters = np.array(parameters)
-    design, dof = slopes(x, parameters), len(x) - len(parameters)
-    covariance = error / dof * np.linalg.inv(design.T @ design)
-    return Law(kind, why, scale, parameters, covariance, error / dof, dof)
+            why = f"a power law's offset is not identifiable: F-test against log-linear, p = {p:.2g}"
+    design, dof = slopes(clips, parameters), len(clips) - len(parameters)
+    return Law(kind, why, parameters, error / dof * np.linalg.inv(design.T @ design), error / dof, dof)
 
 
 def next_size(clips):
@@ -128,15 +125,15 @@ def study(points):
     about = law.described() | {"next": predicted(law, next_size(clips.tolist()))}
     rest = clips < clips.max()
     if len(np.unique(clips[rest])) >= 3:  # would the law without the largest size have foretold it?
-        about["check"] = predicted(fit(clips[rest], values[rest]), int(clips.max())) | {
-            "observed": float(values[~rest].mean())}
+        foretold = predicted(fit(clips[rest], values[rest]), int(clips.max()))
+        about["check"] = foretold | {"observed": float(values[~rest].mean())}
     return law, about
 
 
 def predicted(law, clips):
-    return {"clips": int(clips), "value": float(law.value(clips)[0]),
-            "curve95": [float(v[0]) for v in law.interval(clips)],
-            "run95": [float(v[0]) for v in law.interval(clips, run=True)]}
+    """What a law says of a size in clips: value, and 95 % intervals of the curve and of a run."""
+    return {"clips": int(clips), "value": float(law.value([clips])[0]),
+            "curve95": law.interval([clips])[:, 0].tolist(), "run95": law.interval([clips], run=True)[:, 0].tolist()}
 
 
 # ---------------------------------------------------------------------------------------------------- the points
@@ -259,7 +256,8 @@ def over_seeds(points):
         if len(v) == 2:
             low, high = v.min(), v.max()
         elif len(v) > 2:
-            low, high = stats.t.interval(0.95, len(v) - 1, v.mean(), stats.sem(v))
+            half = stats.t.ppf(0.975, len(v) - 1) * stats.sem(v)
+            low, high = v.mean() - half, v.mean() + half
         out.append((clips, *(np.nan if x is None else float(x) for x in (v.mean(), low, high))))
     return out
 
@@ -280,15 +278,14 @@ def drawing(points):
     laws = {c: {s: about for (column, s), (_, about) in fitted.items() if column == c} for c in columns}
 
     def draw(width, caption):
-        from wren.figures.style import GREY, axes_of, grid_of, handle, look, page
+        from wren.figures.style import GREY, handle, look, panels
         shapes = {s: look(k) | {"marker": "osD^vPX<>p"[k % 10], "markerfacecolor": "none" if s.startswith("GPM-BT ")
                                 else look(k)["color"]} for k, s in enumerate(series)}
         handles = [handle(s, **shapes[s]) for s in series]
         handles += [handle(b, color=GREY, linestyle=line, marker="") for b, line in zip(BASELINES, ("--", ":"))
                     if any(p["series"] == b for p in points)]
-        down, across = grid_of(len(columns), width)
-        figure, body = page(width, 1.8 * down, caption, handles)
-        for ax, column in zip(axes_of(body, len(columns), across), columns):
+        figure, axes = panels(width, len(columns), 1.8, caption, handles)
+        for ax, column in zip(axes, columns):
             here = {s: [p for p in points if (p["column"], p["series"]) == (column, s)]
                     for s in (*series, *BASELINES)}
             panel(ax, column, here, {s: law for (c, s), (law, _) in fitted.items() if c == column}, shapes)
@@ -319,7 +316,7 @@ def panel(ax, column, by_series, laws, shapes):
             end = next_size(clips.tolist())
             n = np.geomspace(clips.min(), end, 100)
             ax.plot(n, law.value(n), color=color, linewidth=0.8)
-            ax.plot(end, law.value(end), marker="*", markersize=6, markerfacecolor="white", color=color,
+            ax.plot(end, law.value([end]), marker="*", markersize=6, markerfacecolor="white", color=color,
                     markeredgewidth=0.7, zorder=3)
             bands.append((n, *law.interval(n), color))
             fitted |= set(clips)

@@ -14,7 +14,6 @@ from matplotlib.colors import to_rgba
 from wren.figures import style as figures
 from wren.tasks.annotations import read_annotations, stems, tables
 from wren.cli import DEMO, UserError
-from wren.recipes import PRESETS
 
 VEIL = "#56B4E9"  # over what is hidden
 
@@ -157,7 +156,7 @@ def lively_clip(args, seconds, run=None):
 
 # -------------------------------------------------------------------------------------------------------- masks
 
-def reconstruct(clip, mask, args):
+def reconstruct(clip, mask):
     """What the head of the pre-training objective paints in hidden patches: mask (1, T', F') -> (T', F', P), or None
     if there is no such head. The objective's state comes from the run's newest checkpoint or from a published file.
 
@@ -165,14 +164,12 @@ def reconstruct(clip, mask, args):
     and deviation that it has in truth; its shape is what is painted.
     """
     import torch
-    from wren.formats import read
-    from wren.training.checkpoints import load_checkpoint
+
     from wren.objectives import MAE, SSAST
+    from wren.training.checkpoints import load_checkpoint
     encoder, identity = clip.encoder, clip.identity()
-    if clip.hears_waves or clip.source in PRESETS:
-        return None
-    state = (load_checkpoint(clip.run) or {}).get("objective", {}) if clip.run else \
-        read(clip.source, args.format).heads.get("objective", {})
+    state = (load_checkpoint(clip.run) or {}) if clip.run else encoder.heads
+    state = {} if clip.hears_waves else state.get("objective", {})
     if "reconstruct.0.weight" in state and identity.get("loss") != "nce":
         objective = SSAST(encoder)
     elif "predict.weight" in state and "mask_token" in state:
@@ -213,7 +210,7 @@ def plot_masks(args):
             continue
         masks[kind] = hidden[:, :clip.grid[0]]  # (1, T', F')
     painted, text, about = None, "", {}
-    if trained_with in masks and (guess := reconstruct(clip, masks[trained_with], args)) is not None:
+    if trained_with in masks and (guess := reconstruct(clip, masks[trained_with])) is not None:
         hidden, patches = masks[trained_with][0], clip.encoder.patches(clip.spec, clip.rate)[0]
         about = {"reconstruction_error": float((guess - patches)[hidden].square().mean()),
                  "error_of_visible_mean": float((patches[~hidden].mean() - patches)[hidden].square().mean())}
@@ -227,9 +224,7 @@ def plot_masks(args):
 
     def draw(width):
         count = 1 + len(masks) + (painted is not None)
-        down, across = figures.grid_of(count, width)
-        figure, body = figures.page(width, 1.15 * down, caption)
-        axes = figures.axes_of(body, count, across, sharex=True, sharey=True)
+        figure, axes = figures.panels(width, count, 1.15, caption, sharex=True, sharey=True)
         for ax, kind in zip(axes, ["the clip", *masks]):
             clip.draw(ax)
             ax.set_title(kind)

@@ -56,18 +56,19 @@ def page(width, height, caption, handles=()):
     return figure, body
 
 
-def grid_of(panels, width):
-    """(rows, columns) for a number of panels: on a full page three or four columns, whichever leaves fewer holes."""
-    columns = min(panels, 2 if width < 5 else min(4, 3, key=lambda n: -panels % n))
-    return -(-panels // columns), columns
+def across(count, width):
+    """How many of so many panels stand side by side: on a full page three or four, whichever leaves fewer holes."""
+    return min(count, 2 if width < 5 else min(4, 3, key=lambda n: -count % n))
 
 
-def axes_of(body, panels, columns, **kwargs):
-    """The axes of a number of panels, row by row."""
-    axes = list(body.subplots(-(-panels // columns), columns, squeeze=False, **kwargs).flat)
-    for ax in axes[panels:]:
+def panels(width, count, height, caption, handles=(), **kwargs):
+    """(figure, axes of panels of `height` inches, row by row): a `page` of equal panels."""
+    columns = across(count, width)
+    figure, body = page(width, height * -(-count // columns), caption, handles)
+    axes = list(body.subplots(-(-count // columns), columns, squeeze=False, **kwargs).flat)
+    for ax in axes[count:]:
         ax.remove()
-    return axes[:panels]
+    return figure, axes[:count]
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ Both are float16 and memory-mapped. A folder of the cache is named by a hash of 
 weights and front end, the rows and the size and time of their files, the set of layers.
 """
 import hashlib
+import json
 import os
 import shutil
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ from wren.nets.spectrograms import KaldiFbank, without_mean
 from model import fingerprint
 from wren.recipes import EncoderConfig
 
-VERSION = 2  # of the cache's files; part of their key
+VERSION = 3  # of the cache's files; part of their key
 
 
 # ------------------------------------------------------------------------------------------------------ the pass
@@ -41,18 +42,20 @@ class EveryClip(InOrder):
                             "table") from None
 
 
-def batches(split, config, device="cpu", batch_size=32, workers=0):
-    """Clips of a split in order, a batch as `in_order` takes it: its parts of one sample rate, [(rows, rate or None,
-    streams, wave (B, S), lengths (B,) or None when all are full)], on the device."""
-    pulse = Pulse("embedding", len(split), "clips")
-    for done, batch in enumerate(EveryClip(split, Sampling.of(config), batch_size, workers=workers)):
-        pulse.beat(done * batch_size)
+def batches(split, config, device="cpu", batch_size=32, workers=0, rank=0, world=1, what="embedding"):
+    """Clips of a split in order, or this process's share of them, a batch as `in_order` takes it: its parts of one
+    sample rate, [(rows, rate or None, streams, wave (B, S), lengths (B,) or None when all are full)], on the device."""
+    unit = "windows" if split.files else "clips"
+    pulse, done = Pulse(what, -(-len(split) // world), unit, speaks=rank == 0), 0
+    for batch in EveryClip(split, Sampling.of(config), batch_size, rank=rank, world=world, workers=workers):
+        pulse.beat(done)
         out = []
         for part in batch.get("parts", [batch]):
             streams = {name: x.to(device) for name, x in part.get("streams", {}).items()}
             full = bool((part["lengths"] == part["wave"].shape[1]).all())
             out.append((part["index"].tolist(), part.get("rate"), streams, part["wave"].to(device),
                         None if full else part["lengths"].to(device)))
+            done += len(part["wave"])
         yield out
 
 
@@ -164,34 +167,25 @@ class Embeddings:
         return self.clips[:, -(last or self.clips.shape[1]):].reshape(len(self.clips), -1)
 
 
-class _Growing:
-    """An .npy file of float16 rows whose number is known when the last one is written."""
+class _Rows:
+    """A file of float16 rows; their shape is in its name's .json when all are written."""
 
     def __init__(self, path):
-        self.file, self.rows, self.shape = open(path, "wb+"), 0, None
+        self.path, self.file, self.count, self.shape = path, open(path, "wb"), 0, ()
 
     def append(self, rows):
-        rows = np.ascontiguousarray(rows, dtype=np.float16)
+        rows = np.ascontiguousarray(rows.float().cpu().numpy(), dtype=np.float16)
         if not np.isfinite(rows).all():
             raise UserError("the encoder gives embeddings that are not finite (or beyond float16, 65504): is the "
                             "checkpoint whole, and was it loaded with the right --format?")
-        if self.shape is None:
-            self.shape = rows.shape[1:]
-            self._header()
         self.file.write(rows.data)
-        self.rows += len(rows)
-
-    def _header(self):
-        # NumPy leaves room in the header for the first axis to grow to any length
-        np.lib.format.write_array_header_1_0(self.file, {"descr": "<f2", "fortran_order": False,
-                                                         "shape": (self.rows, *self.shape)})
+        self.count, self.shape = self.count + len(rows), rows.shape[1:]
 
     def close(self):
-        self.file.seek(0)
-        self._header()
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
+        self.path.with_suffix(".json").write_text(json.dumps([self.count, *self.shape]))
 
 
 def rows_hash(split):
@@ -216,7 +210,7 @@ def embed_split(encoders, split, folder, *, depth=None, layers=False, tokens=Fal
     for name, encoder in encoders.items():
         key = hashlib.sha256(f"{VERSION} {fingerprint(encoder)} {rows} {depth} {layers}".encode()).hexdigest()[:24]
         places[name] = place = Path(folder) / key
-        wanted = "tokens.npy" if tokens and hasattr(encoder, "embed") else "clips.npy"
+        wanted = "tokens.json" if tokens and hasattr(encoder, "embed") else "clips.json"
         if not (place / wanted).exists():
             missing[place] = encoder.to(device)  # two of the same are computed once
     for config, alike in hearing_alike(missing):
@@ -233,33 +227,32 @@ def _write(missing, read, depth, layers, tokens):
             temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             temporary.mkdir(parents=True, exist_ok=True)
-            files = ["clips.npy", "tokens.npy"] if tokens and hasattr(encoder, "embed") else ["clips.npy"]
-            writers.append((place, temporary, encoder, [_Growing(temporary / file) for file in files], [0]))
+            names = ["clips", "tokens"] if tokens and hasattr(encoder, "embed") else ["clips"]
+            writers.append((place, temporary, encoder, [_Rows(temporary / f"{name}.f16") for name in names], [0]))
         for batch in read:
             for _, _, encoder, files, offsets in writers:
                 def described(rate, streams, wave, lengths):
                     clips, tokens = describe(encoder, wave, lengths, depth, layers, rate, streams)
                     return zip(clips, tokens or [None] * len(clips))
                 clips, tokens_of = zip(*in_order(batch, described))
-                for file, rows in zip(files, (clips, tokens_of)):
-                    file.append((torch.stack if file is files[0] else torch.cat)(rows).float().cpu().numpy())
+                files[0].append(torch.stack(clips))
                 if len(files) > 1:
+                    files[1].append(torch.cat(tokens_of))
                     offsets.extend(offsets[-1] + np.cumsum([len(rows) for rows in tokens_of]))
         for place, temporary, _, files, offsets in writers:
             for file in files:
                 file.close()
-            if len(files) > 1:
-                np.save(temporary / "offsets.npy", np.array(offsets, dtype=np.int64))
+            np.save(temporary / "offsets.npy", np.array(offsets, dtype=np.int64))
             shutil.rmtree(place, ignore_errors=True)  # one without tokens
             try:
                 os.rename(temporary, place)
             except OSError:  # another process was faster
-                if not (place / "clips.npy").exists():
+                if not (place / "clips.json").exists():
                     raise
 
 
 def _open(place):
     """The folder's arrays, memory-mapped."""
-    found = {name: np.load(place / f"{name}.npy", mmap_mode="r") if (place / f"{name}.npy").exists() else None
-             for name in ("clips", "tokens", "offsets")}
-    return Embeddings(**found, key=place.name)
+    arrays = {path.stem: np.memmap(path.with_suffix(".f16"), np.float16, "r", shape=tuple(json.loads(path.read_text())))
+              for path in place.glob("*.json")}
+    return Embeddings(**arrays, offsets=np.load(place / "offsets.npy"), key=place.name)

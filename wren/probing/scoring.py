@@ -5,10 +5,9 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
-from wren.cli import Pulse
+from wren.nets.lengths import valid_until
 from wren.probing import metrics
-from wren.sound import loading
-from wren.tasks.batches import InOrder
+from wren.probing.embeddings import batches
 
 BATCH = 32  # clips a forward pass
 GAP = 0.2  # seconds: frames of a class at most this far apart are one event
@@ -49,34 +48,24 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
     """Scores (n, C) float64 of every row of a split and, if asked for, frame scores (n, T', C) float32; each process
     does its share, all have the result."""
     model.eval()
-    config = model.encoder.config
-    loader = InOrder(split, loading.Sampling.of(config), BATCH, rank=procs.rank, world=procs.world, workers=workers)
-    rows, clip, frame, done = [], [], [], 0
-    pulse = Pulse("scoring", ceil(len(split) / procs.world), "windows" if split.files else "clips", 0, procs.main)
-    for batch in loading.parts(loader):
-        wave, lengths = batch["wave"].to(procs.device), batch["lengths"]
-        lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(procs.device)
-        streams = {name: x.to(procs.device) for name, x in batch.get("streams", {}).items()}
-        with autocast():
-            logits, frame_logits, columns = model(wave, lengths, rate=batch.get("rate"), streams=streams)
-        rows.append(batch["index"].to(procs.device))
-        clip.append(model.probabilities(logits).double())
-        if frames:
-            keep = torch.arange(frame_logits.shape[1], device=wave.device) < columns[:, None]
-            frame.append(model.probabilities(frame_logits) * keep[..., None])
-        done += len(wave)
-        pulse.beat(done)
     scores = torch.zeros(len(split), len(model.labels), dtype=torch.float64, device=procs.device)
-    for index, part in zip(rows, clip):
-        scores[index] = part
-    procs.sum(scores)
+    found, longest = [], 0
+    for batch in batches(split, model.encoder.config, procs.device, BATCH, workers, procs.rank, procs.world, "scoring"):
+        for rows, rate, streams, wave, lengths in batch:
+            with autocast():
+                logits, frame_logits, columns = model(wave, lengths, rate=rate, streams=streams)
+            scores[rows] = model.probabilities(logits).double()
+            if frames:
+                keep = valid_until(columns, frame_logits.shape[1])
+                found.append((rows, model.probabilities(frame_logits) * keep[..., None]))
+                longest = max(longest, frame_logits.shape[1])
+    scores = procs.sum(scores).cpu().numpy()
     if not frames:
-        return scores.cpu().numpy(), None
-    longest = int(procs.largest(max((f.shape[1] for f in frame), default=0)))
-    out = torch.zeros(len(split), longest, len(model.labels), device=procs.device)
-    for index, part in zip(rows, frame):
-        out[index, :part.shape[1]] = part
-    return scores.cpu().numpy(), procs.sum(out).cpu().numpy()
+        return scores, None
+    out = torch.zeros(len(split), int(procs.largest(longest)), len(model.labels), device=procs.device)
+    for rows, part in found:
+        out[rows, :part.shape[1]] = part
+    return scores, procs.sum(out).cpu().numpy()
 
 
 def metric_of(name, scores, targets):

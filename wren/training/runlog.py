@@ -1,15 +1,14 @@
 """What a run writes down: log.jsonl, rates, memory, and from which code and on which device it came."""
 import json
-import os
 import resource
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from wren.cli import UserError
+from wren.cli import UserError, write_text
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "V100": 125}  # dense, bf16 or fp16
 
@@ -20,17 +19,11 @@ class Log:
     def __init__(self, path, from_step=0, tensorboard=False):
         self.path = Path(path)
         rows = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:  # a line cut by a kill
-                    continue
-                if row.get("step", 0) <= from_step:
-                    rows.append(line)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{r}\n" for r in rows))
-        os.replace(temporary, self.path)
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            with suppress(ValueError):  # a line cut by a kill
+                if json.loads(line).get("step", 0) <= from_step:
+                    rows.append(f"{line}\n")
+        write_text(self.path, "".join(rows))
         self.file = open(self.path, "a", buffering=1)
         self.board = None
         if tensorboard:
@@ -132,6 +125,4 @@ def commit():
 
 def peak_flops(device):
     """Dense half-precision peak of a known GPU in FLOP/s, else None: a share of an unknown peak is no number."""
-    if device.type != "cuda":
-        return None
     return next((peak * 1e12 for key, peak in PEAK_TFLOPS.items() if key in device_name(device)), None)

@@ -165,19 +165,13 @@ class Trial:
         self.bar = cli.Progress(self.steps, trainer.step, self.procs.main)
         self.saver = checkpoints.Saver(self.folder, keep=1)
         self.bad = loading.BadLog(self.folder / "bad.jsonl", machine.max_bad)
-        self.batches = iter(self._loader())
-
-    def _loader(self):
-        """Batches from the step at which the trial is."""
-        s, mask, step = self.settings, self.job.settings.augmentation, self.trainer.step
-        split, labels, config = self.job.task.splits["train"], self.job.task.labels, self.objective.encoder.config
-        frames = None
-        if self.job.settings.model.head != "linear":
-            frames = FrameTargets(split, labels, self.objective.model.frame_seconds)
-        return LabelledLoader(
-            split, loading.Sampling.of(config), len(labels), s.batch_size, self.seed, first=step * s.batch_size,
-            steps=self.steps - step, rank=self.procs.rank, world=self.procs.world, workers=self.job.machine.workers,
-            mixup=mask.mixup, alpha=mask.alpha, balanced=mask.balanced, frames=frames)
+        split, labels, model = self.job.task.splits["train"], self.job.task.labels, self.objective.model
+        frames = None if model.kind == "linear" else FrameTargets(split, labels, model.frame_seconds)
+        self.batches = iter(LabelledLoader(
+            split, loading.Sampling.of(model.encoder.config), len(labels), s.batch_size, self.seed,
+            first=trainer.step * s.batch_size, steps=self.steps - trainer.step, rank=self.procs.rank,
+            world=self.procs.world, workers=machine.workers, mixup=mask.mixup, alpha=mask.alpha,
+            balanced=mask.balanced, frames=frames))
 
     def _loop(self):
         """Train to the end, or until patience is at an end; False when a signal came."""
@@ -198,7 +192,9 @@ class Trial:
                 entry = meter.entry(trainer.step, len(self.job.task.splits["train"]), trainer.skips)
                 self._judge(epoch, entry)
             if epoch or stopping:
-                self._save()
+                state = trainer.state_dict() | {"curve": self.curve}
+                if self.procs.main and (complaint := self.saver.save(state, trainer.step)):
+                    self.bar.say(complaint)
             if stopping and trainer.step < self.steps:
                 return False
         return True
@@ -223,8 +219,3 @@ class Trial:
         if epoch % max(1, self.epochs // 5) == 0 or self.trainer.step == self.steps:
             self.bar.say(f"  seed {self.seed}  lr {self.lr:<7g} epoch {epoch:>3} of {self.epochs}  loss "
                          f"{entry['loss']:.3f}  validation {value:.3f}  {self.bar.speed}")
-
-    def _save(self):
-        state = self.trainer.state_dict() | {"curve": self.curve}
-        if self.procs.main and (complaint := self.saver.save(state, self.trainer.step)):
-            self.bar.say(complaint)
