@@ -259,7 +259,7 @@ def resume_and_train(settings, objective, train_rows, valid_rows, stop, procs):
     if procs.main:
         for marker in ("DONE", "PREEMPTED"):
             (out / marker).unlink(missing_ok=True)
-        log = runlog.Log(out / "log.jsonl", trainer.step if state else -1, settings.run.tensorboard)
+        log = runlog.Log(out / "log.jsonl", trainer.step if state else -1)
         print(f"{out}: {'resumed at' if state else 'from'} step {trainer.step} to {o.steps}, {len(train_rows)} "
               f"clips, {len(valid_rows)} held out, {config.name}, {procs.world} × {procs.device.type} {trainer.amp}")
         if not state:

@@ -308,7 +308,7 @@ def train_heads(kind, train, targets, valid, truth, test, classes, metric, *, ra
         torch.manual_seed(seed)
         heads = [kind(train.x.shape[1], classes).to(device) for _ in rates]
     optimizer = torch.optim.AdamW([{"params": head.parameters(), "lr": rate} for head, rate in zip(heads, rates)],
-                                  weight_decay=decay, foreach=True)
+                                  weight_decay=decay, fused=True)
     y, best = one_hot(targets, classes).to(device), [(-np.inf, 0, None)] * len(rates)  # value, epoch, weights
     waited, pulse = 0, Pulse(f"training of {kind.__name__}", epochs, "epochs")
     for epoch in range(1, epochs + 1):

@@ -183,17 +183,15 @@ def _check(settings, chosen, config, task):
          f"--resolution {model.resolution}: give seconds, from 0.001 to the window's length"),
         (head == "frames" and config.rate == "any" and config.frontend == "wave",
          "--head frames: a raw wave of any rate has frames as often as its rate says; use --head query"),
-        (mask.patch_drop and config.streams, "--patch-drop: this encoder also hears streams, which may be missing"),
-        (mask.patch_drop and config.features == "ffn", "--patch-drop: this encoder's features are of all its tokens"),
+        (mask.patch_drop and (config.streams or config.features == "ffn"),
+         "--patch-drop: this encoder hears streams, which may be missing, or its features are of all its tokens"),
         (mask.band_mask and config.frontend == "wave", "--band-mask: a raw wave has no bands; use --time-mask"),
         (model.pool != "mean" and not config.specials, f"--pool {model.pool}: this encoder has no special tokens; use "
                                                        "mean"),
         (model.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use "
                                                           "model"),
-        (model.rate == "native" and config.frontend == "wave", "--rate native: a raw-wave encoder hears at its own "
-                                                               "rate"),
-        (model.rate == "native" and config.rate == "any", "--rate native: this encoder takes each recording at its "
-                                                          "own rate already; use model"),
+        (model.rate == "native" and (config.frontend == "wave" or config.rate == "any"),
+         "--rate native: an encoder of raw waves or of any rate has its own way with rates; use model"),
         (model.trainable.isdigit() and not 0 < int(model.trainable) <= config.depth,
          f"--trainable {model.trainable}: this encoder has {config.depth} blocks"),
         (model.trainable == "head" and (model.drop_path or loss.layer_decay != 1),

@@ -108,7 +108,6 @@ class Run:
     checkpoint_activations: bool = flag(False, "less memory, a third more arithmetic", action="store_true")
     timeout: float = flag(300, "longest wait for another process, s", type=cli.positive)
     max_skips: int = flag(10, "non-finite steps in a row that stop the run", type=cli.positive_int)
-    tensorboard: bool = flag(False, "also write TensorBoard events", action="store_true")
 
 
 PARTS = {"data": Data, "augmentation": Augmentation, "encoder": Encoder, "optimisation": Optimisation, "run": Run}

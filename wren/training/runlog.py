@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from wren.cli import UserError, write_text
+from wren.cli import write_text
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "V100": 125}  # dense, bf16 or fp16
 
@@ -16,7 +16,7 @@ PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 1
 class Log:
     """log.jsonl of a run: one row per interval, appended; rows beyond a restored step are dropped."""
 
-    def __init__(self, path, from_step=0, tensorboard=False):
+    def __init__(self, path, from_step=0):
         self.path = Path(path)
         rows = []
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
@@ -25,27 +25,14 @@ class Log:
                     rows.append(f"{line}\n")
         write_text(self.path, "".join(rows))
         self.file = open(self.path, "a", buffering=1)
-        self.board = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError("--tensorboard needs the package: pip install tensorboard") from None
-            self.board = SummaryWriter(self.path.parent, purge_step=from_step)
 
     def write(self, row):
         """row: plain values; floats keep six digits."""
         short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
         self.file.write(json.dumps(short) + "\n")
-        if self.board and "step" in row:
-            for name, value in row.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self.board.add_scalar(name, value, row["step"])
 
     def close(self):
         self.file.close()
-        if self.board:
-            self.board.close()
 
 
 class Meter:
