@@ -78,11 +78,16 @@ def describe(found):
 
 def write(found, out, to, source):
     """Write a checkpoint as ours (with its heads) or in a published layout."""
-    from model import write_atomically
+    from model import Encoder, write_atomically
     if Path(out).suffix not in (".pt", ".pth", ".safetensors", ".onnx"):
         raise UserError(f"{out}: write to a name that ends in .pt, .pth, .safetensors or .onnx")
-    if Path(out).suffix == ".onnx":
-        return write_onnx(found, out, to)
+    if Path(out).suffix == ".onnx":  # from the wave on: (B, samples of the training length) -> clip vectors
+        from wren.formats import onnx
+        if to != "wren":
+            raise UserError(f"{out}: ONNX has no layout {to}; leave --to out")
+        encoder = Encoder(found.config).eval()
+        encoder.load_state_dict(found.state)
+        return onnx.write(encoder, out)
     safetensors = Path(out).suffix == ".safetensors"
     if to == "ssast":
         content = ssast.write(found, source)
@@ -97,17 +102,6 @@ def write(found, out, to, source):
         write_safetensors(tensors, out, about)
     else:
         write_safetensors(content, out)
-
-
-def write_onnx(found, out, to):
-    """Write an encoder from the wave on: (B, samples of the training length) -> clip vectors."""
-    from model import Encoder
-    from wren.formats import onnx
-    if to != "wren":
-        raise UserError(f"{out}: ONNX has no layout {to}; leave --to out")
-    encoder = Encoder(found.config).eval()
-    encoder.load_state_dict(found.state)
-    onnx.write(encoder, out)
 
 
 if __name__ == "__main__":

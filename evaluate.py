@@ -50,8 +50,6 @@ def parse_args(argv=None):
                    "(L-BFGS) and AdamW, each over a grid")
     g.add_argument("--attentive", action="store_true", help="one learned query attends to the patch tokens")
     g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, scores_of to every token")
-    g.add_argument("--finetuned", nargs="+", metavar="RUN", help="also the test scores of models that finetune.py "
-                   "left in these run folders")
     g.add_argument("--shots", type=cli.positive_int, nargs="+", help="few-shot: clips a class, nearest class mean")
     g.add_argument("--draws", type=cli.positive_int, default=20, help="few-shot: random choices of these clips")
     g.add_argument("--k", type=cli.positive_int, nargs="+", default=[10], help="neighbours; of several the best on "
@@ -77,7 +75,7 @@ def parse_args(argv=None):
     args = p.parse_args(argv)
     for name in ("knn", "linear", "attentive", "prototype"):
         setattr(args, name, getattr(args, name) or args.probes == "all")
-    args.knn = args.knn or not any((args.linear, args.attentive, args.prototype, args.shots, args.finetuned))
+    args.knn = args.knn or not any((args.linear, args.attentive, args.prototype, args.shots))
     return args
 
 
@@ -205,6 +203,7 @@ def embed(task, encoders, device, args, layers=None):
 def probe(task, sets, device, args):
     """(result rows, {(probe, encoder): test scores (n, C), one a seed or draw}) of one task."""
     from wren.probing import report
+    from wren.probing.probes import few_shot
     rows, scores_of = [], {}
 
     def add(kind, name, scores, more):
@@ -228,9 +227,9 @@ def probe(task, sets, device, args):
             scores_of["linear", name] = scores_of[best["probe"], name]
             rows.append(best | {"probe": "linear", "choice": {"by": best["probe"][7:]} | best["choice"]})
         for shots in (args.shots or []) if task.kind == "classification" else []:
-            add(f"{shots}-shot", name, few_shot_scores(task, vectors, shots, args), {"choice": {"draws": args.draws}})
-    for name in args.finetuned or []:
-        add("finetune", name, [finetuned_scores(task, name, device, args)], {"choice": {}})
+            scores = few_shot(vectors["train"], task.splits["train"].targets, vectors["test"], len(task.labels), shots,
+                              args.draws, args.seed)
+            add(f"{shots}-shot", name, scores, {"choice": {"draws": args.draws}})
     return rows, scores_of
 
 
@@ -348,36 +347,6 @@ def masked(task, scores):
         scores = scores.copy()
         scores[:, np.bincount(task.splits["train"].targets, minlength=len(task.labels)) == 0] = LOWEST
     return scores
-
-
-def finetuned_scores(task, run, device, args):
-    """Test scores (n, C) of a fine-tuned model, in the order of the task's labels."""
-    from wren.training import heads
-    from wren.probing.embeddings import vectors
-    places = [Path(run), Path(run) / "finetuned.pt", Path(run) / "finetune" / task.name / "finetuned.pt",
-              Path(run) / task.name / "finetuned.pt"]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise UserError(f"--finetuned {run}: no finetuned.pt there for {task.name}; run python finetune.py "
-                        f"--checkpoint {run} --task {task.name}, or name the file")
-    model = heads.load(path)
-    if set(model.labels) != set(task.labels):
-        odd = ", ".join(sorted(set(model.labels) ^ set(task.labels))[:3])
-        raise UserError(f"--finetuned {run}: {path} knows other classes than {task.name} has ({odd} …): name the "
-                        "model of this task")
-    scores = vectors({run: model}, task.splits["test"], device, args.batch_size, args.workers, heads.FineTuned.scores)
-    return scores[run][:, [model.labels.index(label) for label in task.labels]]
-
-
-def few_shot_scores(task, vectors, shots, args):
-    """One-hot "scores" of each draw, so that few-shot rows are judged like all others."""
-    import numpy as np
-
-    from wren.probing.probes import few_shot
-    classes = len(task.labels)
-    chosen = few_shot(vectors["train"], task.splits["train"].targets, vectors["test"], classes, shots, args.draws,
-                      args.seed)
-    return list(np.eye(classes, dtype=np.float32)[chosen])
 
 
 if __name__ == "__main__":

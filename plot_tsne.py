@@ -56,7 +56,6 @@ def parse_args(argv=None):
 
     g = p.add_argument_group("run")
     g.add_argument("--out", default="runs/figures", help="folder of the figures, or a file that ends in .png")
-    g.add_argument("--name", help="file name without suffix (default: tells the figure)")
     g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--batch-size", type=cli.positive_int, default=32, help="clips a forward pass")
     g.add_argument("--workers", type=cli.natural, default=1, help="processes that read audio")
@@ -293,7 +292,7 @@ def main(argv=None):
     out = Path(args.out)
     if out.suffix in (".png", ".pdf"):  # a file, not a folder
         out, name = out.parent, out.stem
-    path = figures.save(draw, out, args.name or name, caption, table, about)
+    path = figures.save(draw, out, name, caption, table, about)
     print(f"{caption}\nwritten to {path}, and beside it .pdf, -column.png, -column.pdf, .csv, .json")
 
 

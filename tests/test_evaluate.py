@@ -8,7 +8,6 @@ import torch
 
 import beans_miniature
 import evaluate
-from wren.training import heads
 from wren.probing import probes
 from wren.probing import report
 from wren.probing import scoring
@@ -257,26 +256,6 @@ def test_low_trains_on_the_low_data_list(runs, judged, tmp_path):
     assert "watkins: 15 clips" in text, "3 of the 12 for training, 6 for validation, 6 for the test"
     whole, text = judged("--checkpoint", runs[0], "--task", "watkins", data=tmp_path)
     assert "watkins: 24 clips" in text and low["results"][0]["n_test"] == whole["results"][0]["n_test"] == 6
-
-
-def test_a_fine_tuned_model_is_judged_by_its_own_head(runs, judged, tiny, tmp_path):
-    task = load_task("individual", root=tiny)
-    torch.manual_seed(0)
-    model = heads.FineTuned(Encoder(PRESETS["ssast-laptop-patch"]), task.labels[::-1], "softmax")
-    with torch.no_grad():
-        model.head.linear.bias[0] = 99  # always the last of the task's labels
-    folder = tmp_path / "tuned" / "finetune" / "individual"
-    folder.mkdir(parents=True)
-    heads.save(model, folder / "finetuned.pt")
-    found, text = judged("--finetuned", tmp_path / "tuned", "--checkpoint", runs[0], "--task", "individual")
-    row = next(r for r in found["results"] if r["probe"] == "finetune")
-    last = len(task.labels) - 1
-    assert row["value"] == pytest.approx((task.splits["test"].targets == last).mean())
-    assert "fine-tuned" in text
-    with pytest.raises(UserError, match="other classes than species"):
-        judged("--finetuned", folder / "finetuned.pt", "--checkpoint", runs[0], "--task", "species")
-    with pytest.raises(UserError, match="no finetuned.pt there for individual; run python finetune.py"):
-        judged("--finetuned", runs[0], "--checkpoint", runs[0], "--task", "individual")
 
 
 def test_two_files_with_one_embedding_raise_an_alarm(runs, judged, tiny, tmp_path):

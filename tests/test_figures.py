@@ -52,7 +52,7 @@ def draw(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Text, "draw", note)
             patch.setattr(figures, "save", lambda draw, *a: save(lambda w: pages.append(draw(w)) or pages[-1], *a))
-            plot_tsne.main([*map(str, arguments), "--out", str(tmp_path / "out"), "--name", "x", "--workers", "0"])
+            plot_tsne.main([*map(str, arguments), "--out", str(tmp_path / "out" / "x.png"), "--workers", "0"])
         out = tmp_path / "out"
         assert sorted(p.name for p in out.iterdir()) == sorted(
             ["x.csv", "x.json", "x.pdf", "x.png", "x-column.pdf", "x-column.png"]), "and no temporary file"

@@ -204,10 +204,10 @@ def test_a_grid_of_learning_rates_trains_each_head_as_if_alone():
 
 def test_more_shots_are_better_and_the_draws_follow_from_the_seed():
     train, y, _, _, test, truth = splits()
-    one, ten, again = (probes.few_shot(train, y, test, 5, n, draws=10) for n in (1, 10, 10))
+    one, ten, again = (np.argmax(probes.few_shot(train, y, test, 5, n, draws=10), 2) for n in (1, 10, 10))
     assert np.array_equal(ten, again) and one.shape == (10, 120)
     assert (ten == truth).mean() > (one == truth).mean() + 0.1
-    assert not np.isin(probes.few_shot(train, y, test, 7, 3, draws=2), (5, 6)).any(), "classes without clips"
+    assert not np.any(np.array(probes.few_shot(train, y, test, 7, 3, draws=2))[..., 5:]), "classes without clips"
 
 
 def test_rows_that_are_equal_in_every_digit_are_found():

@@ -349,15 +349,14 @@ def describe(points, laws, probe):
     text = [f"Score {f'({probe}) ' * bool(probe)}against pre-training clips"]
     if any(p["low"] is not None for p in points) or max(seeds) > 1:
         text.append(f"bars: {bars}")
-    last = {s: [c for c in laws if s in laws[c] and c != LOSS][-1] for s in series}
     if any(about.get("formula") for column in laws.values() for about in column.values()):
         text.append("lines: least squares; shade: their 95 % confidence; stars: the next subset")
     sentences = ["; ".join(text) + "."]
-    for s, column in last.items():
-        about = laws[column][s]
-        if "next" not in about:
+    for s in series:
+        column = [c for c in laws if s in laws[c] and c != LOSS][-1]
+        about, following = laws[column][s], laws[column][s].get("next")
+        if following is None:
             continue
-        following = about["next"]
         law = (f"{about['per_decade']:+.3f} ± {about['per_decade_error']:.3f} a decade" if "per_decade" in about else
                f"towards {about['c']:.3f} ± {about['c_error']:.3f} with exponent {about['alpha']:.2f}")
         low, high = following["run95"]

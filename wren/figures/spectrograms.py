@@ -311,17 +311,16 @@ def find_recording(args, read):
     if args.recording:
         return Path(args.recording)
     called = {stem for table in tables(args.annotations) for stem in stems(table)} if args.annotations else ()
-    for table, events in read:
-        files = dict.fromkeys(e.file for e in events if e.file)
-        for file in sorted(files, key=lambda file: Path(file).stem not in called):  # else in the table's order
-            places = [table.parent / file, Path(args.data) / file, Path(file)]
-            found = next((p for p in places if p.exists()), None)
-            if found is None:
-                raise UserError(f"{table} names {file}, which is neither beside it nor below {args.data}: give the "
-                                "sound with --recording")
-            return found
-    raise UserError(f"{', '.join(str(table) for table, _ in read[:3])} name no recording: give the sound with "
-                    "--recording")
+    named = [(table, e.file) for table, events in read for e in events if e.file]
+    if not named:
+        raise UserError(f"{', '.join(str(table) for table, _ in read[:3])} name no recording: give the sound with "
+                        "--recording")
+    table, file = next((pair for pair in named if Path(pair[1]).stem in called), named[0])
+    found = next((p for p in (table.parent / file, Path(args.data) / file, Path(file)) if p.exists()), None)
+    if found is None:
+        raise UserError(f"{table} names {file}, which is neither beside it nor below {args.data}: give the sound with "
+                        "--recording")
+    return found
 
 
 def is_of(event, table, path, alone):

@@ -67,24 +67,24 @@ def in_order(batch, function):
     return [found[row] for row in sorted(found)]
 
 
-def hearing_alike(models):
-    """{name: model} in groups that hear a clip alike, and so can share a pass over the audio: (config, group)."""
+def hearing_alike(encoders):
+    """{name: encoder} in groups that hear a clip alike, and so can share a pass over the audio: (config, group)."""
     groups = {}
-    for name, model in models.items():
-        config = getattr(model, "encoder", model).config
-        groups.setdefault((config.rate, config.sample_rate, config.streams), (config, {}))[1][name] = model
+    for name, encoder in encoders.items():
+        c = encoder.config
+        groups.setdefault((c.rate, c.sample_rate, c.streams), (c, {}))[1][name] = encoder
     return groups.values()
 
 
 @torch.inference_mode()
-def vectors(models, split, device="cpu", batch_size=32, workers=0, call=torch.nn.Module.__call__):
-    """{name: model} -> {name: float32 array (n, D)} of a split's clips: call(model, wave (B, S), lengths (B,))."""
-    out = {name: [] for name in models}
-    for config, alike in hearing_alike(models):
+def vectors(encoders, split, device="cpu", batch_size=32, workers=0):
+    """{name: encoder} -> {name: float32 array (n, D)} of a split's clips."""
+    out = {name: [] for name in encoders}
+    for config, alike in hearing_alike(encoders):
         for batch in batches(split, config, device, batch_size, workers):
-            for name, model in alike.items():
-                out[name] += in_order(batch, lambda rate, streams, *clips: call(
-                    model.to(device), *clips, rate=rate, streams=streams).float().cpu().numpy())
+            for name, encoder in alike.items():
+                out[name] += in_order(batch, lambda rate, streams, *clips: encoder.to(device)(
+                    *clips, rate=rate, streams=streams).float().cpu().numpy())
     return {name: np.stack(rows) for name, rows in out.items()}
 
 

@@ -204,11 +204,14 @@ def scaled(train, *others):
 def ridge(train, targets, valid, truth, test, classes, metric, penalties=PENALTIES):
     """scikit-learn's ridge regression onto one-hot targets of standardised features; alpha is n times a penalty, the
     best on validation."""
+    from scipy.linalg import LinAlgWarning
     from sklearn.linear_model import Ridge
     train, valid, test = scaled(train, valid, test)
     y, fits = one_hot(targets, classes).numpy(), []
     for penalty in penalties:
-        model = Ridge(alpha=len(train) * penalty, solver="cholesky").fit(train, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LinAlgWarning)  # of small penalties and wide features: validation decides
+            model = Ridge(alpha=len(train) * penalty, solver="cholesky").fit(train, y)
         fits.append(Scored(model.predict(valid), model.predict(test), {"penalty": penalty}))
     return max(fits, key=lambda fit: metric(fit.valid, truth))
 
@@ -347,22 +350,19 @@ def _scores(heads, data, batch_size, targets):
 # ------------------------------------------------------------------------------------------- few clips, and none
 
 def few_shot(train, targets, test, classes, shots, draws=20, seed=0):
-    """Nearest class mean of `shots` random training clips a class, `draws` times -> predicted labels (draws, m).
+    """Nearest class mean of `shots` random training clips a class, `draws` times -> [one-hot scores (m, C)], one a
+    draw.
 
     Cosine between standardised features (statistics of all training clips, which need no labels) and the mean of the
     normalised clips of each class; classes with fewer clips give all they have.
     """
-    mean, deviation = standardiser(train)
-    train, test = (F.normalize(Vectors(x, mean, deviation).batch(slice(None))[0], dim=1) for x in (train, test))
-    rng, out = np.random.default_rng([seed, shots]), np.empty((draws, len(test)), np.int64)
-    members = [np.flatnonzero(targets == c) for c in range(classes)]
-    for draw in range(draws):
-        centres = torch.full((classes, train.shape[1]), float("nan"))
-        for c, rows in enumerate(members):
-            if len(rows):
-                centres[c] = train[rng.permutation(rows)[:shots]].mean(0)
-        similarity = test @ F.normalize(centres, dim=1).T
-        out[draw] = similarity.nan_to_num(-2).argmax(1).numpy()  # a class without clips is never chosen
+    train, test = (F.normalize(torch.from_numpy(x), dim=1) for x in scaled(train, test))
+    rng, known = np.random.default_rng([seed, shots]), np.unique(targets)
+    members, out = [np.flatnonzero(targets == c) for c in known], []
+    for _ in range(draws):
+        centres = torch.stack([train[rng.permutation(rows)[:shots]].mean(0) for rows in members])
+        best = (test @ F.normalize(centres, dim=1).T).argmax(1).numpy()
+        out.append(np.eye(classes, dtype=np.float32)[known[best]])
     return out
 
 

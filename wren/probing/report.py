@@ -11,8 +11,8 @@ from wren.probing import scoring
 from wren.probing.metrics import MIN_GROUPS, interval, segment_f1
 from wren.probing.probes import duplicates, knn_probe, ridge
 
-PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive", "prototype": "prototype",
-          "finetune": "fine-tuned"}  # in the order of tables; few-shot rows follow
+PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive",
+          "prototype": "prototype"}  # in the order of tables; few-shot rows follow
 METRICS = {"accuracy": "accuracy", "map": "mAP"}
 RANKING = {"cmap": "cmAP", "auroc": "AUROC", "event_f1": "event F1 (IoU 0.3)", "onset_f1": "onset F1 (0.2 s)",
            "segment_f1": "segment F1 (1 s)"}
