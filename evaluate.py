@@ -34,8 +34,8 @@ def parse_args(argv=None):
     g.add_argument("--fit", metavar="TASK", help="take the training and validation clips from this task, which has the "
                    "same labels, and only the test clips from --task")
     g.add_argument("--pool", choices=(*CHOICES["pool"], "all"), help="clip vectors (default: the checkpoint's); "
-                   "foreground: tokens weighted by how far they rise above the background; all: the checkpoint's and, "
-                   "in a table of their own, all that fit, by kNN and with --linear ridge on validation")
+                   "all: the checkpoint's and, in a table of their own, all that fit, by kNN and with --linear ridge "
+                   "on validation")
     g.add_argument("--inputs", choices=("all", "sound", "streams"), help="of an encoder that knows streams: sound and "
                    "streams, or one of them (default: all)")
     g.add_argument("--low", action="store_true", help="train on BEANS's low-data lists (train-low)")

@@ -47,9 +47,8 @@ def parse_args(argv=None):
                         "special tokens, then patches; 0 beyond the end")
     g.add_argument("--layers", type=cli.positive_int, nargs="+", metavar="N", help="outputs of these blocks, side by "
                    "side; each costs a pass as far as it (default: the last)")
-    g.add_argument("--pool", choices=CHOICES["pool"], help="clip vector from patch tokens "
-                   "(foreground: from those that rise above the background), special tokens or both (default: the "
-                   "encoder's own)")
+    g.add_argument("--pool", choices=CHOICES["pool"], help="clip vector from patch tokens (rows: each "
+                   "frequency row apart), special tokens or both (default: the encoder's own)")
     g.add_argument("--store", action="store_true", help="one array for all recordings, OUT/embeddings.npy")
     g.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the arrays")
 

@@ -203,10 +203,7 @@ class Encoder(nn.Module):
         columns = layout.valid_columns(windows.extent)
         columns = torch.full((x.shape[0],), x.shape[1], device=x.device) if columns is None else columns
         valid = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device) if valid is None else valid
-        weights = None
-        if c.pool == "foreground":
-            weights = foreground_weights(self.patches(windows.spec, rate, windows.streams), len(c.streams))
-        return Encoded(windows, tokens, valid, columns, weights)
+        return Encoded(windows, tokens, valid, columns)
 
     def frames(self, wave, lengths=None, depth=None, rate=None, streams=None):
         """wave (B, S) of any length -> (B, T', D): patch tokens averaged over frequency, one each stride × hop s, 0
@@ -257,9 +254,9 @@ def check_batch(wave, lengths):
 def clip_vectors(encoded, config):
     """What `Encoder.encode_windows` returns -> clip vectors (B, D').
 
-    The mean of a clip's valid patch tokens (config.pool "mean", "foreground" with weights), of its special tokens
-    ("specials"), windows weighted by their columns, or ("both") these and then those. Each stream's tokens are averaged
-    apart, and follow the sound's (0 where it is missing). "rows": see `row_statistics`.
+    The mean of a clip's valid patch tokens (config.pool "mean"), of its special tokens ("specials"), windows weighted
+    by their columns, or ("both") these and then those. Each stream's tokens are averaged apart, and follow the sound's
+    (0 where it is missing). "rows": see `row_statistics`.
     """
     windows, parts = encoded.windows, []
     if config.pool == "rows":
@@ -268,8 +265,7 @@ def clip_vectors(encoded, config):
         part = encoded.columns.to(encoded.tokens.dtype)[:, None]  # what a window counts for
         parts.append(windows.total(encoded.specials.mean(1) * part) / windows.total(part))
     if config.pool != "specials":
-        weight = encoded.valid if encoded.weights is None else encoded.valid * encoded.weights
-        weight, streams = weight.to(encoded.tokens.dtype), len(config.streams)
+        weight, streams = encoded.valid.to(encoded.tokens.dtype), len(config.streams)
         groups = [weight.shape[2] - streams, *[1] * streams]  # rows of sound, then a row a stream
         for x, w in zip(encoded.grid.split(groups, 2), weight.split(groups, 2)):
             total = windows.total(w.sum((1, 2)))[:, None].clamp(min=1e-9)
@@ -293,15 +289,6 @@ def row_statistics(encoded, config):
         sound, rest = rows.tensor_split([rows.shape[1] - streams], 1)
         parts.append(torch.cat([F.pad(sound, (0, 0, 0, lacking)), rest], 1).flatten(1))
     return torch.cat(parts, 1)
-
-
-def foreground_weights(pixels, streams=0):
-    """How far each token's sound rises above the background: pixels (B, T', F', P) -> (B, T', F'); a stream's tokens
-    weigh as much as the sound's do on average."""
-    weights = pixels.mean(3).clamp(min=0) + 1e-3
-    if streams:
-        weights[..., -streams:] = weights[..., :-streams].mean((1, 2), keepdim=True)
-    return weights
 
 
 def head_outputs(head, x):

@@ -17,7 +17,7 @@ from wren.cli import DEMO, UserError
 from wren.recipes import PRESETS, RECIPES, SETTINGS
 from wren.recipes.arithmetic import forward_flops
 from wren.recipes.flags import add_fields, add_settings
-from wren.recipes.run import Augmentation, Data, Encoder, Optimisation, Run, scale_of, settings_for, written
+from wren.recipes.run import Augmentation, Data, Encoder, Optimisation, Run, recipe_of, scale_of, settings_for, written
 
 
 def parser(argv=None):
@@ -26,8 +26,9 @@ def parser(argv=None):
     add_fields(p.add_argument_group("augmentation of the wave (off by default; on the device, drawn by each clip's "
                                     "seed)"), Augmentation)
     g = p.add_argument_group("recipe and encoder")
-    g.add_argument("--recipe", choices=RECIPES, default="ssast", metavar="NAME",
-                   help=f"what is learned and how: {', '.join(RECIPES)}")
+    g.add_argument("--recipe", choices=RECIPES, metavar="NAME",
+                   help=f"what is learned and how: {', '.join(RECIPES)} (default: {recipe_of('laptop')}, or at paper "
+                        f"scale {recipe_of('paper')})")
     g.add_argument("--scale", choices=("laptop", "paper"), help="column of the recipe (default: paper when --subset "
                                                                 "names one of the paper's sizes, else laptop)")
     g.add_argument("--paper", action="store_true", help="print both columns of the recipe and leave")
@@ -44,7 +45,8 @@ def parse_args(argv=None):
     """(Settings of the run, "paper" or "meta" where only that is to be printed)."""
     given = {name: tuple(value) if isinstance(value, list) else value
              for name, value in vars(parser(argv).parse_args(argv)).items() if value is not None}
-    recipe, scale = given.pop("recipe"), given.pop("scale", None)
+    scale = given.pop("scale", scale_of(given.get("subset")))
+    recipe = given.pop("recipe", recipe_of(scale))
     only = [name for name in ("paper", "meta") if given.pop(name)]
     return settings_for(recipe, scale, given), only[0] if only else None
 
@@ -52,14 +54,14 @@ def parse_args(argv=None):
 def recipe_in_words(argv):
     """The settings of the recipe on the command line, for --help."""
     p = cli.Parser("", prog="pretrain.py", add_help=False)
-    p.add_argument("--recipe", default="ssast")
-    for flag in ("--scale", "--subset"):
+    for flag in ("--recipe", "--scale", "--subset"):
         p.add_argument(flag)
     args = p.parse_known_args(argv)[0]
     scale = args.scale or scale_of(args.subset)
-    settings = RECIPES.get(args.recipe, {}).get(scale, {})
+    recipe = args.recipe or recipe_of(scale)
+    settings = RECIPES.get(recipe, {}).get(scale, {})
     text = "  ".join(f"{key.replace('_', '-')} {written(value)}" for key, value in settings.items() if key != "differs")
-    return (f"what is not given is set by the recipe, here {args.recipe}, {scale}:\n"
+    return (f"what is not given is set by the recipe, here {recipe}, {scale}:\n"
             + textwrap.fill(text, 118, break_on_hyphens=False))
 
 
@@ -184,7 +186,7 @@ def describe(scores, what="held-out "):
     if "accuracy" not in scores:
         text += f"  spread {scores['spread']:.3f}"
     if "accuracy" in scores:
-        text += (f"  masked-patch accuracy {scores['accuracy']:.1%} "
+        text += (f"  accuracy {scores['accuracy']:.1%} "
                  f"({scores['accuracy'] / scores['chance']:.1f} × chance)")
     return text
 

@@ -455,7 +455,7 @@ def test_torch_hub_loads_presets_and_files_from_a_checkout_without_pythonpath(tm
                          f"for name in ('dasheng-laptop', 'encoder.pt'):\n"
                          f"    encoder = torch.hub.load({str(ROOT)!r}, 'load_encoder', name, source='local')\n"
                          f"    print(encoder.config.name, tuple(encoder(torch.zeros(1, 16000)).shape))")
-    assert said.splitlines() == ["dasheng-laptop (1, 256)", "ssast-tiny-patch (1, 192)"]
+    assert said.splitlines() == ["dasheng-laptop (1, 512)", "ssast-tiny-patch (1, 192)"]
 
 
 # ----------------------------------------------------------------------------------------------- round trips
@@ -592,7 +592,7 @@ def test_a_clip_alone_equals_the_same_clip_in_a_padded_batch(name, pad):
 def test_dasheng_splits_long_clips_by_tokens_at_its_training_length(extra):
     """Frames over one training length: one to three of them fill no token; positions start anew in each chunk."""
     torch.manual_seed(0)
-    encoder = Encoder(replace(PRESETS["dasheng-laptop"], frames=1008, depth=1, pad="published")).eval()
+    encoder = Encoder(replace(PRESETS["dasheng-laptop"], frames=1008, depth=1, pad="published", pool="mean")).eval()
     wave = 0.1 * torch.randn(1, (1008 + extra - 1) * 160)
     spec = encoder.frontend(wave)
     assert spec.shape[2] == 1008 + extra

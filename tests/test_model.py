@@ -8,7 +8,7 @@ import torchaudio
 import model
 from wren import formats
 from wren.cli import UserError
-from wren.nets.spectrograms import LOG_FLOOR, KaldiFbank, foreground, mel_filters
+from wren.nets.spectrograms import LOG_FLOOR, KaldiFbank, mel_filters
 from wren.nets.wave import conv_time
 from model import Encoder, load_encoder, save_encoder
 from wren.recipes import PRESETS, EncoderConfig
@@ -42,15 +42,6 @@ def float64_fbank(wave, config):
 
 
 # ------------------------------------------------------------------------------------------------------ front end
-
-def test_the_background_is_the_median_of_the_frames_that_count():
-    spec = noise(3, 5, 40)
-    beyond = torch.arange(40) >= torch.tensor([40, 7, 1])[:, None, None]
-    for i, n in enumerate((40, 7, 1)):
-        wanted = (spec[i, :, :n] - spec[i, :, :n].median(1, keepdim=True).values - 0.05).clamp(min=0)
-        assert torch.equal(foreground(spec, 0.05, beyond)[i, :, :n], wanted)
-    assert torch.equal(foreground(spec, 0.05), foreground(spec, 0.05, torch.zeros(3, 1, 40, dtype=torch.bool)))
-
 
 @pytest.mark.parametrize("window", [0.025, 0.050])
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
@@ -284,7 +275,7 @@ def test_every_preset_builds_and_embeds(name):
     if PRESETS[name].positions != "conv":  # those are no table
         assert encoder.positions.table.shape[:2] == PRESETS[name].grid
     if "tiny" in name or "laptop" in name:
-        assert load_encoder(name)(noise(1, 20000)).shape == (1, PRESETS[name].dim)
+        assert load_encoder(name)(noise(1, 20000)).shape == (1, PRESETS[name].width)
 
 
 def test_published_sizes_have_the_published_numbers_of_parameters():

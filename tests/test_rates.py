@@ -21,7 +21,7 @@ from wren.cli import UserError
 from wren.nets.positions import physical_positions
 from wren.nets.spectrograms import OctaveFbank
 from wren.sound.manifest import build
-from model import Encoder, foreground_weights, load_encoder, save_encoder
+from model import Encoder, load_encoder, save_encoder
 from wren.objectives import ATST, EAT, MAE, SSAST, Animal2Vec
 from wren.recipes import PRESETS, any_rate, octave_band, octave_hertz
 
@@ -97,18 +97,6 @@ def test_a_clip_and_its_decimated_copy_embed_alike():
         rows = encoder.config.at_rate(rate).grid[1]
         patches = [encoder.grid(s, rate=r)[0][:, :, :rows - 1] for r, s in zip((48000, rate), spec)]
         assert torch.nn.functional.cosine_similarity(*(p.flatten() for p in patches), 0) > 0.999
-
-
-def test_foreground_pooling_weighs_tokens_by_their_sound_and_joins_windows():
-    encoder = small(top=16000, frames=208, pool="foreground")
-    x = torch.cat([wave(16000, seconds=2.08), torch.zeros(1, 33280)], 1)  # a sound, then silence
-    spec = encoder.frontend(x[:, :33280])
-    tokens, weights = encoder.tokens(spec)[:, 2:], foreground_weights(encoder.patches(spec)).flatten(1)
-    expected = (tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
-    assert torch.allclose(encoder.embed(x[:, :33280]), expected, atol=1e-5)
-    assert (encoder.embed(x) - expected).norm() < 0.1 * expected.norm()  # the silent window hardly counts
-    with pytest.raises(ValueError, match="needs denoise"):
-        replace(PRESETS["ssast-base-patch"], pool="foreground")
 
 
 def test_a_share_of_the_clips_is_heard_at_lower_rates(corpus):

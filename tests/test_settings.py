@@ -42,7 +42,7 @@ def test_a_term_that_is_added_to_an_objective_is_a_flag_recorded_and_refused_els
     identity = pretrain.parse_args(["--recipe", "dasheng", "--tilt", "0.5"])[0].identity()
     assert identity["tilt"] == 0.5 and settings_for("dasheng").identity()["tilt"] == 0.25
     with pytest.raises(UserError, match="--tilt does not belong to recipe ssast"):
-        pretrain.parse_args(["--tilt", "0.5"])
+        pretrain.parse_args(["--recipe", "ssast", "--tilt", "0.5"])
 
 
 @pytest.mark.parametrize("old, new, keyword, complaint", [

@@ -23,7 +23,8 @@ class InputNorm(nn.BatchNorm1d):
 
 
 class PatchEmbed(nn.Linear):
-    """A linear layer on the pixels of each patch, in PyTorch's default initialisation, as SSAST's.
+    """A linear layer on the pixels of each patch, in PyTorch's default initialisation, as SSAST's, or in that of the
+    blocks where it is Xavier's, as MAE's.
 
     With frontend "octave" the highest row may reach above the Nyquist frequency: in these bands stands a learned value,
     which so is no silence.
@@ -32,6 +33,8 @@ class PatchEmbed(nn.Linear):
     def __init__(self, config):
         super().__init__(config.patch[0] * config.patch[1], config.dim)
         self.config = config
+        if config.init == "xavier":
+            nn.init.xavier_uniform_(self.weight)
         if config.frontend == "octave":
             self.absent = nn.Parameter(torch.full((config.patch[0],), -1.0))
 

@@ -38,7 +38,6 @@ class Encoded:
     tokens: torch.Tensor  # (M, K + T'·F', D), K special tokens first
     valid: torch.Tensor  # bool (M, T', F'): tokens that hold sound, not padding, and no gap of a stream
     columns: torch.Tensor  # int64 (M,): token columns up to the clip's end
-    weights: torch.Tensor | None = None  # (M, T', F') what tokens count for in a mean; None: alike
 
     @property
     def specials(self):

@@ -1,5 +1,4 @@
 """Front ends, chosen where the wave comes in: log-mel as Kaldi's, octaves at any rate, mel in decibels, raw waves."""
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -188,24 +187,6 @@ class MelDb(nn.Module):
 
 # ------------------------------------------------------------------------------------------------- the front end
 
-def foreground(spec, margin, beyond=None):
-    """What rises above the steady background: log-mel spec (B, F, T) -> max(0, spec - median over time - margin).
-
-    A band's median over the clip is its background: wind, hum, insects, and the empty bands above a low sampling rate.
-    beyond (B, 1, T) bool: frames of padding, which do not count.
-    """
-    values, count = spec.detach(), spec.shape[2]
-    if beyond is not None:
-        values, count = values.masked_fill(beyond, float("nan")), (~beyond).sum(2, keepdim=True)
-    # on CPUs NumPy's sort is much faster than torch's median; both sorts put NaN last
-    if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        values = torch.from_numpy(np.sort(values.numpy(), 2))
-    else:
-        values = values.sort(2).values
-    middle = torch.as_tensor((count - 1) // 2, device=spec.device).clamp(min=0).expand(*spec.shape[:2], 1)
-    return (spec - values.gather(2, middle) - margin).clamp_(min=0)
-
-
 SPECTROGRAMS = {"kaldi": KaldiFbank, "octave": OctaveFbank, "mel-db": MelDb}
 
 
@@ -257,8 +238,6 @@ class Frontend(nn.Module):
         """spec (B, F, T), frames (B,) valid or None -> (B, F, T)."""
         valid = valid_until(frames, spec.shape[2])
         beyond = None if valid is None else ~valid[:, None]
-        if c.denoise is not None:
-            spec = foreground(spec, c.denoise, beyond)
         fill = -c.mean / c.scale if c.attends_padding else 0.0
         spec = (spec - c.mean) / c.scale
         if c.absent:

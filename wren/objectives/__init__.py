@@ -4,6 +4,7 @@
     MAE         encode what is visible, reconstruct the rest (Dasheng, Bird-MAE, AudioMAE's encoder)
     EAT         predict a mean teacher's features of hidden patches, and of the clip (data2vec 2.0)
     Animal2Vec  the same on the raw wave
+    Contrast    tell two views of a clip from those of all other clips (SimCLR)
     ATST        agree with a mean teacher on two views of a clip, or with `frames` on what is hidden in both
 
 The loss is a mean over what it counts; `metrics["count"]` says over how many, so that a trainer can weight
@@ -15,12 +16,13 @@ in the class's docstring its help.
 """
 from wren.objectives.atst import ATST
 from wren.objectives.common import MASKS, draw_mask, spread
+from wren.objectives.contrast import Contrast
 from wren.objectives.data2vec import EAT, Animal2Vec
 from wren.objectives.mae import MAE
 from wren.objectives.ssast import SSAST
 from wren.recipes import SETTINGS
 
-__all__ = ["ATST", "Animal2Vec", "EAT", "MAE", "MASKS", "SSAST", "draw_mask", "objective_of", "spread"]
+__all__ = ["ATST", "Animal2Vec", "Contrast", "EAT", "MAE", "MASKS", "SSAST", "draw_mask", "objective_of", "spread"]
 
 
 def objective_of(recipe, encoder, **defaults):

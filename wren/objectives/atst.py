@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from masking import uniform
+from wren.nets.lengths import Windows
 from wren.objectives import views
 from wren.objectives.common import Count, CountOrShare, Masking, Pair, Positive, Share, draw_mask, n_of, spread
 from wren.objectives.teacher import MIXED, MeanTeacher
@@ -15,8 +16,9 @@ from wren.recipes.arithmetic import block_flops, embed_flops
 class ATST(MeanTeacher):
     """ATST-Clip (Li and Li 2022) and, with `frames`, ATST-Frame (Li et al. 2024): two views agree across networks.
 
-    Clip: both views are random `view_seconds` of the clip, mixed with another clip in the log-mel and stretched at
-    random; student heads p = predictor(projector(class token)), teacher heads z = projector(class token):
+    Clip: both views are random `view_seconds` of the clip, mixed with another clip in the log-mel, stretched, shifted
+    in frequency and filtered at random; student heads p = predictor(projector(v)), teacher heads z = projector(v) of
+    the class token v, or, of an encoder that pools rows, of its clip vector:
 
         loss = ½ [(2 - 2 cos(p₁, z₂)) + (2 - 2 cos(p₂, z₁))],   mean over clips
 
@@ -24,6 +26,8 @@ class ATST(MeanTeacher):
     heads and loss act on the hidden frames. Heads have BatchNorm over both views together, the teacher's too (with its
     own statistics). The share mixed in is U(0, mix).
     Deviations: partners come from the loader, not from a memory of 2000; one partner, cut twice, serves both views.
+    `pitch` and `colour` are ours: without them the agreement is about the level of each band, which tells recordings
+    apart, and the encoder learns nothing that helps to recognise an animal in another one (docs/results.md).
 
     Settings:
         frames: learn frames, not clips (set by the recipe)
@@ -32,8 +36,12 @@ class ATST(MeanTeacher):
         span: frames: columns of a span
         view_seconds: length of a view, s
         mix: largest share of another clip
-        stretch: share of time and of frequency that a view takes and stretches (published: 0.6 1.5; the
-            wider, the less it matters at which frequency an animal calls)
+        mix_scale: what is mixed: normalised decibels, as published, or power
+        stretch: share of time and of frequency that a view takes and stretches (published: 0.6 1.5)
+        pitch: largest shift of the frequency axis, a share of its bands, and largest change of its scale
+            (published: 0 0)
+        colour: deviation of a random filter over the bands, dB, and a third of the largest change of level
+            (published: 0)
         canvas: around a stretched view lies 0, as published, or the clip's minimum (on the published
             scale 0 is far from silence)
         head_dim: hidden width of projector and predictor
@@ -42,21 +50,23 @@ class ATST(MeanTeacher):
     """
 
     def __init__(self, encoder, frames: bool = False, masking: Masking = "span", hidden: CountOrShare = 0.5,
-                 span: Count = 5, view_seconds: Positive = 6.0, mix: Share = 0.4, stretch: Pair = (0.6, 1.5),
-                 canvas: Literal["published", "floor"] = "published", head_dim: Count = 4096,
-                 ema: Pair = (0.99, 1.0), ema_steps: Count = 39_100):
+                 span: Count = 5, view_seconds: Positive = 6.0, mix: Share = 0.4,
+                 mix_scale: Literal["published", "power"] = "published", stretch: Pair = (0.6, 1.5),
+                 pitch: Pair = (0.0, 0.0), colour: float = 0.0, canvas: Literal["published", "floor"] = "published",
+                 head_dim: Count = 4096, ema: Pair = (0.99, 1.0), ema_steps: Count = 39_100):
         super().__init__(encoder, ema, ema_steps, "cosine")
-        if not (encoder.config.mask_token if frames else encoder.config.specials):
+        rows = encoder.config.pool == "rows"
+        if not (encoder.config.mask_token if frames else encoder.config.specials or rows):
             raise ValueError(f"it has no {'mask' if frames else 'class'} token")
         if stretch[0] > stretch[1]:
             raise ValueError(f"stretch from {stretch[0]:g} to {stretch[1]:g} runs backwards")
         if encoder.config.rate == "any":
             raise ValueError("its views stretch the frequency axis, which --rate any fixes in hertz")
         self.frames, self.view_seconds, self.mix = frames, view_seconds, mix
-        self.stretch, self.canvas = tuple(stretch), canvas
+        self.mix_scale, self.stretch, self.pitch, self.colour, self.canvas = mix_scale, stretch, pitch, colour, canvas
         self.masking, self.hidden, self.options = masking, hidden, {"span": span} if masking == "span" else {}
         self.takes = MIXED
-        self.projector = head(encoder.config.dim, head_dim, 256)
+        self.projector = head(encoder.config.width if rows and not frames else encoder.config.dim, head_dim, 256)
         self.predictor = head(256, head_dim, 256)
         self.add_teacher(encoder=encoder, projector=self.projector)
 
@@ -75,8 +85,7 @@ class ATST(MeanTeacher):
             if k or not self.frames:
                 if partner is not None and self.mix:
                     spec = self._mixed(spec, partner, partner_lengths, samples, seeds, k)
-                fill = 0.0 if self.canvas == "published" else spec.amin((1, 2), keepdim=True)
-                spec = views.resize_crop(spec, seeds, 54 + k, not self.frames, fill, *self.stretch)
+                spec = self._varied(spec, seeds, k)
             out.append(spec)
         return *out, None if lengths is None else valid
 
@@ -85,28 +94,42 @@ class ATST(MeanTeacher):
         other = self.encoder.frontend(part, None if lengths is None else valid)
         frames = torch.arange(other.shape[2], device=other.device)
         valid = frames < self.encoder.config.n_frames(valid)[:, None]
-        return views.log_mix(spec, other, self.mix * uniform(seeds, 1, 58 + k)[:, 0], valid)
+        nats = views.nats(self.encoder.config) if self.mix_scale == "power" else 1.0
+        share = self.mix * uniform(seeds, 1, 58 + k)[:, 0]
+        return views.log_mix(spec * nats, other * nats, share, valid) / nats
+
+    def _varied(self, spec, seeds, k):
+        """Stretched, shifted and filtered: spec (B, F, T) of view k -> the same shape."""
+        if tuple(self.stretch) != (1, 1):
+            fill = 0.0 if self.canvas == "published" else spec.amin((1, 2), keepdim=True)
+            spec = views.resize_crop(spec, seeds, 54 + k, not self.frames, fill, *self.stretch)
+        if any(self.pitch):
+            spec = views.shift_bands(spec, seeds, 60 + k, *self.pitch)
+        deviation = self.colour / views.DECIBELS / views.nats(self.encoder.config)
+        return views.recolour(spec, seeds, 62 + k, deviation) if self.colour else spec
 
     def agree(self, spec, lengths=None, seeds=None, mask=None):
         """spec (2 B, F, T), view 1 of all clips, then view 2; lengths (B,); mask (B, T', F') -> (loss, metrics)."""
         lengths = None if lengths is None else lengths.repeat(2)
         if self.frames:
             mask = self._frame_mask(spec, lengths, seeds, mask)
-        student = self.encoder.tokens(spec, mask, lengths)
-        with torch.no_grad():
-            teacher = self.teacher["encoder"].tokens(spec, lengths=lengths)
-        hidden = mask.flatten(1) if self.frames else None
-        with torch.autocast(spec.device.type, enabled=False):
-            student_rows, teacher_rows = (x.float()[hidden] if self.frames else x[:, 0].float()
-                                          for x in (student, teacher))
-            prediction = self.predictor(self.projector(student_rows))  # (2 M, 256)
+            tokens = student = self.encoder.tokens(spec, mask, lengths)
             with torch.no_grad():
-                target = self.teacher["projector"](teacher_rows)
+                teacher = self.teacher["encoder"].tokens(spec, lengths=lengths)
+            student, teacher = student[mask.flatten(1)], teacher[mask.flatten(1)]
+        else:
+            tokens, student = clip_vectors(self.encoder, spec, lengths)
+            with torch.no_grad():
+                teacher = clip_vectors(self.teacher["encoder"], spec, lengths)[1]
+        with torch.autocast(spec.device.type, enabled=False):
+            prediction = self.predictor(self.projector(student.float()))  # (2 M, 256)
+            with torch.no_grad():
+                target = self.teacher["projector"](teacher.float())
             swapped = target.roll(len(target) // 2, 0)
             loss = 2 - 2 * F.cosine_similarity(prediction, swapped).mean()
             count = torch.tensor(len(target) // 2, device=spec.device)
-            tokens = student[:, self.encoder.config.specials:]
-            return loss, {"count": count, "loss": loss.detach(), "spread": spread(tokens),
+            return loss, {"count": count, "loss": loss.detach(),
+                          "spread": spread(tokens[:, self.encoder.config.specials:]),
                           "std_student": deviation(prediction), "std_teacher": deviation(target)}
 
     def _frame_mask(self, spec, lengths, seeds, mask):
@@ -126,6 +149,17 @@ class ATST(MeanTeacher):
         heads = sum(2 * p.numel() for part in (self.projector, self.predictor) for p in part.parameters() if p.ndim > 1)
         each = n_of(self.hidden, n) if self.frames else 1
         return 2 * (4 * (n / c.n_tokens * embed_flops(c) + block_flops(c, n + c.specials)) + 3.5 * each * heads)
+
+
+def clip_vectors(encoder, spec, lengths):
+    """spec (B, F, T), lengths (B,) valid samples or None -> tokens (B, K + N, D), and what the heads read of each clip,
+    (B, D'): the statistics of its rows, if that is how the encoder pools, else the class token."""
+    if encoder.config.pool != "rows":
+        tokens = encoder.tokens(spec, lengths=lengths)
+        return tokens, tokens[:, 0]
+    clips = torch.arange(len(spec), device=spec.device)
+    encoded = encoder.encode_windows(Windows(spec, encoder.config.extent(lengths), clips, clips * 0, len(spec)))
+    return encoded.tokens, encoder.pool(encoded)
 
 
 def head(dim, hidden, out):

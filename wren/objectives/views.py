@@ -2,10 +2,33 @@
 
 All are batched, run on the device of their input, and are functions of each clip's seed.
 """
+from math import log
+
 import torch
 import torch.nn.functional as F
 
 from masking import uniform
+
+DECIBELS = 10 / log(10)  # of a natural logarithm of power
+
+
+def nats(config):
+    """The natural logarithm of power that 1 of an encoder's normalised spectrogram stands for."""
+    return config.scale / DECIBELS if config.frontend == "mel-db" else config.scale
+
+
+def crop_frames(spec, frames, longest, shortest, seeds, stream):
+    """A random part of each clip, `shortest` to all of it, at most `longest` frames: spec (B, F, T), frames (B,) valid
+    or None (all) -> (B, F, at most `longest`), 0 beyond its end, and int64 (B,) valid frames."""
+    batch, size = spec.shape[0], min(longest, spec.shape[2])
+    frames = torch.full((batch,), spec.shape[2], device=spec.device) if frames is None else frames
+    draw = uniform(seeds, 2, stream)
+    valid = (frames.clamp(max=size) * (shortest + (1 - shortest) * draw[:, 0])).long().clamp(min=1)
+    start = (draw[:, 1] * (frames - valid + 1)).long()
+    time = torch.arange(size, device=spec.device)
+    index = (start[:, None] + time).clamp(max=spec.shape[2] - 1)
+    part = spec.gather(2, index[:, None].expand(-1, spec.shape[1], -1))
+    return part.masked_fill((time >= valid[:, None])[:, None], 0), valid
 
 
 def crop(wave, lengths, samples, seeds, stream):
@@ -24,13 +47,40 @@ def crop(wave, lengths, samples, seeds, stream):
 
 
 def log_mix(spec, other, share, valid=None):
-    """ATST's log-mixup-exp: log((1 - share) eˣ + share eᵐ), on the scale of the spectrogram, not on power.
+    """ATST's log-mixup-exp: log((1 - share) eˣ + share eᵐ), a mixture of powers where x and m are natural logarithms.
 
     spec, other (B, F, T), share (B,) in [0, 1), valid (B, T) bool: frames of `other` that take part, or None.
     """
     share = share[:, None, None].clamp(min=1e-6)
     mixed = torch.logaddexp(spec + torch.log1p(-share), other + share.log())
     return mixed if valid is None else torch.where(valid[:, None], mixed, spec)
+
+
+def shift_bands(spec, seeds, stream, shift, scale):
+    """Another voice of the same kind: the frequency axis moved and scaled, spec (B, F, T) -> (B, F, T).
+
+    Band f holds what band (1 + U(-scale, scale)) · f + U(-shift, shift) · F held, interpolated linearly; beyond its
+    ends the axis repeats its last band.
+    """
+    f, draw = spec.shape[1], 2 * uniform(seeds, 2, stream) - 1  # (B, 2) in [-1, 1)
+    bands = torch.arange(f, device=spec.device, dtype=torch.float32)
+    source = ((1 + scale * draw[:, :1]) * bands + shift * f * draw[:, 1:]).clamp(0, f - 1)  # (B, F)
+    return (1 - (source[..., None] - bands).abs()).clamp(min=0) @ spec
+
+
+def recolour(spec, seeds, stream, deviation):
+    """Another microphone and distance: a smooth random filter, seven values from the lowest to the highest band, each
+    of `deviation`, and a level of U(-3, 3) deviations. spec (B, F, T), on the scale of a logarithm."""
+    draw = 2 * uniform(seeds, 8, stream) - 1
+    knots = 3 ** 0.5 * draw[:, None, 1:]
+    response = F.interpolate(knots, spec.shape[1], mode="linear", align_corners=True).transpose(1, 2)  # (B, F, 1)
+    return spec + deviation * (response + 3 * draw[:, :1, None])
+
+
+def level(spec, valid):
+    """Log of each clip's mean power: spec (B, F, T), natural logarithm of power, valid bool (B, T) -> (B, 1, 1)."""
+    power = spec.masked_fill(~valid[:, None], float("-inf")).logsumexp((1, 2), keepdim=True)
+    return power - (spec.shape[1] * valid.sum(1)[:, None, None]).log()
 
 
 def resize_crop(spec, seeds, stream, time=True, fill=0.0, low=0.6, high=1.5):

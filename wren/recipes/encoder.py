@@ -10,7 +10,7 @@ CHOICES = {"frontend": ("kaldi", "mel-db", "octave", "wave"), "rate": ("fixed", 
            "inputs": ("all", "sound", "streams"), "pad": ("masked", "published"),
            "positions": ("learned", "fixed", "factorised", "sincos", "conv", "physical"), "norm": ("pre", "post"),
            "init": ("normal", "xavier"),
-           "pool": ("mean", "rows", "foreground", "specials", "both"), "features": ("tokens", "ffn")}
+           "pool": ("mean", "rows", "specials", "both"), "features": ("tokens", "ffn")}
 CONV_POSITIONS = (5, 19)  # layers and kernel of animal2vec's convolutional positions
 
 
@@ -51,7 +51,6 @@ class EncoderConfig:
     n_mels: int = 128
     f_min: float = 20.0  # Hz
     f_max: float = 0.0  # Hz; 0 is the Nyquist frequency
-    denoise: float | None = None  # nats (mel-db: dB) above a band's median over the clip that are background, set to 0
     floor_db: float = 0.0  # mel-db: no value lies further below the loudest one, 0 is no floor
     mean: float = AUDIOSET_MEAN  # (log-mel - mean) / scale is what the encoder sees
     scale: float = 2 * AUDIOSET_STD
@@ -88,8 +87,8 @@ class EncoderConfig:
     drop_path: float = 0.0  # share of clips that skip the last block's halves in training; rises linearly from 0
     # use
     pad: str = "masked"  # masked: padding takes no part; published: as the published code does (nets.spectrograms)
-    # clip vector: mean of patch tokens, or ("foreground") weighted by how far they rise above the background; "rows":
-    # mean and deviation over time of each frequency row; of the special tokens; or "both", specials and mean
+    # clip vector: mean of patch tokens; "rows": mean and deviation over time of each frequency row; mean of the special
+    # tokens; or "both", specials and mean
     pool: str = "mean"
     pool_norm: bool = False  # LayerNorm of the clip vector (timm's AudioMAE)
     features: str = "tokens"  # what is pooled: tokens, or ("ffn") feed-forward outputs averaged over the blocks
@@ -248,9 +247,8 @@ def _conditions(c):
                                                                    f"patch {c.patch}"),
         *((getattr(c, name) in known, f"{name} {getattr(c, name)!r} is none of {', '.join(known)}")
           for name, known in CHOICES.items()),
-        (c.pool in ("mean", "rows", "foreground") or c.specials > 0, f"pool {c.pool!r} needs special tokens"),
+        (c.pool in ("mean", "rows") or c.specials > 0, f"pool {c.pool!r} needs special tokens"),
         (not c.pool_norm or c.pool == "mean" and not c.streams, "pool_norm is of pool 'mean' alone"),
-        (c.pool != "foreground" or c.denoise is not None, "pool 'foreground' needs denoise, which tells it"),
         (bool(c.convs) == (c.frontend == "wave"), "convs belong to frontend 'wave', and it needs them"),
         (c.chunk == 0 or c.chunk >= c.patch[1], f"chunk {c.chunk} is shorter than one patch"),
         (not c.chunk or c.positions in ("sincos", "conv")

@@ -15,12 +15,10 @@ def any_rate(config, top):
     shared = dict(rate="any", positions="physical")
     if config.frontend == "wave":
         return replace(replace(config, **shared).at_rate(top), name=f"{config.name}-any")
-    denoise = 2.0 if config.frontend == "mel-db" and config.denoise else config.denoise  # from dB to nats
     level = dict(mean=AUDIOSET_MEAN, scale=2 * AUDIOSET_STD) if config.frontend == "mel-db" else {}
-    pool = "foreground" if config.pool == "mean" and denoise is not None else config.pool  # else all rows weigh alike
-    return replace(config, **shared, **level, pool=pool, name=f"{config.name}-any", frontend="octave", sample_rate=top,
+    return replace(config, **shared, **level, name=f"{config.name}-any", frontend="octave", sample_rate=top,
                    n_mels=octave_rows(top) * SEMITONES, patch=(SEMITONES, 16), stride=(SEMITONES, 16), window=0.025,
-                   floor_db=0.0, denoise=denoise, input_norm=False, pad="masked")
+                   floor_db=0.0, input_norm=False, pad="masked")
 
 
 def _sizes():
@@ -42,11 +40,17 @@ def _presets():
         table[name] = replace(table[f"ssast-base-{kind}"], name=name, window=0.050, mean=0.0, scale=1.0)
     table["ast-base"] = replace(table["ssast-base-patch"], name="ast-base", stride=(10, 10), pad="published",
                                 pool="specials")
-    # for a laptop: 4 s clips, 64 mel bands, 4 × 25 tokens
+    # ours: whole columns as tokens, positions for any length
+    columns = dict(frames=400, pool="rows", init="xavier")
+    wren = dict(n_mels=64, specials=0, mask_token=False, positions="sincos", position_scale=0.1, patch=(64, 8),
+                stride=(64, 8), **columns)
+    table["wren-base"] = EncoderConfig(name="wren-base", **wren)
+    table["wren-laptop"] = EncoderConfig(name="wren-laptop", **wren, dim=192, depth=4, heads=4)
+    # for a laptop: 4 s clips of 64 mel bands
     for kind, patch in {"patch": (16, 16), "frame": (64, 4)}.items():
         name = f"ssast-laptop-{kind}"
-        table[name] = EncoderConfig(name=name, n_mels=64, denoise=0.5, mean=0.0, scale=1.2, frames=400, patch=patch,
-                                    stride=patch, dim=128, depth=4, heads=4)
+        table[name] = EncoderConfig(name=name, n_mels=64, patch=patch, stride=patch, dim=192, depth=4, heads=4,
+                                    **columns)
     return table | _mel_presets() | _wave_presets()
 
 
@@ -63,31 +67,29 @@ def _mel_presets():
     positions of 1."""
     small, base = dict(dim=384, heads=6), dict(dim=768, heads=12)
     large = dict(dim=1024, depth=24, heads=16)
-    laptop = dict(dim=128, depth=4, heads=4, frames=400, mean=0.0)
-    kaldi_laptop = laptop | dict(n_mels=64, denoise=2.0, scale=1.2)
-    db_laptop = laptop | dict(floor_db=0.0, denoise=8.0, scale=5.0)
+    laptop = dict(dim=256, depth=4, heads=4, frames=400, init="xavier", pool="rows")
+    columns = laptop | dict(n_mels=64, patch=(64, 4), stride=(64, 4))
     table = {}
     mel_db = dict(frontend="mel-db", n_mels=64, patch=(64, 4), stride=(64, 4))
     dasheng = mel_db | dict(window=0.032, f_min=0.0, floor_db=120.0, mean=0.0, scale=1.0, frames=1008, specials=0,
                             mask_token=False, input_norm=True, positions="factorised", init="xavier")
     _sized(table, dasheng, {"dasheng-base": base, "dasheng-0.6b": dict(dim=1280, depth=32, heads=16),
-                            "dasheng-1.2b": dict(dim=1536, depth=40, heads=24),
-                            "dasheng-laptop": db_laptop | dict(dim=256, denoise=4.0)})
+                            "dasheng-1.2b": dict(dim=1536, depth=40, heads=24), "dasheng-laptop": laptop})
     audiomae = dict(specials=1, mask_token=False, positions="fixed", init="xavier")
-    _sized(table, audiomae, {"audiomae-base": base,
-                              "audiomae-laptop": kaldi_laptop | dict(dim=256, denoise=1.0)})
+    _sized(table, audiomae, {"audiomae-base": base, "audiomae-laptop": columns})
     eat = dict(mean=-4.268, scale=2 * 4.569, specials=1, mask_token=False, positions="sincos", norm="post",
                pool="specials")
     _sized(table, eat, {"eat-base": base, "eat-large": large,
-                        "eat-laptop": kaldi_laptop | dict(dim=192, heads=6, init="xavier", position_scale=0.1)})
+                        "eat-laptop": columns | dict(dim=192, heads=6, position_scale=0.1)})
     # ATST scales decibels to [-1, 1]: (dB + 79.6482) / 130.3324 · 2 - 1
     atst = mel_db | dict(window=0.064, f_min=60.0, f_max=7800.0, floor_db=80.0, mean=130.3324 / 2 - 79.6482,
                          scale=130.3324 / 2, frames=1000, qkv_bias=False)
     clip = atst | dict(specials=1, mask_token=False, chunk=600, pool="specials")
     frame = atst | dict(specials=0)
     _sized(table, clip, {"atst-small": small, "atst-base": base,
-                         "atst-laptop": db_laptop | dict(dim=192, heads=6, chunk=0, init="xavier")})
-    _sized(table, frame, {"atst-frame-small": small, "atst-frame-base": base, "atst-frame-laptop": db_laptop})
+                         "atst-laptop": laptop | dict(chunk=0, window=0.032)})
+    _sized(table, frame, {"atst-frame-small": small, "atst-frame-base": base,
+                          "atst-frame-laptop": laptop | dict(window=0.032)})
     return table
 
 

@@ -19,7 +19,7 @@ _SSAST_PAPER = _TRAINING | dict(
     warmup=1000, differs="one mask a clip for both terms, not two; blocks without the sampler's bias, which --masking "
                          "upstream has")
 _SSAST = {"paper": _SSAST_PAPER, "laptop": _LAPTOP | dict(
-    objective="SSAST", preset="ssast-laptop-patch", masking="patch", hidden=0.8, loss="joint", nce_axis="released")}
+    objective="SSAST", preset="ssast-laptop-frame", masking="frame", hidden=0.8, loss="joint", nce_axis="released")}
 _DASHENG = {
     "paper": _TRAINING | dict(
         objective="MAE", preset="dasheng-base", clip_seconds=10.0, masking="group", hidden=0.75, decoder_dim=512,
@@ -56,8 +56,9 @@ _ATST_PAPER = _TRAINING | dict(
     differs="one mixing partner a clip, from the corpus, not from a memory; class token, positions and mask token are "
             "not decayed")
 _ATST_LAPTOP = _LAPTOP | dict(
-    objective="ATST", frames=False, preset="atst-laptop", steps=220, lr=3e-4, view_seconds=2.4, mix=0.4,
-    stretch=(0.9, 1.1), canvas="floor", head_dim=512, ema=(0.99, 1.0))
+    objective="ATST", frames=False, preset="atst-laptop", batch_size=64, steps=600, lr=1e-3, view_seconds=2.0, mix=0.4,
+    mix_scale="power", stretch=(1.0, 1.0), pitch=(0.06, 0.1), colour=4.0, canvas="floor", head_dim=1024,
+    ema=(0.99, 1.0))
 _ATST = {"paper": _ATST_PAPER, "laptop": _ATST_LAPTOP}
 _ATST_FRAME = {
     "paper": _ATST_PAPER | dict(
@@ -66,8 +67,7 @@ _ATST_FRAME = {
         differs=_ATST_PAPER["differs"] + "; hides the 0.50 that the code really hides, not the nominal 0.65, and all "
                                          "frames alike"),
     "laptop": _ATST_LAPTOP | dict(
-        frames=True, preset="atst-frame-laptop", view_seconds=4.0, stretch=(0.6, 1.5), masking="span", hidden=0.5,
-        span=5)}
+        frames=True, preset="atst-frame-laptop", masking="span", hidden=0.5, span=5)}
 _ANIMAL2VEC = {
     "paper": _TRAINING | dict(
         objective="Animal2Vec", preset="animal2vec-large", masking="span", hidden=0.93, span=2, clones=12, noise=0.01,
@@ -80,7 +80,18 @@ _ANIMAL2VEC = {
         masking="span", hidden=0.8, span=5, clones=4, noise=0.01, mix=1.0, target_norm="patch", decoder_dim=128,
         decoder_depth=2, decoder_groups=4, ema=(0.99, 0.999))}
 
+_CONTRAST = {
+    "paper": _TRAINING | dict(
+        objective="Contrast", preset="wren-base", view_seconds=4.0, shortest=0.6, mix=0.15, pitch=(0.06, 0.1),
+        colour=4.0, temperature=0.2, head_dim=4096, batch_size=1024, steps=100_000, lr=1e-3, weight_decay=0.04, warmup=5000,
+        differs="no paper: SimCLR's loss on the views that learn most from real sound (docs/results.md), at base size "
+                "not tried"),
+    "laptop": _LAPTOP | dict(
+        objective="Contrast", preset="wren-laptop", batch_size=64, steps=400, lr=1e-3, view_seconds=2.0, shortest=0.6,
+        mix=0.15, pitch=(0.06, 0.1), colour=4.0, temperature=0.2, head_dim=1024)}
+
 RECIPES = {
+    "contrast": _CONTRAST,
     "ssast": _SSAST,
     # GPM-BT publishes no pre-training settings: SSAST's, with the front end of its fine-tuning code
     "gpm-bt": _SSAST | {"paper": _SSAST_PAPER | dict(preset="gpm-bt-patch")},

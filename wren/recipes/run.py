@@ -143,12 +143,14 @@ class Settings:
         return replace(self, optimisation=replace(o, steps=o.steps or ceil(o.epochs * clips / o.batch_size)))
 
 
-def settings_for(recipe="ssast", scale=None, given=None):
+def settings_for(recipe=None, scale=None, given=None):
     """A recipe at a scale (laptop or paper) and what was `given` instead, {name: value} -> Settings.
 
     UserError: settings that the recipe does not have, that have no effect, or that contradict each other."""
     given = given or {}
-    table = RECIPES[recipe][scale or scale_of(given.get("subset"))]
+    scale = scale or scale_of(given.get("subset"))
+    recipe = recipe or recipe_of(scale)
+    table = RECIPES[recipe][scale]
     objective = table["objective"]
     refuse_idle(recipe, objective, table | given, given)
     terms = {name: given.get(name, table.get(name, None if name == "ema_steps" else setting.default))
@@ -168,6 +170,12 @@ def settings_for(recipe="ssast", scale=None, given=None):
 
 def scale_of(subset):
     return "paper" if subset in PAPER_SUBSETS else "laptop"
+
+
+def recipe_of(scale):
+    """What is learned by default: what learns most from an hour of sound (docs/results.md), or, at the size of its
+    paper, GPM-BT."""
+    return "ssast" if scale == "paper" else "contrast"
 
 
 def _source(given):
