@@ -21,7 +21,7 @@ from wren.recipes import finetuning
 from wren.recipes.flags import name_of
 
 ROOT = Path(__file__).parent.parent
-FAST = ["--batch-size", "4", "--steps", "2", "--warmup", "1", "--valid", "4", "--workers", "0"]
+FAST = ["--recipe", "ssast", "--batch-size", "4", "--steps", "2", "--warmup", "1", "--valid", "4", "--workers", "0"]
 STAGES = ("pretrain.py", "finetune.py", "evaluate.py", "extract.py", "plot_tsne.py", "bench.py", "data.py",
           "convert.py")
 
@@ -102,9 +102,9 @@ def test_a_run_leaves_what_others_need(run):
 
 
 def test_the_paper_column_is_printed_beside_ours(capsys):
-    pretrain.main(["--paper"])
+    pretrain.main(["--recipe", "ssast", "--paper"])
     text = capsys.readouterr().out
-    assert "ssast-base-patch" in text and "ssast-laptop-patch" in text and "400" in text
+    assert "ssast-base-patch" in text and "ssast-laptop-frame" in text and "400" in text
 
 
 def test_the_needs_of_a_billion_parameters_are_printed_without_allocating_them(capsys):
@@ -179,7 +179,7 @@ def test_knn_takes_any_csv_task_in_beans_layout(run, recordings, tmp_path):
     (["--data", "EMPTY"], "no audio files"),
     (["--data", "missing-folder"], "missing-folder"),
     (["--data", "SOUND", "--init", "nothing.pt"], "nothing.pt: no such checkpoint"),
-    (["--data", "SOUND", "--hidden", "900"], "--hidden 900: 900 hidden tokens do not fit a grid of 100"),
+    (["--recipe", "ssast", "--data", "SOUND", "--hidden", "900"], "--hidden 900: 900 hidden tokens do not fit a grid of 100"),
     (["--data", "SOUND", "--clip-seconds", "0.05"], "shorter than one patch"),
     (["--data", "SOUND", "--subset", "4000"], "4000 clips wanted"),
     (["--steps", "0"], "'0' is not a whole number of at least 1"),
@@ -187,7 +187,8 @@ def test_knn_takes_any_csv_task_in_beans_layout(run, recordings, tmp_path):
     (["--preset", "huge"], "invalid choice"),
     (["--stpes", "3"], "unrecognized arguments"),
     (["--steps", "3", "--epochs", "2"], "give one"),
-    (["--data", "SOUND", "--masking", "upstream", "--hidden", "99"], "at most 98 of 100"),
+    (["--recipe", "ssast", "--preset", "ssast-laptop-patch", "--data", "SOUND", "--masking", "upstream", "--hidden",
+      "99"], "at most 98 of 100"),
 ])
 def test_a_users_mistake_is_one_line_with_the_remedy(recordings, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)

@@ -83,7 +83,8 @@ _ANIMAL2VEC = {
 _CONTRAST = {
     "paper": _TRAINING | dict(
         objective="Contrast", preset="wren-base", view_seconds=4.0, shortest=0.6, mix=0.15, pitch=(0.06, 0.1),
-        colour=4.0, temperature=0.2, head_dim=4096, batch_size=1024, steps=100_000, lr=1e-3, weight_decay=0.04, warmup=5000,
+        colour=4.0, temperature=0.2, head_dim=4096, batch_size=1024, steps=100_000, lr=1e-3, weight_decay=0.04,
+        warmup=5000,
         differs="no paper: SimCLR's loss on the views that learn most from real sound (docs/results.md), at base size "
                 "not tried"),
     "laptop": _LAPTOP | dict(
