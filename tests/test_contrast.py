@@ -7,6 +7,7 @@ import torch
 from model import Encoder
 from wren.objectives import Contrast, views
 from wren.recipes import PRESETS
+from wren.recipes.presets import any_rate
 
 SEEDS = torch.arange(6)
 
@@ -83,6 +84,19 @@ def test_what_is_mixed_in_has_the_level_of_the_clip():
     here = torch.ones(2, 100, dtype=torch.bool)
     assert torch.allclose(views.level(view * nats, here), views.level(spec * nats, here), atol=0.2)
     assert (view[0, 40] > 0.5).all() and (view[0, 10] < 1.0).all(), "the shout's tone, at the whisper's level"
+
+
+@pytest.mark.parametrize("rate", [48000, 22050, 8000])
+def test_it_learns_at_any_rate_and_hears_nothing_above_the_nyquist_frequency(rate):
+    torch.manual_seed(0)
+    encoder = Encoder(replace(any_rate(PRESETS["wren-laptop"], 48000), dim=32, depth=1, heads=2))
+    objective, layout = Contrast(encoder, head_dim=32).train(), encoder.config.at_rate(rate)
+    wave = 0.1 * noise(4, rate)
+    loss, metrics = objective(wave, None, torch.arange(4), rate=rate)
+    loss.backward()
+    assert metrics["count"] == 4 and torch.isfinite(loss) and encoder.patch.weight.grad.abs().sum() > 0
+    view, _ = objective.view(encoder.frontend(wave, rate=rate), None, torch.arange(4), 0, layout)
+    assert layout.absent == 0 or not view[:, -layout.absent:].any()
 
 
 def test_it_says_what_it_can_not_learn_from():

@@ -238,7 +238,8 @@ def test_a_partner_for_mixing_has_the_rate_of_its_clip(corpus):
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "any"
-    pretrain.main(["--data", str(corpus / "all.csv"), "--rate", "any", "--clip-seconds", "1.28", "--steps", "4",
+    pretrain.main(["--data", str(corpus / "all.csv"), "--recipe", "ssast", "--rate", "any", "--clip-seconds",
+                   "1.28", "--steps", "4",
                    "--batch-size", "8", "--valid", "3", "--hidden", "0.6", "--workers", "0", "--out", str(out)])
     return out
 
@@ -250,7 +251,8 @@ def test_pre_training_hears_each_recording_at_its_own_rate_and_resumes(trained, 
     assert np.isfinite([row["valid_loss"] for row in rows if "valid_loss" in row]).all()
     (trained / "DONE").unlink()
     before = checkpoints.load_checkpoint(trained)["objective"]["encoder.patch.weight"]
-    pretrain.main(["--data", str(corpus / "all.csv"), "--rate", "any", "--clip-seconds", "1.28", "--steps", "6",
+    pretrain.main(["--data", str(corpus / "all.csv"), "--recipe", "ssast", "--rate", "any", "--clip-seconds",
+                   "1.28", "--steps", "6",
                    "--batch-size", "8", "--valid", "3", "--hidden", "0.6", "--workers", "0", "--out", str(trained),
                    "--extend"])
     assert not torch.equal(checkpoints.load_checkpoint(trained)["objective"]["encoder.patch.weight"], before)
@@ -311,7 +313,8 @@ def test_the_encoder_file_keeps_the_rates(tmp_path):
     (["--recipe", "atst"], "stretch the frequency axis")])
 def test_settings_that_make_no_sense_at_any_rate_are_one_line(corpus, tmp_path, flags, complaint):
     with pytest.raises(UserError, match=complaint):
-        pretrain.main(["--data", str(corpus / "all.csv"), "--rate", "any", "--steps", "2", "--batch-size", "8",
+        pretrain.main(["--data", str(corpus / "all.csv"), "--recipe", "ssast", "--rate", "any", "--steps", "2",
+                       "--batch-size", "8",
                        "--valid", "3", "--workers", "0", "--out", str(tmp_path / "run"), *flags])
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
@@ -415,7 +418,8 @@ def collars(corpus):
 def test_streams_go_through_pre_training_evaluation_and_fine_tuning(collars, tmp_path):
     import evaluate
     run, task = tmp_path / "run", str(collars / "collars")
-    pretrain.main(["--data", str(collars / "collars.csv"), "--rate", "any", "--streams", "motion:50", "--clip-seconds",
+    pretrain.main(["--data", str(collars / "collars.csv"), "--recipe", "ssast", "--rate", "any", "--streams",
+                   "motion:50", "--clip-seconds",
                    "1.28", "--steps", "3", "--batch-size", "8", "--valid", "3", "--hidden", "0.6", "--workers", "0",
                    "--out", str(run)])
     (name, values, mean, scale), = load_encoder(run).config.streams

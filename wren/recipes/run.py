@@ -195,8 +195,9 @@ def refuse_idle(recipe, objective, values, given):
     own = SETTINGS[objective]
     for name in given:
         if name in OBJECTIVES and name not in own:
+            others = [r for r in RECIPES if name in SETTINGS[RECIPES[r]["laptop"]["objective"]]]
             raise UserError(f"{name_of(name)} does not belong to recipe {recipe}, which has "
-                            f"{', '.join(map(name_of, own))}")
+                            f"{', '.join(map(name_of, own))}; --recipe {' or '.join(others)} has it")
         if name in own and own[name].choices and given[name] not in own[name].choices:
             raise UserError(f"{name_of(name)} {given[name]}: recipe {recipe} has {', '.join(own[name].choices)}")
     if "steps" in given and "epochs" in given:
