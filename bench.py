@@ -3,7 +3,7 @@ compared with in the same run.
 
     python bench.py                            all rows, one thread (about three minutes)
     python bench.py --only frontend mask       some of them
-    python bench.py --only step --preset ssast-tiny-patch --batch-size 16 --amp bf16 --compile --device cuda
+    python bench.py --only step --preset ssast-tiny-patch --batch-size 16 --amp bf16 --compile off --device cuda
     torchrun --nproc_per_node=2 bench.py --only train       scaling over processes
 
 A row is a name, a median, its unit, and a ratio to a reference row. The ceiling is a large matrix product on the same
@@ -35,7 +35,7 @@ def parse_args(argv=None):
     g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
                    "fp32 on CPU")
-    g.add_argument("--compile", action="store_true", help="compile each block")
+    g.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="blocks and losses; auto: on a GPU")
     g.add_argument("--threads", type=cli.positive_int, default=1, help="of the CPU")
     g.add_argument("--repeat", type=cli.positive_int, default=5, help="timed runs of each row")
     g.add_argument("--json", metavar="FILE", help="also write the rows to a file")

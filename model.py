@@ -23,11 +23,12 @@ from torch.utils.checkpoint import checkpoint
 
 from wren import formats
 from wren.cli import UserError
-from wren.nets.embeddings import InputNorm, PatchEmbed, StreamEmbed
+from wren.nets.batchnorm import InputNorm
+from wren.nets.embeddings import PatchEmbed, StreamEmbed
 from wren.nets.lengths import Encoded, Windows, cut, cut_along, valid_until
 from wren.nets.positions import POSITIONS, alibi_bias, small_normal
 from wren.nets.spectrograms import Frontend
-from wren.nets.transformer import Block, initialise
+from wren.nets.transformer import Block, initialise, stochastic_depth
 from wren.nets.wave import WaveEmbed
 from wren.recipes import PRESETS, EncoderConfig
 
@@ -58,7 +59,7 @@ class Encoder(nn.Module):
             self.alibi_scale = nn.Parameter(torch.ones(c.heads))
         if c.norm == "post":
             self.token_norm = nn.LayerNorm(c.dim, eps=c.eps)
-        self.blocks = nn.ModuleList(Block(c, c.drop_path * i / max(1, c.depth - 1)) for i in range(c.depth))
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.dim, eps=c.eps) if c.norm == "pre" and c.final_norm else nn.Identity()
         self.pool_norm = nn.LayerNorm(c.dim, eps=c.eps) if c.pool_norm else nn.Identity()
         initialise(self.blocks, c.init)
@@ -120,20 +121,21 @@ class Encoder(nn.Module):
         """Which pixels of a patch hold something: None, all, or (frontend "octave": bands below the Nyquist frequency,
         values of streams) bool (F', P)."""
         valid = self.patch.valid_pixels(self.config.at_rate(rate))
-        return valid if not self.config.streams else torch.cat([valid, self.streams.valid_pixels().to(valid.device)])
+        return valid if not self.config.streams else torch.cat([valid, self.streams.valid_pixels()])
 
     # ---------------------------------------------------------------------------------------------------- the blocks
 
-    def contextual(self, x, valid=None, mask=None, visible_only=False, depth=None, rate=None):
-        """A grid (B, T', F', D) and its valid tokens -> tokens (B, K + N, D); see `tokens`."""
-        return self._run(*self._enter(x, valid, mask, visible_only, rate), depth)[0]
+    def contextual(self, x, valid=None, mask=None, visible_only=False, depth=None, rate=None, most=None):
+        """A grid (B, T', F', D) and its valid tokens -> tokens (B, K + N, D); see `tokens`. most: how many tokens a
+        full clip shows, where that is known, so that a GPU need not be asked."""
+        return self._run(*self._enter(x, valid, mask, visible_only, rate, most), depth)[0]
 
     def ffn_outputs(self, x, valid=None, rate=None):
         """A grid (B, T', F', D) -> the feed-forward output of each block after the prenet, a list of (B, K + N, D):
         what EAT's and animal2vec's teachers are asked for."""
         return self._run(*self._enter(x, valid, None, False, rate), collect=True)[1]
 
-    def _enter(self, x, valid, mask, visible_only, rate):
+    def _enter(self, x, valid, mask, visible_only, rate, most=None):
         """What enters the blocks: tokens (B, K + N, D), and what may be attended (see Attention) or None."""
         c, layout = self.config, self.config.at_rate(rate)
         clones = 1 if mask is None else mask.shape[0] // x.shape[0]
@@ -145,7 +147,7 @@ class Encoder(nn.Module):
         x = self.positions(x, layout, valid, mask if visible_only else None).flatten(1, 2)  # (B, N, D)
         attend = None if valid is None else valid.flatten(1)  # (B, N)
         if visible_only:
-            x, attend, column = visible_tokens(x, mask.flatten(1), attend, column)
+            x, attend, column = visible_tokens(x, mask.flatten(1), attend, column, most)
         if c.specials:
             specials = self.specials if self.positions.specials is None else self.specials + self.positions.specials
             x = torch.cat([specials.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
@@ -157,13 +159,16 @@ class Encoder(nn.Module):
 
     def _run(self, x, attend, depth=None, collect=False):
         """Blocks and final norm: (tokens, feed-forward outputs of the blocks after the prenet, if collected)."""
-        outputs = []
-        for i, block in enumerate(self.blocks[:depth]):
+        c, outputs, scales = self.config, [], [None] * self.config.depth
+        if c.drop_path and self.training:
+            scales = stochastic_depth(c.drop_path, c.depth, x.shape[0], x.device)
+        for i, (block, scale) in enumerate(zip(self.blocks[:depth], scales)):
+            scale = scale if block.training else None
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x, out = checkpoint(block, x, attend, use_reentrant=False)
+                x, out = checkpoint(block, x, attend, scale, use_reentrant=False, preserve_rng_state=False)
             else:
-                x, out = block(x, attend)
-            if collect and i >= self.config.prenet:
+                x, out = block(x, attend, scale)
+            if collect and i >= c.prenet:
                 outputs.append(out)
         return self.norm(x), outputs
 
@@ -221,19 +226,22 @@ class Encoder(nn.Module):
     forward = embed
 
 
-def visible_tokens(x, hidden, attend, column):
+def visible_tokens(x, hidden, attend, column, most=None):
     """Gather the visible tokens of each clip, in order.
 
     x (B, N, D), hidden (B, N), attend (B, N) or None, column (1, N) -> those of the visible: x (B, V, D), attend (B, V)
-    or None (all), column (B, V).
+    or None (all), column (B, V). most: V where it is known: full clips show so many, none shows more.
     """
     visible = ~hidden if attend is None else ~hidden & attend
     counts = visible.sum(1)
-    most = int(counts.max())
+    if most is None or x.device.type == "cpu":  # asking a GPU would wait for it
+        most = int(counts.max())
+        attend = None if bool((counts == most).all()) else valid_until(counts, most)
+    elif attend is not None:
+        attend = valid_until(counts, most)
     index = (~visible).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
     x = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
-    attend = valid_until(counts, most)
-    return x, None if bool(attend.all()) else attend, column.expand(x.shape[0], -1).gather(1, index)
+    return x, attend, column.expand(x.shape[0], -1).gather(1, index)
 
 
 def check_batch(wave, lengths):

@@ -10,6 +10,7 @@ an unfinished run, exactly, also on another number of processes.
 """
 import json
 import textwrap
+from collections import deque
 from pathlib import Path
 
 from wren import cli
@@ -103,38 +104,26 @@ def print_meta(settings):
 
 def train(settings, trainer, loader, valid, log, stop):
     """The loop. Returns the name of the signal that ended it early, or None."""
-    from wren.sound import loading
     from wren.training import checkpoints, runlog
     o, run, procs, out = settings.optimisation, settings.run, trainer.procs, Path(settings.run.out)
-    steps, bar = o.steps, cli.Progress(o.steps, trainer.step, procs.main)
-    saver = checkpoints.Saver(out, run.keep, run.milestone)
-    bad = loading.BadLog(out / "bad.jsonl", settings.data.max_bad)
-    meter, collapse = runlog.Meter(procs, o.batch_size, trainer.objective), runlog.Collapse()
+    steps, notes = o.steps, Notes(settings, trainer, log, len(loader.manifest))
+    saver, collapse = checkpoints.Saver(out, run.keep, run.milestone), runlog.Collapse()
     task = probe_task(settings) if run.probe_every else None
-    batches = iter(loader)
+    batches, waiting = trainer.ahead(loader), deque()  # steps whose numbers are not read yet
     while trainer.step < steps:
-        with meter.waiting():
+        with notes.meter.waiting():
             batch = next(batches)
-        row = trainer.train(batch, flags=(stop.received is not None, len(batch["bad"])))
-        stopping, unreadable = row.pop("flags")
-        bad.add(batch["bad"], unreadable, o.batch_size)
-        meter.add(row)
+        numbers = trainer.launch(batch, flags=(stop.received is not None, len(batch["bad"])))
         step, last = trainer.step, trainer.step == steps
-        bar.beat(step, row["loss"])
-        clips = [] if row["finite"] else [i for part in loading.parts([batch]) for i in part["index"].tolist()]
-        if clips:
-            bar.say(f"step {step}: skipped, its gradient is not finite (clips {clips})")
-        if step % run.log_every == 0 or last or clips:
-            entry = meter.entry(step, len(loader.manifest), trainer.skips) | ({"skipped_clips": clips} if clips else {})
-            if log:
-                log.write(entry)
-            bar.update(entry)
-        if trainer.skipped_in_a_row >= run.max_skips:
-            raise UserError(f"step {step}: {run.max_skips} steps in a row were not finite; the last checkpoint is "
-                            f"whole: lower --lr, or look at the skipped_clips in {out / 'log.jsonl'}")
+        waiting.append((step, batch, numbers))
+        pause = last or any(every and step % every == 0 for every in (run.eval_every, run.save_every, run.probe_every))
+        # a GPU is given its next step before the numbers of this one are waited for
+        while len(waiting) > (procs.device.type == "cuda" and not (pause or notes.stopping)):
+            row = notes.add(*waiting.popleft())
         if step % run.eval_every == 0 or last:
             scores = evaluate_held_out(trainer, valid, log, out)
-            bar.say(f"step {step:>6}  {describe(scores or row, 'held-out ' if scores else '')}  {bar.speed}")
+            notes.bar.say(f"step {step:>6}  {describe(scores or row, 'held-out ' if scores else '')}  "
+                          f"{notes.bar.speed}")
             if o.schedule == "plateau" and scores:
                 trainer.plateau.update(scores.get("accuracy", -scores["loss"]))
             if (complaint := collapse.update(scores, step)) and not run.allow_collapse:
@@ -145,14 +134,51 @@ def train(settings, trainer, loader, valid, log, stop):
             from wren.probing import probes
             score = probes.online_knn(trainer.objective.exported, task, procs.device, workers=settings.data.workers)
             log.write({"step": step, "knn": score})
-            bar.say(f"step {step:>6}  kNN on {task.name} (validation) {score:.3f}")
-        if procs.main and (step % run.save_every == 0 or last or stopping):
+            notes.bar.say(f"step {step:>6}  kNN on {task.name} (validation) {score:.3f}")
+        if procs.main and (step % run.save_every == 0 or last or notes.stopping):
             if complaint := saver.save(trainer.state_dict(), step, trainer.objective.exported, last):
-                bar.say(complaint)
-        if stopping and not last:
+                notes.bar.say(complaint)
+        if notes.stopping and not last:
             break
-    bar.close()
+    notes.bar.close()
     return (stop.received or "a signal to another process") if trainer.step < steps else None
+
+
+class Notes:
+    """What is written down of each step: progress, rows of the log, clips that could not be read or learned from."""
+
+    def __init__(self, settings, trainer, log, clips):
+        from wren.sound import loading
+        from wren.training import runlog
+        o, run, procs = settings.optimisation, settings.run, trainer.procs
+        self.run, self.trainer, self.log, self.clips, self.batch_size = run, trainer, log, clips, o.batch_size
+        self.bar = cli.Progress(o.steps, trainer.step, procs.main)
+        self.bad = loading.BadLog(Path(run.out) / "bad.jsonl", settings.data.max_bad)
+        self.meter = runlog.Meter(procs, o.batch_size, trainer.objective)
+        self.stopping = 0  # whether a process was told to stop
+
+    def add(self, step, batch, numbers):
+        """numbers: what `Trainer.launch` returned for this step and batch. -> its row."""
+        from wren.sound import loading
+        row = numbers()
+        stopping, unreadable = row.pop("flags")
+        self.stopping = self.stopping or stopping
+        self.bad.add(batch["bad"], unreadable, self.batch_size)
+        self.meter.add(row)
+        self.bar.beat(step, row["loss"])
+        skipped = [] if row["finite"] else [i for part in loading.parts([batch]) for i in part["index"].tolist()]
+        if skipped:
+            self.bar.say(f"step {step}: skipped, its gradient is not finite (clips {skipped})")
+        if step % self.run.log_every == 0 or step == self.trainer.steps or skipped:
+            entry = self.meter.entry(step, self.clips, self.trainer.skips)
+            entry |= {"skipped_clips": skipped} if skipped else {}
+            if self.log:
+                self.log.write(entry)
+            self.bar.update(entry)
+        if self.trainer.skipped_in_a_row >= self.run.max_skips:
+            raise UserError(f"step {step}: {self.run.max_skips} steps in a row were not finite; the last checkpoint is "
+                            f"whole: lower --lr, or look at the skipped_clips in {Path(self.run.out) / 'log.jsonl'}")
+        return row
 
 
 def probe_task(settings):

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 def install(setattr=setattr):
     from wren.training import engine
-    original, fault = engine.Trainer.train, os.environ["WREN_FAULT"]
+    original, fault = engine.Trainer.launch, os.environ["WREN_FAULT"]
 
-    def train(self, batch, flags=()):
+    def launch(self, batch, flags=()):
         rank = self.procs.rank
         if fault == "kill" and rank == 1 and self.step == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -27,7 +27,7 @@ def install(setattr=setattr):
         if fault == "nan" and rank == 1 and self.step == 2 or fault == "always-nan" and self.step >= 1:
             batch["wave"][0, 1000] = float("nan")
         return original(self, batch, flags)
-    setattr(engine.Trainer, "train", train)
+    setattr(engine.Trainer, "launch", launch)
 
 
 if __name__ == "__main__":

@@ -127,13 +127,13 @@ def test_clips_of_different_length_count_by_their_hidden_tokens(tiny):
 
 def test_a_killed_run_resumes_bit_for_bit_with_other_workers(command, straight, tmp_path, monkeypatch):
     """Stopped without warning after step 3, in mid-epoch, with accumulation; the newest checkpoint is of step 2."""
-    original = engine.Trainer.train
+    original = engine.Trainer.launch
 
     def dies(self, *args, **kwargs):
         if self.step == 3:
             raise RuntimeError("power cut")
         return original(self, *args, **kwargs)
-    monkeypatch.setattr(engine.Trainer, "train", dies)
+    monkeypatch.setattr(engine.Trainer, "launch", dies)
     with pytest.raises(RuntimeError):
         pretrain.main(command(tmp_path / "run"))
     monkeypatch.undo()
@@ -144,13 +144,13 @@ def test_a_killed_run_resumes_bit_for_bit_with_other_workers(command, straight, 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(command, straight, tmp_path, monkeypatch, number):
-    original = engine.Trainer.train
+    original = engine.Trainer.launch
 
     def signalled(self, *args, **kwargs):
         if self.step == 3:
             os.kill(os.getpid(), number)
         return original(self, *args, **kwargs)
-    monkeypatch.setattr(engine.Trainer, "train", signalled)
+    monkeypatch.setattr(engine.Trainer, "launch", signalled)
     out = tmp_path / "run"
     assert pretrain.main(command(out)) is None
     assert (out / "PREEMPTED").read_text().strip() == number.name and not (out / "DONE").exists()
@@ -303,14 +303,14 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(command, tmp_path, monk
     (["--seed", "7"], "seed 0, now it is 7"), (["--hidden", "0.3"], "hidden"), (["--steps", "9"], "--extend")])
 def test_changed_settings_are_refused_with_both_values(command, tmp_path, monkeypatch, flags, message):
     out = tmp_path / "run"
-    original = engine.Trainer.train
+    original = engine.Trainer.launch
 
     def dies(self, *args, **kwargs):
         raise RuntimeError("power cut")
-    monkeypatch.setattr(engine.Trainer, "train", dies)
+    monkeypatch.setattr(engine.Trainer, "launch", dies)
     with pytest.raises(RuntimeError):
         pretrain.main(command(out))
-    monkeypatch.setattr(engine.Trainer, "train", original)
+    monkeypatch.setattr(engine.Trainer, "launch", original)
     with pytest.raises(UserError, match=message):
         pretrain.main(command(out, *flags))
 
@@ -476,23 +476,6 @@ def test_the_gpu_trains_in_every_precision(command, tmp_path, amp):
     pretrain.main([*flags, "--device", "cuda"])
     losses = [r["loss"] for r in rows(tmp_path / "run")]
     assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize("name, blocks", (("dasheng", 4 + 2), ("eat", 4 + 4)))  # and decoder; and teacher
-def test_compiled_blocks_are_those_that_run(name, blocks, monkeypatch):
-    from model import Encoder
-    from wren.objectives import objective_of
-    from wren.recipes import PRESETS, RECIPES
-    ran = []
-    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *inputs: ran.append(call) or call(*inputs))
-    recipe = RECIPES[name]["laptop"]
-    config = PRESETS[recipe["preset"]]
-    objective = objective_of(recipe, Encoder(config))
-    trainer = engine.Trainer(objective, engine.make_optimizer(objective), processes.start_processes("cpu"),
-                             batch_size=1, micro_batch=1, steps=10, warmup=0, compile=True)
-    trainer.train({"wave": 0.1 * torch.randn(1, config.clip_samples), "seed": torch.arange(1),
-                   "lengths": torch.full((1,), config.clip_samples)})
-    assert len(ran) == len(set(ran)) == blocks
 
 
 # -------------------------------------------------------------------------------------------------------- memory

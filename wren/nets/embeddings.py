@@ -3,24 +3,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wren.nets.lengths import valid_until
-
-
-class InputNorm(nn.BatchNorm1d):
-    """BatchNorm over mel bands between front end and patches (Dasheng); padding is not counted and stays 0."""
-
-    def __init__(self, bands):
-        super().__init__(bands, momentum=0.01)
-
-    def forward(self, spec, frames=None):
-        """spec (B, F, T), frames (B,) valid or None -> (B, F, T)."""
-        if frames is None:
-            return super().forward(spec)
-        valid = valid_until(frames, spec.shape[2])
-        out = torch.zeros_like(spec).transpose(1, 2)
-        out[valid] = super().forward(spec.transpose(1, 2)[valid]).to(out.dtype)
-        return out.transpose(1, 2)
-
 
 class PatchEmbed(nn.Linear):
     """A linear layer on the pixels of each patch, in PyTorch's default initialisation, as SSAST's, or in that of the
@@ -74,17 +56,20 @@ class StreamEmbed(nn.Module):
         self.config = config
         self.proj = nn.ModuleDict({name: nn.Linear((n + 2) * len(mean), config.dim)
                                    for name, n, mean, _ in config.streams})
+        for name, _, mean, scale in config.streams:  # (channels, 1)
+            self.register_buffer(f"mean_{name}", torch.tensor(mean)[:, None], persistent=False)
+            self.register_buffer(f"scale_{name}", torch.tensor(scale)[:, None], persistent=False)
 
     def pixels(self, streams, batch, columns):
         """-> pixels (B, T', streams, P), a column's values first, channel after channel, then zeros; valid (B, T',
         streams)."""
         size, rows, valid = self.config.patch[0] * self.config.patch[1], [], []
-        for name, n, mean, scale in self.config.streams:
+        for name, n, mean, _ in self.config.streams:
             values = (streams or {}).get(name)
             if values is None:
                 values = self.proj[name].weight.new_zeros(batch, len(mean), 0)
             known = ~values.isnan().any(1)  # (B, n)
-            values = (values - values.new_tensor(mean)[:, None]) / values.new_tensor(scale)[:, None]
+            values = (values - getattr(self, f"mean_{name}")) / getattr(self, f"scale_{name}")
             values = values.masked_fill(~known[:, None], 0)
             room = columns * n - values.shape[2]  # negative: cut
             values = F.pad(values, (0, room)).unflatten(2, (columns, n)).transpose(1, 2).flatten(2)
@@ -92,10 +77,14 @@ class StreamEmbed(nn.Module):
             valid.append(F.pad(known, (0, room)).unflatten(1, (columns, n)).all(2))
         return torch.stack(rows, 2), torch.stack(valid, 2)
 
+    @property
+    def device(self):
+        return next(self.parameters()).device
+
     def valid_pixels(self):
         """bool (streams, P): how many values of a patch are a stream's."""
-        values = torch.tensor([[n * len(mean)] for _, n, mean, _ in self.config.streams])
-        return torch.arange(self.config.patch[0] * self.config.patch[1]) < values
+        place = torch.arange(self.config.patch[0] * self.config.patch[1], device=self.device)
+        return torch.stack([place < n * len(mean) for _, n, mean, _ in self.config.streams])
 
     def forward(self, pixels):
         """(B, T', streams, P) -> (B, T', streams, D)."""

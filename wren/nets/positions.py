@@ -126,9 +126,9 @@ def physical_positions(layout, dim, device):
     return torch.cat([rows.expand(t, -1, -1), time[:, None].expand(-1, f, -1)], 2)
 
 
-def alibi_slopes(heads):
+def alibi_slopes(heads, device=None):
     """How steeply attention falls with distance in each head: 2^(-8 h / H), h = 1 … H."""
-    return 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+    return 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=device) / heads)
 
 
 def alibi_bias(column, scale, unit, attend=None):
@@ -138,6 +138,6 @@ def alibi_bias(column, scale, unit, attend=None):
     1, N) or None.
     """
     distance = (column[:, :, None] - column[:, None]).abs()[:, None] * unit  # (B, 1, N, N)
-    slopes = alibi_slopes(len(scale)).to(column.device) * scale.clamp(min=0)
+    slopes = alibi_slopes(len(scale), column.device) * scale.clamp(min=0)
     bias = -distance * slopes[:, None, None]
     return bias if attend is None else bias.masked_fill(~attend, float("-inf"))

@@ -37,8 +37,9 @@ class KaldiFbank(nn.Module):
     """Kaldi-style log-mel spectrogram, batched: wave (B, S) -> (B, F, T), natural log, not normalised.
 
     Equals torchaudio.compliance.kaldi.fbank(htk_compat=True, window_type="hanning", use_energy=False, dither=0) after
-    the mean of the clip is subtracted. Frames are transformed in float64: between a loud and a silent band float32
-    rounds by up to 1e-2 in the log, torchaudio's included. On the CPU they pass in blocks that fit its cache.
+    the mean of the clip is subtracted. Frames are transformed in float64 on CPUs, where they pass in blocks that fit
+    the cache, and in float32 on GPUs: between a loud and a silent band that rounds by up to 1e-2 in the log, as
+    torchaudio does.
     """
     longer = 1  # a transform is the next power of two of so many windows
 
@@ -57,16 +58,17 @@ class KaldiFbank(nn.Module):
 
     def forward(self, wave, lengths=None):
         """lengths: not needed; what lies beyond a clip's end changes none of its frames."""
-        return torch.cat([self._log_power(part.double()) for part in blocks(wave)]).transpose(1, 2).contiguous()
+        parts = [self._log_power(part if part.is_cuda else part.double()) for part in blocks(wave)]
+        return torch.cat(parts).transpose(1, 2).contiguous()
 
     def _log_power(self, wave):
-        """wave (B, S) float64 -> (B, T, F) float32."""
+        """wave (B, S) float64 or float32 -> (B, T, F) float32."""
         real, imag = torch.view_as_real(torch.fft.rfft(self.frames(wave))).float().unbind(-1)
         power = real.square().addcmul_(imag, imag)
         return (power @ self.filters).clamp_(min=LOG_FLOOR).log_()
 
     def frames(self, wave):
-        """wave (B, S) float64 -> windowed frames (B, T, n_fft).
+        """wave (B, S) -> windowed frames (B, T, n_fft).
 
         Kaldi subtracts a frame's mean, then pre-emphasises within the frame. Here the wave is pre-emphasised and the
         means are subtracted after: the same, since the one sample of a frame whose predecessor lies outside of it,
@@ -77,8 +79,9 @@ class KaldiFbank(nn.Module):
         else:
             mean = F.avg_pool1d(wave[:, None], self.window, self.hop).transpose(1, 2)
         wave = F.pad(wave[:, 1:] - 0.97 * wave[:, :-1], (1, self.n_fft - self.window))
-        frames = wave.unfold(1, self.n_fft, self.hop) * self.hann  # (B, T, n_fft)
-        return frames.addcmul_(mean, self.hann, value=0.97 - 1)
+        hann = self.hann.to(wave.dtype)
+        frames = wave.unfold(1, self.n_fft, self.hop) * hann  # (B, T, n_fft)
+        return frames.addcmul_(mean, hann, value=0.97 - 1)
 
 
 # ----------------------------------------------------------------------------------------- octaves, at any rate
@@ -113,11 +116,11 @@ class OctaveFbank(KaldiFbank):
 
     def frames(self, wave):
         count, hop = self.config.n_frames(wave.shape[1]), self.config.hop * self.config.sample_rate
-        wave = F.pad(wave, (0, self.n_fft - self.window))
+        wave, hann = F.pad(wave, (0, self.n_fft - self.window)), self.hann.to(wave.dtype)
         if hop == self.hop:
-            return wave.unfold(1, self.n_fft, self.hop) * self.hann
+            return wave.unfold(1, self.n_fft, self.hop) * hann
         starts = (torch.arange(count, device=wave.device, dtype=torch.float64) * hop).round().long()
-        return wave.unfold(1, self.n_fft, 1)[:, starts] * self.hann
+        return wave.unfold(1, self.n_fft, 1)[:, starts] * hann
 
 
 # ------------------------------------------------------------------------------------------------ mel in decibels

@@ -33,31 +33,38 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block, pre-norm as timm's ViT or post-norm as data2vec 2.0; drop: share that skip a half."""
+    """Transformer block, pre-norm as timm's ViT or post-norm as data2vec 2.0."""
 
-    def __init__(self, config, drop=0.0):
+    def __init__(self, config):
         super().__init__()
-        self.post, self.drop = config.norm == "post", drop
+        self.post = config.norm == "post"
         self.norm1 = nn.LayerNorm(config.dim, eps=config.eps)
         self.attn = Attention(config.dim, config.heads, config.qkv_bias)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.eps)
         self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
 
-    def forward(self, x, attend=None):
-        """x (B, N, D) -> (x, the feed-forward output before it is added), the second a teacher's target."""
+    def forward(self, x, attend=None, scale=None):
+        """x (B, N, D), scale (2, B, 1, 1): what each half counts for in each clip, None: 1 -> (x, the feed-forward
+        output before it is added), the second a teacher's target."""
+        first, second = (None, None) if scale is None else scale
         if self.post:
-            x = self.norm1(x + self._skip(self.attn(x, attend)))
+            x = self.norm1(added(x, self.attn(x, attend), first))
             out = self.mlp(x)
-            return self.norm2(x + self._skip(out)), out
-        x = x + self._skip(self.attn(self.norm1(x), attend))
+            return self.norm2(added(x, out, second)), out
+        x = added(x, self.attn(self.norm1(x), attend), first)
         out = self.mlp(self.norm2(x))
-        return x + self._skip(out), out
+        return added(x, out, second), out
 
-    def _skip(self, x):
-        if not (self.drop and self.training):
-            return x
-        stays = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop
-        return x * stays / (1 - self.drop)
+
+def added(x, y, scale=None):
+    return x + y if scale is None else x + scale * y
+
+
+def stochastic_depth(rate, depth, batch, device):
+    """What each half of each block counts for in each clip: (depth, 2, B, 1, 1), 0 for the share of clips that skip it,
+    which rises linearly from 0 to `rate` at the last block, and for the others as much more (Huang et al. 2016)."""
+    stays = 1 - torch.linspace(0, rate, depth, device=device)[:, None, None, None, None]
+    return (torch.rand(depth, 2, batch, 1, 1, device=device) < stays) / stays
 
 
 def initialise(module, kind):

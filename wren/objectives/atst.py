@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from masking import uniform
+from wren.nets.batchnorm import BatchNorm
 from wren.nets.lengths import Windows
 from wren.objectives import views
 from wren.objectives.common import Count, CountOrShare, Masking, Pair, Positive, Share, draw_mask, n_of, spread
@@ -66,8 +67,8 @@ class ATST(MeanTeacher):
         self.mix_scale, self.stretch, self.pitch, self.colour, self.canvas = mix_scale, stretch, pitch, colour, canvas
         self.masking, self.hidden, self.options = masking, hidden, {"span": span} if masking == "span" else {}
         self.takes = MIXED
-        self.projector = head(encoder.config.width if rows and not frames else encoder.config.dim, head_dim, 256)
-        self.predictor = head(256, head_dim, 256)
+        self.projector = Head(encoder.config.width if rows and not frames else encoder.config.dim, head_dim, 256)
+        self.predictor = Head(256, head_dim, 256)
         self.add_teacher(encoder=encoder, projector=self.projector)
 
     def forward(self, x, lengths=None, seeds=None, mask=None, partner=None, partner_lengths=None, rate=None):
@@ -110,34 +111,44 @@ class ATST(MeanTeacher):
 
     def agree(self, spec, lengths=None, seeds=None, mask=None):
         """spec (2 B, F, T), view 1 of all clips, then view 2; lengths (B,); mask (B, T', F') -> (loss, metrics)."""
-        lengths = None if lengths is None else lengths.repeat(2)
+        lengths, valid = None if lengths is None else lengths.repeat(2), None
         if self.frames:
-            mask = self._frame_mask(spec, lengths, seeds, mask)
-            tokens = student = self.encoder.tokens(spec, mask, lengths)
+            mask, index, valid = self._hidden(spec, lengths, seeds, mask)
+            tokens = self.encoder.tokens(spec, mask, lengths)
             with torch.no_grad():
-                teacher = self.teacher["encoder"].tokens(spec, lengths=lengths)
-            student, teacher = student[mask.flatten(1)], teacher[mask.flatten(1)]
+                teacher = self.teacher["encoder"].tokens(spec, lengths=lengths).gather(1, index).flatten(0, 1)
+            student = tokens.gather(1, index).flatten(0, 1)
         else:
             tokens, student = clip_vectors(self.encoder, spec, lengths)
             with torch.no_grad():
                 teacher = clip_vectors(self.teacher["encoder"], spec, lengths)[1]
         with torch.autocast(spec.device.type, enabled=False):
-            prediction = self.predictor(self.projector(student.float()))  # (2 M, 256)
+            prediction = self.predictor(self.projector(student.float(), valid), valid)  # (2 M, 256)
             with torch.no_grad():
-                target = self.teacher["projector"](teacher.float())
-            swapped = target.roll(len(target) // 2, 0)
-            loss = 2 - 2 * F.cosine_similarity(prediction, swapped).mean()
-            count = torch.tensor(len(target) // 2, device=spec.device)
-            return loss, {"count": count, "loss": loss.detach(),
+                target = self.teacher["projector"](teacher.float(), valid)
+            count = prediction.new_ones(len(target)) if valid is None else valid.float()
+            share, swapped = count / count.sum(), target.roll(len(target) // 2, 0)
+            loss = 2 - 2 * (F.cosine_similarity(prediction, swapped) * share).sum()
+            return loss, {"count": count.sum() / 2, "loss": loss.detach(),
                           "spread": spread(tokens[:, self.encoder.config.specials:]),
-                          "std_student": deviation(prediction), "std_teacher": deviation(target)}
+                          "std_student": deviation(prediction, share), "std_teacher": deviation(target, share)}
 
-    def _frame_mask(self, spec, lengths, seeds, mask):
-        columns = self.encoder.config.columns(spec.shape[2])
+    def _hidden(self, spec, lengths, seeds, mask):
+        """spec (2 B, F, T) -> mask (2 B, T', F'); index (2 B, M', D), which tokens of a clip it hides, filled up with
+        others where it hides fewer; and which of these (2 B · M') are hidden, or None (all)."""
+        c = self.encoder.config
+        columns, most = c.columns(spec.shape[2]), n_of(self.hidden, c.n_tokens)
+        whole = mask is None and lengths is None and columns == c.grid[0]
         if mask is None:
-            mask = draw_mask(self.masking, self.hidden, self.encoder.config, seeds,
-                             None if lengths is None else lengths[:len(seeds)], **self.options)
-        return mask[:, :columns].repeat(2, 1, 1)
+            mask = draw_mask(self.masking, self.hidden, c, seeds, None if lengths is None else lengths[:len(seeds)],
+                             **self.options)
+        else:
+            most = int(mask.flatten(1).sum(1).max())
+        mask = mask[:, :columns].repeat(2, 1, 1)
+        hidden = mask.flatten(1)
+        index = (~hidden).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+        valid = None if whole else hidden.gather(1, index).flatten()
+        return mask, (index + c.specials)[..., None].expand(-1, -1, c.dim), valid
 
     @property
     def exported(self):
@@ -162,12 +173,21 @@ def clip_vectors(encoder, spec, lengths):
     return encoded.tokens, encoder.pool(encoded)
 
 
-def head(dim, hidden, out):
+class Head(nn.Sequential):
     """ATST's projector and predictor: linear, BatchNorm, ReLU, linear, no biases."""
-    return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+
+    def __init__(self, dim, hidden, out):
+        super().__init__(nn.Linear(dim, hidden, bias=False), BatchNorm(hidden), nn.ReLU(),
                          nn.Linear(hidden, out, bias=False))
 
+    def forward(self, x, valid=None):
+        """x (M, D), valid bool (M,): rows that BatchNorm counts, None: all."""
+        wide, norm, act, narrow = self
+        return narrow(act(norm(wide(x), valid)))
 
-def deviation(x):
-    """Mean deviation over rows of L2-normalised vectors (M, D): 0 when collapsed, at most 1 / √D."""
-    return F.normalize(x.detach(), dim=1).std(0).mean()
+
+def deviation(x, share):
+    """Mean deviation over rows of L2-normalised vectors (M, D) that weigh share (M,): 0 when collapsed, at most about
+    1 / √D."""
+    x, n, share = F.normalize(x.detach(), dim=1), 1 / share.max(), share[:, None]
+    return ((x - (x * share).sum(0)).square() * share).sum(0).mul(n / (n - 1)).sqrt().mean()

@@ -26,6 +26,12 @@ def draw_mask(kind, hidden, layout, seeds, lengths=None, clones=1, **options):
     return MASKS[kind](seeds, layout.grid, hidden, columns, **options)
 
 
+def shown(hidden, layout, grid):
+    """How many tokens a full clip shows, or None where `grid` (B, T', F', D) is not as long as what masks are drawn
+    for: `Encoder.contextual` then counts."""
+    return layout.n_tokens - n_of(hidden, layout.n_tokens) if grid.shape[1] == layout.grid[0] else None
+
+
 def scattered(x, visible, fill):
     """Visible tokens x (B, V, D) back to their places: visible (B, N) bool -> (B, N, D), `fill` elsewhere."""
     rank = (visible.cumsum(1) - 1).clamp(min=0)

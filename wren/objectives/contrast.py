@@ -6,7 +6,7 @@ from torch import nn
 from masking import uniform
 from wren.nets.lengths import Windows, valid_until
 from wren.objectives import views
-from wren.objectives.atst import head
+from wren.objectives.atst import Head
 from wren.objectives.common import Count, Pair, Positive, Share, spread
 from wren.recipes.arithmetic import block_flops, embed_flops
 
@@ -43,7 +43,7 @@ class Contrast(nn.Module):
             raise ValueError("streams are learned from with ssast and the masked autoencoders")
         self.encoder, self.view_seconds, self.mix, self.temperature = encoder, view_seconds, mix, temperature
         self.shortest, self.pitch, self.colour = shortest, tuple(pitch), colour
-        self.projector = head(c.width, head_dim, 256)
+        self.projector = Head(c.width, head_dim, 256)
 
     def forward(self, x, lengths=None, seeds=None, rate=None):
         """x: wave (B, S) or spec (B, F, T); lengths (B,) valid samples or None (all); seeds (B,)."""
@@ -84,9 +84,9 @@ class Contrast(nn.Module):
         similarity = (z @ z.T / self.temperature).masked_fill(rows[:, None] == rows, float("-inf"))
         loss = F.cross_entropy(similarity, partner)
         right = (similarity.detach().argmax(1) == partner).float().mean()
-        count = torch.tensor(len(z) // 2, device=z.device)
+        count, chance = z.new_full((), len(z) // 2), z.new_full((), 1 / (len(z) - 1))
         return loss, {"count": count, "loss": loss.detach(), "accuracy": right, "spread": spread(tokens),
-                      "chance": torch.tensor(1 / (len(z) - 1), device=z.device)}
+                      "chance": chance}
 
     @property
     def exported(self):

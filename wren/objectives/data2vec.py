@@ -8,7 +8,7 @@ from torch import nn
 from masking import hash64, noise, uniform
 from wren.objectives import views
 from wren.objectives.common import (Count, CountOrShare, Masking, Pair, Share, draw_mask, n_of, scattered,
-                                    spread)
+                                    shown, spread)
 from wren.objectives.teacher import MIXED, MeanTeacher
 from wren.recipes.arithmetic import block_flops, patch_flops, position_flops
 
@@ -75,12 +75,14 @@ class Data2Vec(MeanTeacher):
         encoder, layout = self.encoder, self.encoder.config.at_rate(rate)
         spec = encoder.frontend(x, lengths, rate) if x.dim() == 2 else x
         grid, valid = encoder.grid(spec, lengths, rate)  # (B, T', F', D), (B, T', F')
+        most = None
         if mask is None:
             mask = draw_mask(self.masking, self.hidden, layout, seeds, lengths, self.clones, **self.options)
+            most = shown(self.hidden, layout, grid)
         mask = mask[:, :grid.shape[1]]
         with torch.no_grad():
             targets = self.targets(self.teacher_grid(spec, grid, lengths, rate), valid, rate)  # (B, N, D) float32
-        tokens = encoder.contextual(grid, valid, mask, visible_only=True, rate=rate)  # (B · C, K + V, D)
+        tokens = encoder.contextual(grid, valid, mask, visible_only=True, rate=rate, most=most)  # (B · C, K + V, D)
         prediction = self.decode(tokens[:, layout.specials:], mask, valid, seeds)
         with torch.autocast(x.device.type, enabled=False):
             return self.losses(prediction.float(), tokens.float(), targets, mask, valid)
@@ -91,13 +93,16 @@ class Data2Vec(MeanTeacher):
     def targets(self, grid, valid=None, rate=None):
         """The teacher's grid (B, T', F', D), valid (B, T', F') or None -> y (B, N, D); what is not valid is 0."""
         outputs = self.teacher["encoder"].ffn_outputs(grid, valid, rate)
-        valid = None if valid is None else valid.flatten(1)
         with torch.autocast(grid.device.type, enabled=False):
-            outputs = [out[:, self.encoder.config.specials:].float() for out in outputs]
-            y = sum(standardised(out, valid) if self.target_norm == "clip" else F.layer_norm(out, out.shape[-1:])
-                    for out in outputs) / len(outputs)
-            y = F.layer_norm(y, y.shape[-1:]) if self.layer_norm else y
-            return y if valid is None else y * valid[..., None]
+            return self.average(outputs, None if valid is None else valid.flatten(1))
+
+    def average(self, outputs, valid=None):
+        """Feed-forward outputs of blocks [(B, K + N, D)], valid (B, N) or None -> y (B, N, D)."""
+        outputs = [out[:, self.encoder.config.specials:].float() for out in outputs]
+        y = sum(standardised(out, valid) if self.target_norm == "clip" else F.layer_norm(out, out.shape[-1:])
+                for out in outputs) / len(outputs)
+        y = F.layer_norm(y, y.shape[-1:]) if self.layer_norm else y
+        return y if valid is None else y * valid[..., None]
 
     def decode(self, tokens, mask, valid=None, seeds=None):
         """Visible tokens (B · C, V, D), mask (B · C, T', F'), valid (B, T', F') -> predictions (B · C, N, D)."""

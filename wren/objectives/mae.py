@@ -7,7 +7,7 @@ from torch import nn
 from wren.nets.positions import physical_positions
 from wren.nets.transformer import Block, initialise
 from wren.objectives.common import (Count, CountOrShare, Masking, Positive, draw_mask, n_of, pixel_error, scattered,
-                                    spread)
+                                    shown, spread)
 from wren.recipes.arithmetic import block_flops, embed_flops
 
 
@@ -56,17 +56,24 @@ class MAE(nn.Module):
         encoder, layout = self.encoder, self.encoder.config.at_rate(rate)
         spec = encoder.frontend(x, lengths, rate) if x.dim() == 2 else x
         grid, valid = encoder.grid(spec, lengths, rate, streams)
+        most = None
         if mask is None:
             mask = draw_mask(self.masking, self.hidden, layout, seeds, lengths)
+            most = shown(self.hidden, layout, grid)
         mask = mask[:, :grid.shape[1]]
         mask = mask if valid is None else mask & valid
-        tokens = encoder.contextual(grid, valid, mask, visible_only=True, rate=rate)[:, layout.specials:]
+        tokens = encoder.contextual(grid, valid, mask, visible_only=True, rate=rate, most=most)[:, layout.specials:]
         prediction = self.decode(tokens, mask, valid, layout)  # (B, N, P)
         with torch.autocast(x.device.type, enabled=False):
-            pixels, target = encoder.valid_pixels(rate), encoder.patches(spec, rate, streams).float()
-            target, hidden, count = self.normed(target, pixels).flatten(1, 2), mask.flatten(1), mask.sum()
-            loss = (pixel_error(prediction.float(), target, pixels) * hidden).sum() / count
-            return loss, {"count": count, "loss": loss.detach(), "spread": spread(tokens)}
+            target = encoder.patches(spec, rate, streams).float()
+            return self.losses(prediction.float(), target, tokens, mask.flatten(1), encoder.valid_pixels(rate))
+
+    def losses(self, prediction, target, tokens, hidden, valid_pixels=None):
+        """prediction (B, N, P), target (B, T', F', P), tokens (B, V, D), hidden (B, N) bool, valid_pixels (F', P) bool
+        or None -> (loss, metrics)."""
+        target, count = self.normed(target, valid_pixels).flatten(1, 2), hidden.sum()
+        loss = (pixel_error(prediction, target, valid_pixels) * hidden).sum() / count
+        return loss, {"count": count, "loss": loss.detach(), "spread": spread(tokens)}
 
     def normed(self, target, valid=None):
         """Each patch of target (B, T', F', P) brought to mean 0 and variance 1 over its valid pixels, (F', P) bool or

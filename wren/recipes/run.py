@@ -104,7 +104,8 @@ class Run:
     override: bool = flag(False, "resume although settings have changed", action="store_true")
     device: str = flag("auto", "auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
     amp: str = flag("auto", "auto: bf16 or fp16 on GPU, fp32 on CPU", choices=("auto", "bf16", "fp16", "fp32"))
-    compile: bool = flag(False, "compile each block (GPU)", action="store_true")
+    compile: str = flag("auto", "blocks and losses; auto: on a GPU, where it takes seconds and gives up to a third",
+                        choices=("auto", "on", "off"))
     checkpoint_activations: bool = flag(False, "less memory, a third more arithmetic", action="store_true")
     timeout: float = flag(300, "longest wait for another process, s", type=cli.positive)
     max_skips: int = flag(10, "non-finite steps in a row that stop the run", type=cli.positive_int)

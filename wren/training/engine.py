@@ -11,7 +11,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from wren.cli import UserError
-from wren.nets.transformer import Block
+from wren.sound.ahead import ahead, sent
+from wren.training.compiling import compile_parts
 
 
 def precision(name, device):
@@ -101,7 +102,7 @@ class Trainer:
     """
 
     def __init__(self, objective, optimizer, procs, *, batch_size, micro_batch, steps, warmup, schedule="cosine",
-                 floor=0.0, clip=0.0, weight_decay_end=None, amp="auto", compile=False, seed=0, augment=None):
+                 floor=0.0, clip=0.0, weight_decay_end=None, amp="auto", compile="auto", seed=0, augment=None):
         self.objective, self.optimizer, self.procs = objective, optimizer, procs
         self.micro_batch, self.clip, self.seed, self.augment = micro_batch, clip, seed, augment
         self.steps, self.warmup, self.schedule, self.floor = steps, warmup, schedule, floor
@@ -109,15 +110,11 @@ class Trainer:
         self.autocast, self.scaler, self.amp = precision(amp, procs.device)
         self.plateau = Plateau()
         self.step, self.skips, self.skipped_in_a_row = 0, 0, 0
+        self.takes = getattr(objective, "takes", ("wave", "lengths", "seed"))
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.nominal = float(batch_size) / procs.world * objective.encoder.config.n_tokens
-        if compile:
-            for module in objective.modules():  # encoder, decoder, teacher
-                if isinstance(module, Block):
-                    module.compile(dynamic=False)
+        compile_parts(objective, compile, procs.device)
         if procs.world > 1:
-            if procs.device.type == "cuda":
-                objective = torch.nn.SyncBatchNorm.convert_sync_batchnorm(objective)
             ids = [procs.device] if procs.device.type == "cuda" else None
             self.ddp = DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True,
                                                broadcast_buffers=False)
@@ -128,10 +125,16 @@ class Trainer:
         return learning_rate(self.step, self.steps, self.warmup, self.schedule, self.floor) * self.plateau.scale
 
     def train(self, batch, flags=()):
-        """One step. batch: dict of CPU tensors (wave, lengths, seed, …), this process's share of the global batch;
-        flags: numbers to be summed over the processes along the way (stop requests, unreadable files).
+        """One step, awaited: `launch`'s numbers."""
+        return self.launch(batch, flags)()
 
-        Returns {"loss", …, "lr", "grad_norm", "finite", "flags"} as Python numbers: means over the global batch.
+    def launch(self, batch, flags=()):
+        """One step, which a GPU may still be at when this returns. batch: dict of CPU tensors (wave, lengths, seed, …),
+        this process's share of the global batch, or one that comes from `ahead`; flags: numbers to be summed over the
+        processes along the way (stop requests, unreadable files).
+
+        Returns a function that waits for the step's numbers, {"loss", …, "lr", "grad_norm", "finite", "flags"}: means
+        over the global batch.
         """
         self.ddp.train()
         torch.manual_seed(hash((self.seed, self.step)) % 2 ** 63)  # for drop path and dropout, should a recipe use them
@@ -142,74 +145,91 @@ class Trainer:
                 start = group["initial_weight_decay"]
                 group["weight_decay"] = start + (self.weight_decay_end - start) * passed
         self.optimizer.zero_grad(set_to_none=True)
-        cuts = [(part, start) for part in batch.get("parts", [batch])
-                for start in range(0, len(part["wave"]), self.micro_batch)]
+        cuts = batch.get("cuts") or self._placed(batch, self.micro_batch)["cuts"]
         totals, names = 0.0, None
-        for k, (part, start) in enumerate(cuts, 1):
-            arguments, extra = self._to_device(part, slice(start, start + self.micro_batch), self.augment)
-            last = k == len(cuts)
-            with nullcontext() if last or self.procs.world == 1 else self.ddp.no_sync():
+        for k, cut in enumerate(cuts, 1):
+            arguments, extra = self._arguments(cut, self.augment)
+            with nullcontext() if k == len(cuts) or self.procs.world == 1 else self.ddp.no_sync():
                 with self.autocast():
                     loss, metrics = self.ddp(*arguments, **extra)
                 self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
             names, sums = weighted(metrics)
             totals = totals + sums
-        sums = torch.cat([totals, torch.tensor([*flags], dtype=torch.float64, device=self.procs.device)])
+        sums = torch.cat([totals, sent(torch.tensor([*flags], dtype=torch.float64), self.procs.device)])
         self.procs.sum(sums)
         return self._update(sums, names, scale)
 
-    def _to_device(self, batch, part, augment=None):
-        """What the objective takes of a micro-batch (wave, lengths or None, seeds, …), augmented on the device, and by
-        name the waves' rate and streams, where the batch has them. Lengths are left out when all clips are full: known
-        here, on the CPU, so that the model need not ask the GPU, and attention runs without a mask."""
-        takes = getattr(self.objective, "takes", ("wave", "lengths", "seed"))
-        move = {k: v[part].to(self.procs.device, non_blocking=True) for k, v in batch.items()
-                if k in (*takes, "partner", "partner_lengths")}
+    def ahead(self, batches, size=None):
+        """Batches with their "cuts" of at most `size` clips (default: micro-batches) on the device, where the next ones
+        are copied while one is computed."""
+        return ahead(batches, lambda batch: self._placed(batch, size or self.micro_batch), self.procs.device)
+
+    def _placed(self, batch, size):
+        """With "cuts": of each micro-batch what the objective takes, on the device; which of the lengths say that all
+        clips are full, known here, on the CPU; and, by name, the waves' rate and streams, where the batch has them."""
+        cuts, device = [], self.procs.device
+        for whole in batch.get("parts", [batch]):
+            for start in range(0, len(whole["wave"]), size):
+                part = slice(start, start + size)
+                move = {k: sent(v[part], device) for k, v in whole.items()
+                        if k in (*self.takes, "partner", "partner_lengths")}
+                full = {lengths for lengths, waves in (("lengths", "wave"), ("partner_lengths", "partner"))
+                        if lengths in whole and bool((whole[lengths][part] >= whole[waves].shape[1]).all())}
+                extra = {"rate": whole["rate"]} if "rate" in whole else {}
+                if whole.get("streams"):
+                    extra["streams"] = {name: sent(x[part], device) for name, x in whole["streams"].items()}
+                cuts.append((move, full, extra))
+        return batch | {"cuts": cuts}
+
+    def _arguments(self, cut, augment=None):
+        """The objective's (wave, lengths or None, seeds, …) of a micro-batch, augmented on the device. Lengths are left
+        out when all clips are full, so that attention runs without a mask."""
+        move, full, extra = cut
         if augment:
-            move["wave"] = augment(move)
-        for lengths, waves in (("lengths", "wave"), ("partner_lengths", "partner")):
-            if lengths in batch and bool((batch[lengths][part] >= batch[waves].shape[1]).all()):
-                move[lengths] = None
-        extra = {"rate": batch["rate"]} if "rate" in batch else {}
-        if batch.get("streams"):
-            extra["streams"] = {name: x[part].to(self.procs.device) for name, x in batch["streams"].items()}
-        return [move.get(k) for k in takes], extra
+            move = move | {"wave": augment(move)}
+        return [None if k in full else move.get(k) for k in self.takes], extra
 
     def _update(self, sums, names, lr_scale):
-        """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process:
-        DDP has spread a bad value to all)."""
-        count = sums[names.index("count")]
+        """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process: DDP has
+        spread a bad value to all). None of this waits for the device, which itself leaves out a bad step."""
+        count, lr = sums[names.index("count")], self.optimizer.param_groups[0]["initial_lr"] * lr_scale
         self.scaler.unscale_(self.optimizer)
         divisor = (count / (self.nominal * self.procs.world)).float()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) / divisor
         if self.clip:
             divisor = divisor * ((norm + 1e-6) / self.clip).clamp(min=1.0)
-        values = torch.cat([sums, norm.double()[None]]).tolist()  # the one wait for the device in a step
-        finite = values[-1] < float("inf")  # false for NaN too
-        if finite:
-            self.optimizer.grad_scale = divisor  # its fused step divides on the way: a pass over all gradients less
-            self.optimizer.step()
-            self.skipped_in_a_row = 0
-            if hasattr(self.objective, "after_step"):
-                self.objective.after_step(self.step)
-        else:
-            self.skips += 1
-            self.skipped_in_a_row += 1
+        # a fused step divides on the way: a pass over all gradients less; and it may find that nothing is to be done
+        self.optimizer.grad_scale, self.optimizer.found_inf = divisor, (~norm.isfinite()).float()
+        self.optimizer.step()
+        if hasattr(self.objective, "after_step"):
+            self.objective.after_step(self.step)
         self.scaler.update()
         self.step += 1
-        return means(names, values) | {"lr": self.optimizer.param_groups[0]["initial_lr"] * lr_scale,
-                                       "grad_norm": values[-1], "finite": finite, "flags": values[len(names):-1]}
+        values = torch.cat([sums, norm.double()[None]]).to("cpu", non_blocking=True)
+        copied = torch.cuda.current_stream().record_event() if sums.is_cuda else None
+
+        def read():
+            if copied:
+                copied.synchronize()
+            *numbers, norm = values.tolist()
+            finite = norm < float("inf")  # false for NaN too
+            self.skips, self.skipped_in_a_row = (self.skips, 0) if finite else (self.skips + 1,
+                                                                                self.skipped_in_a_row + 1)
+            return means(names, numbers) | {"lr": lr, "grad_norm": norm, "finite": finite,
+                                            "flags": numbers[len(names):]}
+        return read
 
     @torch.no_grad()
     def evaluate(self, batches):
         """Mean metrics over held-out batches, each process giving its share; the same masks at every call."""
         self.objective.eval()
         totals, names = 0.0, None
-        for batch in batches:
-            with self.autocast():
-                arguments, extra = self._to_device(batch, slice(None))
-                names, sums = weighted(self.objective(*arguments, **extra)[1])
-            totals = totals + sums
+        for batch in self.ahead(batches, 1 << 30):
+            for cut in batch["cuts"]:
+                with self.autocast():
+                    arguments, extra = self._arguments(cut)
+                    names, sums = weighted(self.objective(*arguments, **extra)[1])
+                totals = totals + sums
         names = self.procs.first_of(names)
         if names is None:
             raise UserError("none of the held-out clips can be read any more: mend them (python data.py check lists "

@@ -273,13 +273,13 @@ class Supervised(nn.Module):
                 n = frame_logits.shape[1]
                 if at is not None:
                     at = at.clamp(max=frames.shape[1] - 1)[..., None].expand(-1, -1, frames.shape[2])
-                    frames, columns = frames.gather(1, at), at.new_tensor(n)
+                    frames, columns = frames.gather(1, at), at.new_full((), n)
                 frames = F.pad(frames, (0, 0, 0, max(0, n - frames.shape[1])))[:, :n]
                 each = clip_loss(frame_logits, frames, self.loss)
                 keep = torch.arange(n, device=wave.device) < columns[..., None]
                 metrics["frame_loss"] = ((each * keep).sum(1) / columns).mean()
                 loss = loss + metrics["frame_loss"]
-        count = torch.tensor(float(len(wave)), device=wave.device)
+        count = loss.new_full((), len(wave))
         return loss, metrics | {"loss": loss, "count": count}
 
 

@@ -90,7 +90,7 @@ def make_optimizer(objective, settings, lr):
                "lr": lr * settings.layer_decay ** (depth + 1 - layer)}
               for (layer, decayed), parameters in groups.items()]
     if settings.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
         optimizer = kind(groups, lr=lr, betas=settings.betas, fused=True)
@@ -167,7 +167,7 @@ class Trial:
         self.bad = loading.BadLog(self.folder / "bad.jsonl", machine.max_bad)
         split, labels, model = self.job.task.splits["train"], self.job.task.labels, self.objective.model
         frames = None if model.kind == "linear" else FrameTargets(split, labels, model.frame_seconds)
-        self.batches = iter(LabelledLoader(
+        self.batches = trainer.ahead(LabelledLoader(
             split, loading.Sampling.of(model.encoder.config), len(labels), s.batch_size, self.seed,
             first=trainer.step * s.batch_size, steps=self.steps - trainer.step, rank=self.procs.rank,
             world=self.procs.world, workers=machine.workers, mixup=mask.mixup, alpha=mask.alpha,

@@ -1,0 +1,88 @@
+"""What makes a step fast on a GPU changes no result, and nothing in it waits: checked here without one, as far as can be."""
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from model import Encoder
+from test_recipes import NAMES, small
+from wren.training import engine, processes
+from wren.training.compiling import compile_parts
+
+
+def clips(objective, batch=4, short=False, device="cpu"):
+    """A micro-batch as a trainer gives it, of full clips or of shorter ones among them."""
+    size = objective.encoder.config.clip_samples
+    torch.manual_seed(0)
+    lengths = torch.full((batch,), size)
+    lengths[1:] -= size // 3 * short
+    waves = {name: 0.1 * torch.randn(batch, size) for name in ("wave", "partner")}
+    return {"seed": torch.arange(batch), **waves, "lengths": lengths, "partner_lengths": lengths}
+
+
+def takes(objective):
+    """Names of what it takes of a micro-batch."""
+    return getattr(objective, "takes", ("wave", "lengths", "seed"))
+
+
+def moved(module, imagined):
+    """Weights and tables on a GPU that is only imagined, which `Module.to` can't do."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for key, x in tensors.items():
+                if x is not None:
+                    x = imagined.from_tensor(x).detach().to("cuda")
+                    tensors[key] = torch.nn.Parameter(x) if tensors is part._parameters else x
+    return module
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_step_asks_the_device_for_a_number(name, short):
+    """On a GPU that is only imagined a shape or a branch that depends on a tensor's values is an error."""
+    objective = small(name).train()
+    batch = clips(objective, short=short)
+    with FakeTensorMode() as imagined:
+        moved(objective, imagined)
+        arguments = [batch.get(key) if short or "lengths" not in key else None for key in takes(objective)]
+        arguments = [x if x is None else imagined.from_tensor(x).to("cuda") for x in arguments]
+        loss, metrics = objective(*arguments)
+    assert loss.shape == () and all(value.shape == () for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_compiled_computes_the_same(name, monkeypatch):
+    """Loss, gradients and teacher of a step; a second one with shorter clips and another batch makes no new graph."""
+    compile, ends = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda call, **how: compile(call, **how, backend="aot_eager"))
+    for how in ("off", "on"):
+        objective = small(name).train()
+        compile_parts(objective, how, torch.device("cpu"))
+        torch.manual_seed(0)
+        batch = clips(objective, batch=3, short=True)
+        loss = objective(*(batch.get(key) for key in takes(objective)))[0]
+        loss.backward()
+        ends.append(torch.cat([loss.detach()[None], *(p.grad.flatten() for p in objective.parameters()
+                                                      if p.grad is not None)]))
+    assert (ends[0] - ends[1]).norm() <= 1e-5 * ends[0].norm()
+    graphs = counters["stats"]["unique_graphs"]
+    batch = clips(objective, batch=5, short=True)
+    objective(*(batch.get(key) for key in takes(objective)))[0].backward()
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_no_step_waits_for_the_gpu(name):
+    """From the second step on, which finds all graphs and tables made."""
+    objective = small(name).to("cuda")
+    trainer = engine.Trainer(objective, engine.make_optimizer(objective), processes.start_processes("cuda"),
+                             batch_size=4, micro_batch=4, steps=10, warmup=0, clip=1.0)
+    batches = trainer.ahead([clips(objective, short=short) for short in (False, True) * 3])
+    for step, batch in enumerate(batches):
+        torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")
+        try:
+            numbers = trainer.launch(batch, flags=(0, 1))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert numbers()["finite"] and numbers()["flags"] == [0, 1]
