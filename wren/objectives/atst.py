@@ -137,11 +137,14 @@ class ATST(MeanTeacher):
         """spec (2 B, F, T) -> mask (2 B, T', F'); index (2 B, M', D), which tokens of a clip it hides, filled up with
         others where it hides fewer; and which of these (2 B · M') are hidden, or None (all)."""
         c = self.encoder.config
-        columns, most = c.columns(spec.shape[2]), n_of(self.hidden, c.n_tokens)
-        whole = mask is None and lengths is None and columns == c.grid[0]
-        if mask is None:
-            mask = draw_mask(self.masking, self.hidden, c, seeds, None if lengths is None else lengths[:len(seeds)],
-                             **self.options)
+        columns, total = c.columns(spec.shape[2]), c.n_tokens
+        whole = mask is None and lengths is None
+        if mask is None:  # of a view that is shorter than the encoder's clip the same share is hidden
+            most = (2 * n_of(self.hidden, total) * columns * c.grid[1] + total) // (2 * total)
+            if lengths is not None or columns < c.grid[0]:
+                samples = round(self.view_seconds * c.sample_rate)
+                lengths = torch.full_like(seeds, samples) if lengths is None else lengths[:len(seeds)]
+            mask = draw_mask(self.masking, self.hidden, c, seeds, lengths, **self.options)
         else:
             most = int(mask.flatten(1).sum(1).max())
         mask = mask[:, :columns].repeat(2, 1, 1)
