@@ -1,45 +1,62 @@
-"""How fast is each part? Every figure is a median (ceilings and steps of recipes: the best of some) beside what it is
-compared with in the same run.
+"""How fast is each part? Every figure is a median (ceilings and steps: the best of some) beside what it is compared
+with in the same run.
 
-    python bench.py                            all rows, one thread (about three minutes)
-    python bench.py --only frontend mask       some of them
+    python bench.py                            one thread of a CPU, or a GPU; a few minutes
+    python bench.py --only frontend mask       some parts of it
     python bench.py --only step --preset ssast-tiny-patch --batch-size 16 --amp bf16 --compile off --device cuda
     torchrun --nproc_per_node=2 bench.py --only train       scaling over processes
 
-A row is a name, a median, its unit, and a ratio to a reference row. The ceiling is a large matrix product on the same
-device, threads and precision: the share of it says how much of the machine a step uses.
+The ceiling is a large matrix product on the same device, threads and precision: the share of it says how much of the
+machine a step uses (arithmetic of recomputed activations is not counted). What fails is one line, and the rest goes on.
 """
+import gc
 import json
+import os
 import statistics
 import tempfile
 import time
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 from wren import cli
 from wren.recipes import PRESETS, RECIPES
 from wren.recipes.arithmetic import forward_flops
 
+PUBLISHED = (("ssast", "ssast-base-patch"), ("gpm-bt", "gpm-bt-patch"), ("atst-frame", "atst-frame-base"),
+             ("audiomae", "audiomae-base"), ("dasheng", "dasheng-base"), ("dasheng", "dasheng-1.2b"),
+             ("animal2vec", "animal2vec-large"), ("eat", "eat-base"), ("atst", "atst-small"), ("contrast", "wren-base"))
+
 
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="bench.py")
     g = p.add_argument_group("what is measured")
     g.add_argument("--only", nargs="+", metavar="GROUP", choices=list(GROUPS),
-                   help=f"{', '.join(GROUPS)} (default: all)")
-    g.add_argument("--preset", choices=PRESETS, metavar="NAME", default="ssast-base-patch", help="for forward and step")
-    g.add_argument("--batch-size", type=cli.positive_int, default=4, help="clips, for forward, step and recipes "
-                   "of published size without clones")
-    g.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="for recipes: this one only")
+                   help=f"{', '.join(GROUPS)} (default: on a CPU all but embed, on a GPU {', '.join(ON_GPU)})")
+    g.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="for step: this one only")
+    g.add_argument("--preset", choices=PRESETS, metavar="NAME", help="for step, extract, train and embed: this encoder "
+                   "(default: step: those of all recipes; else ssast-base-patch, on a GPU also dasheng-base and "
+                   "eat-base)")
+    g.add_argument("--batch-size", type=batch_size, default="auto", metavar="N", help="clips; auto: on a GPU the power "
+                   "of two from which on a step is no faster for a clip, or that fills 80%% of the memory; on a CPU "
+                   "the recipe's at laptop size, else 4, of clones 1")
 
     g = p.add_argument_group("run")
     g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
                    "fp32 on CPU")
-    g.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="blocks and losses; auto: on a GPU")
+    g.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="auto: on a GPU steps with and "
+                   "without, on a CPU without")
     g.add_argument("--threads", type=cli.positive_int, default=1, help="of the CPU")
     g.add_argument("--repeat", type=cli.positive_int, default=5, help="timed runs of each row")
+    g.add_argument("--minutes", type=cli.positive, default=6.0, help="on a GPU: no step is begun when so much time is "
+                   "nearly over")
     g.add_argument("--json", metavar="FILE", help="also write the rows to a file")
     return p.parse_args(argv)
+
+
+def batch_size(text):
+    return text if text == "auto" else cli.positive_int(text)
 
 
 class Bench:
@@ -53,7 +70,8 @@ class Bench:
         from wren.training.runlog import device_name
         torch.set_num_threads(args.threads)
         self.args, self.rows, self.procs = args, [], start_processes(args.device)
-        self.device = self.procs.device
+        self.device, self.gpu, self.began = self.procs.device, self.procs.device.type == "cuda", time.perf_counter()
+        self.batches = {}  # preset: the batch that a step was found to like
         self.autocast, _, self.amp = precision(args.amp, self.device)
         print(f"{device_name(self.device)}, {args.threads} thread{'s' * (args.threads > 1)}, {self.amp}, "
               f"torch {torch.__version__}\n{'':<44}{'median':>10} {'':<10} compared with")
@@ -65,7 +83,7 @@ class Bench:
         for _ in range(1 + (repeat or self.args.repeat)):
             began = clock()
             function()
-            if self.device.type == "cuda":
+            if self.gpu:
                 torch.cuda.synchronize()
             times.append(clock() - began)
         return pick(times[1:])
@@ -78,13 +96,33 @@ class Bench:
             print(f"{name:<44}{value:>10.4g} {unit:<10} {compared}", flush=True)
         return value
 
+    def attempt(self, name, function, *arguments):
+        """function(bench, …), or one line that says why not."""
+        try:
+            return function(self, *arguments)
+        except Exception as error:  # whatever it is, the other rows are worth having
+            lines = str(error).strip().splitlines() or [""]
+            print(f"{name}: {type(error).__name__}: {lines[0][:160]}", flush=True)
+        finally:
+            gc.collect()
+            if self.gpu:
+                import torch
+                torch.cuda.empty_cache()
+
+    def presets(self, *names):
+        return [self.args.preset] if self.args.preset else names
+
+    def batch(self, preset, otherwise=4):
+        given = self.args.batch_size
+        return self.batches.get(preset, otherwise) if given == "auto" else given
+
 
 def ceiling(bench):
     """Matrix product and copy: what the device can do."""
     import torch
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(bench.amp, torch.float32)
     bench.flops = 0.0
-    sizes = ((8192,) * 3, (16384, 4096, 4096)) if bench.device.type == "cuda" else ((2048,) * 3, (2048, 768, 3072))
+    sizes = ((8192,) * 3, (16384, 4096, 4096)) if bench.gpu else ((2048,) * 3, (2048, 768, 3072))
     for m, k, n in sizes:
         a, b = (torch.randn(*s, device=bench.device, dtype=dtype) for s in ((m, k), (k, n)))
         rate = 2 * m * k * n / bench.seconds(lambda: a @ b, 20, min)  # the best of 20: a ceiling, not a typical speed
@@ -126,21 +164,6 @@ def load(bench):
             bench.row(f"load {name}, 10 s", value, "clips/s", *ratio)
             if name.startswith("shard"):
                 bench.row(f"load {name}, 2 s crops", loading(bench, rows, 2), "clips/s")
-                ours = bench.row(f"read {name}, this process", reading(rows, seconds), "clips/s")
-                if (theirs := webdataset_rate(place)) is not None:
-                    bench.row(f"read {name}, webdataset, this process", theirs, "clips/s", theirs / ours, "ours")
-
-
-def reading(rows, seconds):
-    """Clips a second without a loader process: what `webdataset_rate` is compared with."""
-    from wren.sound import loading
-    crop, times = loading.Cropper(loading.Sampling(16000), seconds), []
-    for seed in range(3):
-        began = time.perf_counter()
-        for i in range(len(rows)):
-            crop(rows, i, seed)
-        times.append((time.perf_counter() - began) / len(rows))
-    return 1 / statistics.median(times)
 
 
 def field_noise(rng, n):
@@ -162,26 +185,6 @@ def loading(bench, rows, seconds, batch=16):
         for _ in range(12):
             next(batches)
         times.append((time.perf_counter() - began) / 12 / batch)
-    return 1 / statistics.median(times)
-
-
-def webdataset_rate(folder):
-    """The same shards streamed by webdataset, decoded with soundfile, in this process; None if it isn't installed."""
-    try:
-        import webdataset
-    except ImportError:
-        return None
-    import io
-
-    import soundfile
-    urls, times = sorted(map(str, folder.glob("*.tar"))), []
-    suffix = "wav" if "pcm" in folder.name else "flac"
-    for _ in range(3):
-        began, count = time.perf_counter(), 0
-        for sample in webdataset.WebDataset(urls, shardshuffle=False):
-            soundfile.read(io.BytesIO(sample[suffix]), dtype="float32")
-            count += 1
-        times.append((time.perf_counter() - began) / count)
     return 1 / statistics.median(times)
 
 
@@ -214,23 +217,6 @@ def mask(bench):
     bench.row("mask, batch 64", bench.seconds(lambda: patch_mask(seeds, (64, 8), 400)) / 64 * 1e3, "ms/clip")
 
 
-def forward(bench):
-    """The encoder alone on spectrograms of the training length."""
-    import torch
-
-    from model import Encoder
-    config, batch = PRESETS[bench.args.preset], bench.args.batch_size
-    encoder = Encoder(config).eval().to(bench.device)
-    spec = torch.randn(batch, config.n_mels, config.frames, device=bench.device)
-
-    def once():
-        with torch.inference_mode(), bench.autocast():
-            encoder.tokens(spec)
-    took = bench.seconds(once)
-    share = forward_flops(config) * batch / took / bench.flops
-    bench.row(f"forward, {config.name}, batch {batch}", took / batch * 1e3, "ms/clip", share, "matmul ceiling")
-
-
 def extract(bench):
     """Embedding a 48 kHz recording, from the file to vectors, in CPU time where it runs on the CPU; and the shares of
     decoding with resampling and of the front end."""
@@ -240,7 +226,8 @@ def extract(bench):
 
     from model import Encoder
     from wren.recordings.windows import Recordings, Run, batches
-    config, batch = PRESETS[bench.args.preset], bench.args.batch_size
+    config = PRESETS[bench.args.preset or "ssast-base-patch"]
+    batch = bench.batch(config.name)
     clock = time.process_time if bench.device.type == "cpu" else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         path, seconds = Path(folder) / "long.wav", 2 * batch * config.clip_seconds
@@ -267,95 +254,202 @@ def extract(bench):
 
 
 def step(bench):
-    """The full SSAST step: wave to updated weights."""
+    """Every recipe's whole training step, wave to updated weights and teacher: on a GPU at published size, in a batch
+    that fills it, without and with compiling; on a CPU at laptop and published size."""
+    args, seen = bench.args, []
+    rows = [(name, "paper", preset) for name, preset in PUBLISHED]
+    if not bench.gpu:  # mae is dasheng
+        rows = [(name, scale, scales[scale]["preset"]) for name, scales in RECIPES.items() if name != "mae"
+                for scale in ("laptop", "paper")]
+    if args.preset:
+        rows = [row for row in rows if row[2] == args.preset] or [(args.recipe or "ssast", scale_of(args.preset),
+                                                                   args.preset)]
+    how = {"auto": ("off", "on") if bench.gpu else ("off",)}.get(args.compile, (args.compile,))
+    print(f"{'whole step':<34}{'batch':>6}{'ms':>9}{'clips/s':>10}{'of ceiling':>12}{'GB':>7}{'launches':>10}")
+    for name, scale, preset in rows:
+        if (name, preset) in seen or args.recipe not in (None, name):
+            continue
+        seen.append((name, preset))
+        for compile in how:
+            label = f"{name}, {preset}{', compiled' * (compile == 'on')}"
+            if bench.gpu and time.perf_counter() - bench.began > 60 * args.minutes - 100:
+                print(f"{label}: left out, --minutes {args.minutes:g} are nearly over")
+            else:
+                bench.attempt(label, one_step, label, RECIPES[name][scale], preset, compile)
+
+
+def scale_of(preset):
+    return "laptop" if "laptop" in preset else "paper"
+
+
+def one_step(bench, label, recipe, preset, compile):
+    """A row of `step`."""
+    import torch
+    trainer, clips = prepared(bench, recipe, preset, compile)
+    batch = bench.batch(preset, None)
+    if batch is None and bench.gpu:
+        batch = bench.batches[preset] = filling(bench, trainer, clips)
+    elif batch is None:
+        clones = hasattr(trainer.objective, "clones")
+        batch = recipe["batch_size"] if "laptop" in preset else 1 if clones else 4
+    if bench.gpu:
+        torch.cuda.reset_peak_memory_stats()
+    took = step_seconds(bench, trainer, clips(batch), 10 if bench.gpu else 9 if "laptop" in preset else 2)
+    share = trainer.objective.flops() * batch / took / bench.flops
+    memory = torch.cuda.max_memory_allocated() / 1e9 if bench.gpu else float("nan")
+    launches = bench.attempt("launches", launched, trainer, clips(batch)) if bench.gpu else None
+    bench.rows.append({"row": label, "value": took, "unit": "s", "ratio": share, "to": "matmul ceiling", "batch": batch,
+                       "memory_gb": memory, "launches": launches})
+    if bench.procs.main:
+        print(f"{label:<34}{batch:>6}{took * 1e3:>9.1f}{batch / took:>10.1f}{share:>12.3f}{memory:>7.1f}"
+              f"{launches or float('nan'):>10.0f}", flush=True)
+
+
+def prepared(bench, recipe, preset, compile="auto"):
+    """(trainer, a function of a number of clips that makes a batch) of a recipe with this encoder."""
     import torch
 
-    from wren.training.engine import Trainer, make_optimizer
-    from model import Encoder
-    from wren.objectives import SSAST
-    config, batch = PRESETS[bench.args.preset], bench.args.batch_size
-    torch.manual_seed(0)
-    objective = SSAST(Encoder(config), hidden=400 / 512).to(bench.device)
-    trainer = Trainer(objective, make_optimizer(objective), bench.procs, batch_size=batch * bench.procs.world,
-                      micro_batch=batch, steps=1000, warmup=10, amp=bench.args.amp, compile=bench.args.compile)
-    clips = {"wave": 0.1 * torch.randn(batch, config.clip_samples), "seed": torch.arange(batch),
-             "lengths": torch.full((batch,), config.clip_samples)}
-    took = bench.seconds(lambda: trainer.train(clips))
-    flops = 3 * forward_flops(config)
-    name = f"step, {config.name}, batch {batch}"
-    bench.row(name, took, "s", flops * batch / took / bench.flops, "matmul ceiling")
-    bench.row(f"{name}, arithmetic", flops * batch / 1e9, "GFLOP")
-    if bench.device.type == "cuda":
-        bench.row(f"{name}, memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
-
-
-def recipes(bench):
-    """Every recipe's full training step, wave to updated weights and teacher, at laptop and at published size."""
-    import torch
-
-    from wren.training.engine import Trainer, make_optimizer
     from model import Encoder
     from wren.objectives import objective_of
-    seen = []
-    for name, scales in RECIPES.items():
-        if name == "ssast" or scales in seen or bench.args.recipe not in (None, name):
-            continue  # mae is dasheng; SSAST has a group of its own
-        seen.append(scales)
-        for scale in ("laptop", "paper"):
-            recipe = scales[scale]
-            config = PRESETS[recipe["preset"]]
-            if "clip_seconds" in recipe:
-                config = replace(config, frames=round(recipe["clip_seconds"] / config.hop))
-            torch.manual_seed(0)
-            objective = objective_of(recipe, Encoder(config)).to(bench.device)
-            paper = 1 if hasattr(objective, "clones") else bench.args.batch_size
-            batch = recipe["batch_size"] if scale == "laptop" else paper
-            trainer = Trainer(objective, make_optimizer(objective), bench.procs, batch_size=batch * bench.procs.world,
-                              micro_batch=batch, steps=1000, warmup=10, amp=bench.args.amp, compile=bench.args.compile)
-            full = torch.full((batch,), config.clip_samples)
-            clips = {"wave": 0.1 * torch.randn(batch, config.clip_samples), "seed": torch.arange(batch),
-                     "lengths": full, "partner": 0.1 * torch.randn(batch, config.clip_samples), "partner_lengths": full}
-            took = bench.seconds(lambda: trainer.train(clips), 9 if scale == "laptop" else 2, min)  # as the ceiling's
-            flops = objective.flops() * batch
-            bench.row(f"{name}, {config.name}, {config.dim} wide, batch {batch}", took, "s",
-                      flops / took / bench.flops, "matmul ceiling")
-            bench.row("  arithmetic", flops / 1e9, "GFLOP")
+    from wren.training.engine import Trainer, make_optimizer
+    config = PRESETS[preset]
+    if "clip_seconds" in recipe:
+        config = replace(config, frames=round(recipe["clip_seconds"] / config.hop))
+    torch.manual_seed(0)
+    with bench.device:
+        objective = objective_of(recipe, Encoder(config)).to(bench.device)
+    objective.encoder.checkpoint_activations = "1.2b" in preset
+    trainer = Trainer(objective, make_optimizer(objective), bench.procs, batch_size=bench.procs.world, micro_batch=1,
+                      steps=10000, warmup=10, amp=bench.args.amp, compile=compile)
+
+    def clips(n):
+        full = torch.full((n,), config.clip_samples)
+        wave = 0.1 * torch.randn(1, config.clip_samples).repeat(n, 1)
+        batch = {"wave": wave, "seed": torch.arange(n), "lengths": full}
+        batch |= {"partner": wave.roll(1, 1), "partner_lengths": full} if "partner" in trainer.takes else {}
+        return {key: x.pin_memory() if bench.gpu else x for key, x in batch.items()}
+    return trainer, clips
+
+
+def step_seconds(bench, trainer, clips, steps):
+    """Seconds of a step on these clips after two others: on a GPU the mean of `steps` of them in a row, the next batch
+    on its way as in training, on a CPU the best."""
+    import torch
+    trainer.micro_batch = len(clips["seed"])
+    batches, times = trainer.ahead(repeat(clips)), []
+    for n in (2, steps) if bench.gpu else [1] * (1 + steps):
+        began = time.perf_counter()
+        for _ in range(n):
+            trainer.launch(next(batches))
+        if bench.gpu:
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - began) / n)
+    return min(times[1:])
+
+
+def filling(bench, trainer, clips):
+    """The power of two from which on a step is less than 3 % faster for a clip, or that fills 80 % of the memory."""
+    import torch
+    best, size, used = (0.0, 4), 4, []
+    room = 0.8 * torch.cuda.get_device_properties(bench.device).total_memory
+    while len(used) < 2 or used[-1] + 2 * (used[-1] - used[-2]) < room:  # twice the clips are twice the last increase
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            rate = size / step_seconds(bench, trainer, clips(size), 3)
+        except torch.OutOfMemoryError:
+            break
+        used.append(torch.cuda.max_memory_allocated())
+        if rate < 1.03 * best[0]:
+            break
+        best, size = (rate, size), 2 * size
+    torch.cuda.empty_cache()
+    return best[1]
+
+
+def launched(bench, trainer, clips):
+    """How many kernels and copies a step starts on the GPU."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CUDA]) as run:
+        trainer.train(clips)
+        torch.cuda.synchronize()
+    return sum(event.device_type() == torch.autograd.DeviceType.CUDA
+               for event in run.profiler.kineto_results.events())
 
 
 def train(bench):
-    """Training as it is: the demo's clips through a loader process and the whole step; time spent without data."""
-    from wren.sound import demo
+    """Training as it is: 10 s WAV files through loader processes and the whole step; time spent without data."""
+    for preset in bench.presets(*("ssast-base-patch", "dasheng-base")[:1 + bench.gpu]):
+        bench.attempt(f"train, {preset}", one_training, preset)
+
+
+def one_training(bench, preset):
+    import numpy as np
+    import soundfile
+
     from wren.sound.loading import Cropper, Loader, Sampling
     from wren.sound.opening import open_manifest
-    from wren.training.engine import Trainer, make_optimizer
-    from model import Encoder
-    from wren.objectives import SSAST
     from wren.training.runlog import Meter
-    demo.ensure()
-    args, config, world = bench.args, PRESETS[bench.args.preset], bench.procs.world
-    rows, batch = open_manifest("data/demo/pretrain.csv"), bench.args.batch_size * world
-    objective = SSAST(Encoder(config)).to(bench.device)
-    trainer = Trainer(objective, make_optimizer(objective), bench.procs, batch_size=batch, micro_batch=args.batch_size,
-                      steps=1000, warmup=10, amp=args.amp, compile=args.compile)
-    batches = iter(Loader(rows, Cropper(Sampling.of(config), config.clip_seconds), batch, workers=1,
-                          rank=bench.procs.rank, world=world))
-    for steps in (2, 2 * args.repeat):  # the first two pay for the loader's start and the first allocations
-        meter = Meter(bench.procs, batch, objective)
-        for _ in range(steps):
-            with meter.waiting():
-                clips = next(batches)
-            meter.add(trainer.train(clips))
-    entry = meter.entry(steps, len(rows), 0)
-    name = f"train, {config.name}, {world} × {args.batch_size}"
+    world, config, batch = bench.procs.world, PRESETS[preset], bench.batch(preset)
+    workers = max(1, (os.cpu_count() - 1) // world) if bench.gpu else 1
+    recipe = next((name for name, other in PUBLISHED if other == preset), "ssast")
+    trainer, _ = prepared(bench, RECIPES[recipe][scale_of(preset)], preset, bench.args.compile)
+    trainer.micro_batch = batch
+    with tempfile.TemporaryDirectory() as folder:
+        sound = (32767 * field_noise(np.random.default_rng(0), 160000)).astype(np.int16)
+        for k in range(512 if bench.gpu else 64):
+            soundfile.write(Path(folder) / f"{k}.wav", np.roll(sound, k), 16000)
+        rows = open_manifest(folder)
+        lengths = 3, 30 if bench.gpu else 2 * bench.args.repeat  # the first pay for workers and graphs
+        batches = trainer.ahead(Loader(rows, Cropper(Sampling.of(config), config.clip_seconds), batch * world,
+                                       steps=sum(lengths), workers=workers, rank=bench.procs.rank, world=world))
+        for steps in lengths:
+            meter, waiting = Meter(bench.procs, batch * world, trainer.objective), []
+            for _ in range(steps):
+                with meter.waiting():
+                    clips = next(batches)
+                waiting.append(trainer.launch(clips))
+                if len(waiting) > 1:
+                    meter.add(waiting.pop(0)())
+            meter.add(waiting.pop()())
+        entry = meter.entry(steps, len(rows), 0)
+    name = f"train, {preset}, {world} × {batch}, {workers} workers"
     bench.row(name, entry["clips_per_second"], "clips/s", world, "processes")
-    bench.row(f"{name}, waiting for data", 100 * entry["data_wait"], "%")
-    bench.row(f"{name}, memory", entry["memory_gb"], "GB")
+    bench.row("  waiting for data", 100 * entry["data_wait"], "%")
+    bench.row("  memory", entry["memory_gb"], "GB")
     if entry.get("mfu"):
-        bench.row(f"{name}, MFU", 100 * entry["mfu"], "%", to="the device's stated dense peak")
+        bench.row("  MFU", 100 * entry["mfu"], "%", to="the device's stated dense peak")
+
+
+def embed(bench):
+    """Clip vectors of sound that is decoded already: seconds of sound a second, to the device and back."""
+    for preset in bench.presets("dasheng-base", "eat-base"):
+        bench.attempt(f"embed, {preset}", one_embedding, preset)
+
+
+def one_embedding(bench, preset):
+    import torch
+
+    from model import Encoder
+    from wren.sound.ahead import ahead, sent
+    config, batch = PRESETS[preset], bench.batch(preset, 128 if bench.gpu else 4)
+    with bench.device:
+        encoder = Encoder(config).eval().to(bench.device)
+    waves = [0.1 * torch.randn(1, config.clip_samples).repeat(batch, 1)] * (8 if bench.gpu else 1)
+    waves = [wave.pin_memory() if bench.gpu else wave for wave in waves]
+
+    def once():
+        with torch.inference_mode(), bench.autocast():
+            there = ahead(waves, lambda wave: sent(wave, bench.device), bench.device)
+            torch.cat([encoder(wave) for wave in there]).float().cpu()
+    clips, took = batch * len(waves), bench.seconds(once)
+    bench.row(f"embed, {preset}, batch {batch}", clips * config.clip_seconds / took, "s/s",
+              forward_flops(config) * clips / took / bench.flops, "matmul ceiling")
 
 
 def probes(bench):
-    """Probes at the size of BEANS's largest set, 14,000 × 768 vectors of 264 classes; kNN beside scikit-learn's."""
+    """Probes at the size of BEANS's largest set, 14,000 × 768 vectors of 264 classes; kNN beside scikit-learn's. On a
+    GPU kNN alone."""
     import numpy as np
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -374,24 +468,26 @@ def probes(bench):
         model = make_pipeline(StandardScaler(), KNeighborsClassifier(10, metric="cosine", algorithm="brute"))
         model.fit(x.astype(np.float32), y)
         return [model.predict(part.astype(np.float32)) for part in (x[:1000], x[:3620])]
+    rows = {"kNN, scikit-learn": sklearn, "kNN probe": lambda: p.knn_probe(*data)}
+    if not bench.gpu:
+        rows |= {"ridge": lambda: p.ridge(*data), "logistic": lambda: p.logistic(*data)}
     with threadpool_limits(bench.args.threads):
-        took = {name: bench.seconds(function, min(3, bench.args.repeat), min) for name, function in (
-            ("scikit-learn", sklearn), ("kNN probe", lambda: p.knn_probe(*data)), ("ridge", lambda: p.ridge(*data)),
-            ("logistic", lambda: p.logistic(*data)))}
-    theirs = bench.row("kNN, scikit-learn", took.pop("scikit-learn"), "s")
-    for name, seconds in took.items():
-        bench.row(name, seconds, "s", *((seconds / theirs, "scikit-learn") if name == "kNN probe" else ()))
+        for name, function in rows.items():
+            took = bench.seconds(function, min(3, bench.args.repeat), min)
+            theirs = took if name == "kNN, scikit-learn" else theirs
+            bench.row(name, took, "s", *((took / theirs, "scikit-learn") if name == "kNN probe" else ()))
 
 
-GROUPS = {f.__name__: f for f in (ceiling, load, frontend, mask, forward, extract, step, recipes, train, probes)}
+GROUPS = {f.__name__: f for f in (ceiling, load, frontend, mask, extract, step, train, embed, probes)}
+ON_GPU = ("ceiling", "frontend", "mask", "step", "train", "embed", "probes")
 
 
 def main(argv=None):
     args = parse_args(argv)
     bench = Bench(args)
-    groups = dict.fromkeys(["ceiling", *(args.only or GROUPS)])  # the ceiling is always measured: shares refer to it
-    for name in groups:
-        GROUPS[name](bench)
+    default = ON_GPU if bench.gpu else [name for name in GROUPS if name != "embed"]
+    for name in dict.fromkeys(["ceiling", *(args.only or default)]):  # the ceiling always: shares refer to it
+        bench.attempt(name, GROUPS[name])
     if args.json and bench.procs.main:
         cli.write_text(args.json, json.dumps({"rows": bench.rows}, indent=1))
     bench.procs.stop()

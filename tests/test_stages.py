@@ -221,7 +221,7 @@ def test_the_benchmark_prints_and_writes_rows(tmp_path, capsys):
     bench.main(["--only", "mask", "step", "--preset", "ssast-laptop-patch", "--batch-size", "2", "--repeat", "1",
                 "--json", str(tmp_path / "bench.json")])
     rows = {r["row"]: r for r in json.loads((tmp_path / "bench.json").read_text())["rows"]}
-    assert 0 < rows["step, ssast-laptop-patch, batch 2"]["ratio"] and "mask, batch 64" in rows
+    assert 0 < rows["ssast, ssast-laptop-patch"]["ratio"] and "mask, batch 64" in rows
     assert "matmul" in capsys.readouterr().out
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wren.sound.ahead import ahead, sent
 from wren.sound.audio import BadAudio
 from wren.tasks.batches import InOrder
 from wren.cli import Pulse, UserError
@@ -47,16 +48,22 @@ def batches(split, config, device="cpu", batch_size=32, workers=0, rank=0, world
     sample rate, [(rows, rate or None, streams, wave (B, S), lengths (B,) or None when all are full)], on the device."""
     unit = "windows" if split.files else "clips"
     pulse, done = Pulse(what, -(-len(split) // world), unit, speaks=rank == 0), 0
-    for batch in EveryClip(split, Sampling.of(config), batch_size, rank=rank, world=world, workers=workers):
-        pulse.beat(done)
+    device = torch.device(device)
+
+    def there(batch):
         out = []
         for part in batch.get("parts", [batch]):
-            streams = {name: x.to(device) for name, x in part.get("streams", {}).items()}
+            streams = {name: sent(x, device) for name, x in part.get("streams", {}).items()}
             full = bool((part["lengths"] == part["wave"].shape[1]).all())
-            out.append((part["index"].tolist(), part.get("rate"), streams, part["wave"].to(device),
-                        None if full else part["lengths"].to(device)))
-            done += len(part["wave"])
-        yield out
+            out.append((part["index"].tolist(), part.get("rate"), streams, sent(part["wave"], device),
+                        None if full else sent(part["lengths"], device)))
+        return out
+
+    clips = EveryClip(split, Sampling.of(config), batch_size, rank=rank, world=world, workers=workers)
+    for batch in ahead(clips, there, device):
+        pulse.beat(done)
+        done += sum(len(rows) for rows, *_ in batch)
+        yield batch
 
 
 def in_order(batch, function):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from wren.cli import Pulse, UserError, warn
 from wren.sound import audio, quality
+from wren.sound.ahead import ahead, sent
 from wren.sound.loading import decode
 from wren.sound.manifest import build
 from wren.sound.opening import open_manifest
@@ -289,12 +290,17 @@ class Run:
         """function (model, wave (B, S), lengths (B,) or None, rate=their sample rate) -> (B, …) tensor, over all
         windows: yields (stretch, number of the window, array (…)). Of a recording that turns out to be broken only the
         first windows may come."""
+        def there(batch):
+            wave, lengths, places = batch
+            full = bool((lengths == wave.shape[1]).all())
+            return sent(wave, self.device), None if full else sent(lengths, self.device), places
+
         read = batches(self.recordings, self.cut, self.batch_size, self.workers, self.bad, skip)
+        read = ahead(read, there, self.device)
         began, heard, pulse = time.monotonic(), 0.0, Pulse("extraction", None, "recordings")
         for wave, lengths, places in tqdm(read, "batches", leave=False, disable=None):
-            lengths = None if bool((lengths == wave.shape[1]).all()) else lengths.to(self.device)
             with torch.inference_mode(), self.autocast():
-                rows = function(self.model, wave.to(self.device), lengths, rate=places[0][0].cut.rate)
+                rows = function(self.model, wave, lengths, rate=places[0][0].cut.rate)
             rows = rows.float().cpu().numpy()
             heard += sum(np.diff(stretch.own(n))[0] / stretch.cut.rate for stretch, n in places)
             stretch, n = places[-1]

@@ -59,7 +59,7 @@ class Meter:
         good = [r for r in self.rows if r["finite"]] or self.rows
         rate = len(self.rows) * self.batch_size / took
         entry = {"step": step, "clips": step * self.batch_size, "epoch": step * self.batch_size / clips}
-        entry |= {k: sum(r[k] for r in good) / len(good) for k in good[0] if k not in ("finite", "count")}
+        entry |= {k: sum(r[k] for r in good) / len(good) for k in good[0] if k not in ("finite", "count", "flags")}
         entry |= {"clips_per_second": rate, "audio_per_second": rate * self.clip_seconds,
                   "data_wait": self.procs.largest(self.waited / took), "skips": skips}
         if self.procs.device.type == "cuda":
