@@ -88,7 +88,7 @@ _CONTRAST = {
         differs="no paper: SimCLR's loss on the views that learn most from real sound (docs/results.md), at base size "
                 "not tried"),
     "laptop": _LAPTOP | dict(
-        objective="Contrast", preset="wren-laptop", batch_size=64, steps=400, lr=1e-3, view_seconds=2.0, shortest=0.6,
+        objective="Contrast", preset="wren-laptop", batch_size=64, steps=300, lr=1e-3, view_seconds=4.0, shortest=0.6,
         mix=0.15, pitch=(0.06, 0.1), colour=4.0, temperature=0.2, head_dim=1024)}
 
 RECIPES = {
