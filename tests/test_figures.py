@@ -31,7 +31,7 @@ def run(tiny, tmp_path_factory):
     """A finished run of four steps on the miniature corpus."""
     out = tmp_path_factory.mktemp("runs") / "short"
     pretrain.main(["--data", str(tiny / "pretrain.csv"), "--out", str(out), "--batch-size", "4", "--steps", "4",
-                   "--warmup", "1", "--valid", "4", "--workers", "0", "--log-every", "1", "--eval-every", "2"])
+                   "--recipe", "ssast", "--preset", "ssast-laptop-patch", "--masking", "patch", "--warmup", "1", "--valid", "4", "--workers", "0", "--log-every", "1", "--eval-every", "2"])
     return out
 
 

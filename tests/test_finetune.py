@@ -197,7 +197,7 @@ def test_every_family_trains_with_masks_and_frames(preset, kind, resolution):
 
 
 def test_dropped_patches_take_no_part_in_the_pooled_vector():
-    model = heads.FineTuned(small(depth=0), ["a", "b"], "sigmoid")
+    model = heads.FineTuned(small(depth=0, pool="mean"), ["a", "b"], "sigmoid")
     wave, seeds = torch.randn(2, 48000), torch.tensor([3, 4])
     encoder, lengths = model.encoder, torch.tensor([48000, 20000])
     with torch.inference_mode():

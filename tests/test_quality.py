@@ -123,7 +123,8 @@ def test_junk_is_not_held_out_and_named(tmp_path):
 def test_held_out_clips_that_have_all_vanished_end_a_run_in_one_line():
     from wren.training.engine import Trainer
     from wren.training.processes import Processes
-    trainer = SimpleNamespace(objective=SimpleNamespace(eval=lambda: None), procs=Processes(0, 1, "cpu"))
+    trainer = SimpleNamespace(objective=SimpleNamespace(eval=lambda: None), procs=Processes(0, 1, "cpu"),
+                              ahead=lambda batches, size: batches)
     assert "held-out clips can be read any more" in fails(Trainer.evaluate, trainer, [])
 
 

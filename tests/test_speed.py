@@ -4,7 +4,6 @@ import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model import Encoder
 from test_recipes import NAMES, small
 from wren.training import engine, processes
 from wren.training.compiling import compile_parts
