@@ -28,8 +28,8 @@ _DASHENG = {
         differs="batch of one process; AdamW in 32 bits, no decay of biases and norms; floor of the decibels a clip, "
                 "not a batch; the decoder's linears Xavier's, too"),
     "laptop": _LAPTOP | dict(
-        objective="MAE", preset="dasheng-laptop", steps=700, lr=1e-3, masking="group", hidden=0.75, decoder_dim=64,
-        decoder_depth=2, decoder_heads=4, var_floor=0.1)}
+        objective="MAE", preset="dasheng-laptop", batch_size=64, steps=250, lr=1e-3, masking="frame", hidden=0.75,
+        decoder_dim=256, decoder_depth=1, decoder_heads=4, var_floor=0.1)}
 _AUDIOMAE = {
     "paper": _TRAINING | dict(
         objective="MAE", preset="audiomae-base", masking="frame", hidden=0.8, decoder_dim=512, decoder_depth=8,
