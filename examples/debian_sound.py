@@ -15,6 +15,8 @@ import zlib
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from wren.sound import audio  # noqa: E402
 
@@ -41,7 +43,8 @@ def fetch(packages, debs):
         else:
             print(f"{' or '.join(names)}: not in this release, or not to be had: left out")
     if not found:
-        print(f"No package could be downloaded{'' if shutil.which('apt-get') else ' (there is no apt-get)'}: fetch "
+        why = "is apt-get update needed?" if shutil.which("apt-get") else "there is no apt-get"
+        print(f"No package could be downloaded ({why}): fetch "
               f"{' '.join(names[-1] for names in packages.values())} from packages.debian.org and give their folder "
               "as --debs", file=sys.stderr)
         sys.exit(2)
@@ -133,6 +136,8 @@ def sounds(folder):
     """{source: [files]} below `folder`, each recording once, without what is shorter than a tenth of a second."""
     found, seen = defaultdict(list), set()
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in audio.AUDIO_SUFFIXES):
+        if path.relative_to(folder).parts[0].endswith(".part"):  # left by a run that was ended
+            continue
         digest = hashlib.sha256(path.read_bytes()).digest()
         try:
             frames, rate, _ = audio.info(path)
@@ -142,3 +147,24 @@ def sounds(folder):
             found[path.relative_to(folder).parts[0]].append(path)
             seen.add(digest)
     return found
+
+
+def without_twins(found, group):
+    """`found` without those files that repeat a recording of another source: games take sound from the same archives,
+    cut it, filter it and pack it anew. Files of which group(path) says the same (None: don't ask) are compared, their
+    first 8 s at 8 kHz: a correlation above 0.3 at the best shift makes twins, and the second one is left out.
+    """
+    kept, out = defaultdict(list), defaultdict(list)
+    for source, paths in found.items():
+        for path in paths:
+            if (label := group(path)) is not None:
+                wave = audio.read(path, rate=8000)[:64000].astype(np.float64)
+                spectrum = np.fft.rfft((wave - wave.mean()) / max(1e-9, np.linalg.norm(wave - wave.mean())), 1 << 17)
+                twin = next((other for other, place, theirs in kept[label] if place != source
+                             and np.abs(np.fft.irfft(spectrum * theirs.conj())).max() > 0.3), None)
+                if twin:
+                    print(f"{path.name} of {source} repeats {twin.name}: left out")
+                    continue
+                kept[label].append((path, source, spectrum))
+            out[source].append(path)
+    return out

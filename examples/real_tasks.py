@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from debian_sound import LARGE, PACKAGES, fetch, sounds, unpack  # noqa: E402
+from debian_sound import LARGE, PACKAGES, fetch, sounds, unpack, without_twins  # noqa: E402
 from wren.sound import audio  # noqa: E402
 
 # What a file is called, without folder and suffix, in any case -> its class. "": a backdrop without animals.
@@ -62,22 +62,23 @@ EVENT_CLASSES, MOST_CALLS = 8, 8  # of the events task, and of one recording
 # ------------------------------------------------------------------------------------------- who goes where
 
 def label_of(path):
-    """The class of a file by its name, "" for a backdrop, None for anything else."""
-    return next((label for label, names in NAMES.items() if re.fullmatch(names, path.stem, re.IGNORECASE)), None)
+    """The class of a file by its name, "" for a backdrop, None for anything else, as what lies in a music folder."""
+    names = {} if path.parent.name.lower().startswith("music") else NAMES
+    return next((label for label in names if re.fullmatch(names[label], path.stem, re.IGNORECASE)), None)
 
 
 def calls(path):
-    """A recording -> [float32], at most PER_FILE calls of 0.1 to 3 s, and its rate: what lies within 30 dB of the
-    loudest 20 ms, gaps of up to 0.3 s included."""
+    """A recording -> [float32], at most PER_FILE calls of 0.1 to 2 s, and its rate: what lies within 30 dB of the
+    loudest 20 ms, gaps of up to 0.2 s included."""
     with audio.Sound(path) as sound:
         wave, rate = sound.read(), sound.rate
     hop = max(1, rate // 50)
     power = np.square(wave[:len(wave) // hop * hop].reshape(-1, hop), dtype=np.float64).mean(1)
     loud = np.flatnonzero(power > max(1e-8, power.max(initial=0) * 1e-3))
     out = []
-    for run in np.split(loud, np.flatnonzero(np.diff(loud) > 15) + 1):
-        for first in range(run[0], run[-1] + 1, 150) if len(run) else ():
-            out.append(wave[first * hop:(min(first + 149, run[-1]) + 1) * hop])
+    for run in np.split(loud, np.flatnonzero(np.diff(loud) > 10) + 1):
+        out += [wave[first * hop:min(first + 100, run[-1] + 1) * hop]
+                for first in (range(run[0], run[-1] + 1, 100) if len(run) else ())]
     return [call for call in out if len(call) >= 0.1 * rate][:PER_FILE], rate
 
 
@@ -116,7 +117,6 @@ def save(path, wave, rate):
 
 def table(path, header, rows):
     """A CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
@@ -212,8 +212,8 @@ def assign(found):
         if divided := divide(sizes):
             splits |= {(label, *key): split for key, split in divided.items()}
         elif label:
-            print(f"{label}: too few recordings or packages to divide ({len(sizes)} in "
-                  f"{len({source for source, _ in sizes})}): left out")
+            many = f"{len(sizes)} in {len({source for source, _ in sizes})}"
+            print(f"{label}: too few recordings or packages to divide ({many}): left out")
     if not any(key in splits for key in backdrops):
         print("No backdrops in two packages: pink noise stands for wind and rain")
     return {k: v for k, v in clips.items() if k in splits}, {k: v for k, v in backdrops.items() if k in splits}, splits
@@ -223,7 +223,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to, about 1 GB (3 with --large)")
     parser.add_argument("--debs", type=Path, help="folder with packages, and for those downloaded (OUT/debs)")
-    parser.add_argument("--large", action="store_true", help="also three packages of 2 GB together: larger classes")
+    parser.add_argument("--large", action="store_true", help="also three packages of 2 GB: twice the clips, more classes")
     parser.add_argument("--unpacked", type=Path, help="folder with one folder of sound for each source: no packages")
     parser.add_argument("--seed", type=int, default=0, help="of the recordings with calls in them")
     args = parser.parse_args(argv)
@@ -232,12 +232,11 @@ def main(argv=None):
         for source, deb in fetch(PACKAGES | (LARGE if args.large else {}), args.debs or out / "debs").items():
             if not (folder / source).exists():
                 unpack(deb, folder / source)
-    found = sounds(folder)
+    found = without_twins(sounds(folder), label_of)
     print("Sound in packages:", ", ".join(f"{source} {len(paths)}" for source, paths in found.items()))
     clips, backdrops, splits = assign(found)
     if not clips:
-        print("No class can be divided: more packages are needed", file=sys.stderr)
-        sys.exit(2)
+        parser.error("no class can be divided: more packages are needed")
     species(out / "animal-species", clips, splits)
     events(out / "animal-events", clips, backdrops, splits, args.seed)
     table(out / "sources.csv", ["source", "file", "split", "label"],
@@ -249,7 +248,8 @@ def main(argv=None):
         free = [path for path in paths if path not in held]
         rows += [free[i] for i in sorted(rng.permutation(len(free))[:PER_PACKAGE])]
     table(out / "pretrain.csv", ["path"], [[os.path.relpath(path, out)] for path in rows])
-    print(f"pretrain.csv: {len(rows)} files, none of a validation or test clip\n\nNext:\n"
+    hours = sum(frames / rate for frames, rate, _ in map(audio.info, rows)) / 3600
+    print(f"pretrain.csv: {len(rows)} files, {hours:.1f} h, none of a validation or test clip\n\nNext:\n"
           f"    python pretrain.py --data {out}/pretrain.csv --out runs/real\n"
           f"    python evaluate.py --knn --linear --data {out} --task animal-species --checkpoint runs/real\n"
           f"    python finetune.py --checkpoint runs/real --data {out} --task animal-events")

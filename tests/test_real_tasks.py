@@ -31,7 +31,7 @@ def calls(pitch, rate=8000):
 
 @pytest.fixture
 def packages(tmp_path):
-    """A folder of sources; each file sounds differently, but one is in two packages."""
+    """A folder of sources; each file sounds differently, but one is in three packages, once as a quieter copy."""
     rng = np.random.default_rng(0)
     for number, (source, names) in enumerate(PACKAGES.items()):
         folder = tmp_path / "packages" / source / "sounds"
@@ -40,6 +40,8 @@ def packages(tmp_path):
             noise = name.startswith(("wind", "rain", "waves"))
             wave = 0.1 * rng.standard_normal(16000) if noise else calls(400 + 100 * k + 30 * number)
             soundfile.write(folder / f"{name}.wav", wave, 8000)
+    quiet = 0.3 * np.concatenate([np.zeros(777), calls(400)]) + 0.01 * rng.standard_normal(12777)
+    soundfile.write(tmp_path / "packages/two/sounds/dog3.wav", quiet, 8000)
     (tmp_path / "packages/three/sounds/dog2.wav").write_bytes((tmp_path / "packages/one/sounds/dog.wav").read_bytes())
     return tmp_path / "packages"
 
@@ -71,9 +73,9 @@ def test_splits_differ_by_package_and_nothing_leaks(made):
     free = [row["path"] for row in rows(out / "pretrain.csv")]
     assert held and not any(path.endswith(file) for path in free for file in held)
     assert all((out / path).exists() for path in free)
-    # the same recording in two packages is one
+    # the same recording in three packages is one
     assert {path.rsplit("/", 1)[1] for path in free} >= {"dog.wav", "click.wav", "speech.wav", "owl.wav"}
-    assert not any(path.endswith("dog2.wav") for path in free)
+    assert not any(path.endswith(("dog2.wav", "dog3.wav")) for path in free) and "repeats dog.wav" in said
     assert "owl: too few recordings or packages" in said and "chance 0.500" in said
 
 
