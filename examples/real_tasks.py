@@ -223,7 +223,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to, about 1 GB (3 with --large)")
     parser.add_argument("--debs", type=Path, help="folder with packages, and for those downloaded (OUT/debs)")
-    parser.add_argument("--large", action="store_true", help="also three packages of 2 GB: twice the clips, more classes")
+    parser.add_argument("--large", action="store_true", help="also three packages of 2 GB: twice the clips")
     parser.add_argument("--unpacked", type=Path, help="folder with one folder of sound for each source: no packages")
     parser.add_argument("--seed", type=int, default=0, help="of the recordings with calls in them")
     args = parser.parse_args(argv)
