@@ -9,7 +9,8 @@ account, no root), takes the sound out of them, finds the calls by their files' 
     DIR/sources.csv                             which file of which package is in which split, with its label
 
 Train and test calls of a class, and train and test backdrops, come from different packages, so that a microphone, a
-codec or a studio can't stand for a species. The same packages give the same files, byte for byte.
+codec or a studio can't stand for a species. The same packages give the same files, byte for byte. The small packages
+(0.6 GB) give 40 test clips, a first look; --large (2 GB more) gives 89, and is what to compare encoders on.
 """
 import argparse
 import csv
@@ -116,7 +117,6 @@ def save(path, wave, rate):
 
 
 def table(path, header, rows):
-    """A CSV."""
     with open(path, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
