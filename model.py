@@ -155,7 +155,11 @@ class Encoder(nn.Module):
         if c.norm == "post":
             x = self.token_norm(x)
         attend = None if attend is None else attend[:, None, None]
-        return x, alibi_bias(column, self.alibi_scale, layout.alibi_unit, attend) if c.alibi else attend
+        if c.alibi:
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            attend = alibi_bias(column, self.alibi_scale, layout.alibi_unit, attend, dtype)
+        return x, attend
 
     def _run(self, x, attend, depth=None, collect=False):
         """Blocks and final norm: (tokens, feed-forward outputs of the blocks after the prenet, if collected)."""

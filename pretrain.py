@@ -16,7 +16,6 @@ from pathlib import Path
 from wren import cli
 from wren.cli import DEMO, UserError
 from wren.recipes import PRESETS, RECIPES, SETTINGS
-from wren.recipes.arithmetic import forward_flops
 from wren.recipes.flags import add_fields, add_settings
 from wren.recipes.run import Augmentation, Data, Encoder, Optimisation, Run, recipe_of, scale_of, settings_for, written
 
@@ -77,27 +76,27 @@ def print_paper(recipe):
 
 
 def print_meta(settings):
-    """What training the preset takes, without allocating it."""
+    """What a training step of the recipe takes on a GPU, without allocating it."""
     import torch
 
     from model import Encoder
+    from wren.training.starting import objective_around
     config, o = PRESETS[settings.encoder.preset], settings.optimisation
     micro = o.micro_batch or o.batch_size
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in Encoder(config).parameters())
-    tokens = config.n_tokens + config.specials
-    state = 16 * parameters / 1e9  # float32 weights, gradients and two Adam moments, 4 bytes each
-    # bf16: what a block keeps for its backward pass is about 34 values a token and width at 2 bytes (half of them the
-    # feed-forward's), and its input alone when activations are computed again
-    block = 34 * tokens * config.dim * micro / 1e9
-    inputs = 2 * tokens * config.dim * micro / 1e9 * config.depth + block
-    print(f"{config.name}: {parameters / 1e6:.1f} M parameters, {config.dim} wide, {config.depth} deep, "
-          f"{tokens} tokens of {config.clip_seconds:g} s\n"
-          f"training state   {state:.1f} GB a GPU (16 bytes a parameter)\n"
-          f"activations      {block * config.depth:.1f} GB a GPU for {micro} clips, {inputs:.1f} GB with "
-          f"--checkpoint-activations (bf16, estimated)\n"
-          f"arithmetic       {3 * forward_flops(config) / 1e9:.0f} GFLOP a clip and step, "
-          f"{4 * forward_flops(config) / 1e9:.0f} with --checkpoint-activations")
+        objective = objective_around(settings, Encoder(config))
+    state = sum(p.numel() * (16 if p.requires_grad else 4) for p in objective.parameters()) / 1e9
+    kept = []
+    for again in (False, True):
+        objective.encoder.checkpoint_activations = again
+        kept.append(objective.kept() * micro / 1e9)
+    print(f"{config.name}: {sum(p.numel() for p in objective.encoder.parameters()) / 1e6:.1f} M parameters, "
+          f"{config.dim} wide, {config.depth} deep, {config.n_tokens + config.specials} tokens of "
+          f"{config.clip_seconds:g} s\n"
+          f"training state   {state:.1f} GB a GPU (16 bytes a parameter, 4 of a teacher's)\n"
+          f"activations      {kept[0]:.1f} GB a GPU for {micro} clips, {kept[1]:.1f} GB with --checkpoint-activations "
+          f"(bf16, estimated)\n"
+          f"arithmetic       {objective.flops() / 1e9:.0f} GFLOP a clip and step, without what is computed again")
 
 
 # ----------------------------------------------------------------------------------------------------- training

@@ -1,9 +1,12 @@
 """What makes a step fast on a GPU changes no result, and nothing in it waits: checked here without one, as far as can be."""
+import re
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import pretrain
 from test_recipes import NAMES, small
 from wren.training import engine, processes
 from wren.training.compiling import compile_parts
@@ -68,6 +71,26 @@ def test_what_is_compiled_computes_the_same(name, monkeypatch):
     batch = clips(objective, batch=5, short=True)
     objective(*(batch.get(key) for key in takes(objective)))[0].backward()
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+MEASURED = [  # recipe, encoder, clips, recomputed, GB that a step took on an H100 or H200, not compiled
+    ("ssast", "ssast-base-patch", 256, False, 49), ("atst-frame", "atst-frame-base", 256, False, 53),
+    ("audiomae", "audiomae-base", 256, False, 32), ("dasheng", "dasheng-base", 512, False, 34),
+    ("dasheng", "dasheng-1.2b", 128, True, 24), ("eat", "eat-base", 12, False, 15),
+    ("atst", "atst-small", 256, False, 15), ("animal2vec", "animal2vec-large", 12, False, 61)]
+
+
+@pytest.mark.parametrize("recipe, preset, clips, again, measured", MEASURED)
+def test_the_printed_need_of_memory_is_what_a_gpu_was_seen_to_take(recipe, preset, clips, again, measured, capsys):
+    pretrain.main(["--recipe", recipe, "--scale", "paper", "--preset", preset, "--micro-batch", str(clips), "--meta"])
+    text = capsys.readouterr().out
+    state, (all_kept, inputs) = gigabytes(text, "training state"), gigabytes(text, "activations")
+    assert state[0] + (inputs if again else all_kept) == pytest.approx(measured, rel=0.15)
+
+
+def gigabytes(text, row):
+    line = next(line for line in text.splitlines() if line.startswith(row))
+    return [float(number) for number in re.findall(r"([\d.]+) GB", line)]
 
 
 @pytest.mark.gpu

@@ -110,7 +110,7 @@ def test_the_paper_column_is_printed_beside_ours(capsys):
 def test_the_needs_of_a_billion_parameters_are_printed_without_allocating_them(capsys):
     pretrain.main(["--scale", "paper", "--preset", "ssast-1.2b-patch", "--meta", "--micro-batch", "8"])
     text = capsys.readouterr().out
-    assert "1134" in text and "training state   18." in text and "GFLOP" in text
+    assert "1134" in text and "training state   18." in text and "8 clips" in text and "GFLOP" in text
 
 
 def test_a_folder_of_recordings_at_any_rate_trains(recordings, tmp_path):

@@ -131,13 +131,17 @@ def alibi_slopes(heads, device=None):
     return 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=device) / heads)
 
 
-def alibi_bias(column, scale, unit, attend=None):
-    """Attention bias (B or 1, H, N, N): minus distance times slope times learned scale; -inf at padding.
+def alibi_bias(column, scale, unit, attend=None, dtype=None):
+    """Attention bias (B or 1, H, N, N): minus distance times slope times learned scale; -inf at padding. Rows begin at
+    multiples of 8 values in memory, as fast attention kernels want them, and dtype is that of the queries.
 
     column (B or 1, N): the token column of each token; scale (H,); unit: what a column counts for; attend bool (B, 1,
     1, N) or None.
     """
-    distance = (column[:, :, None] - column[:, None]).abs()[:, None] * unit  # (B, 1, N, N)
+    n, room = column.shape[1], -column.shape[1] % 8
+    distance = (column[:, :, None] - F.pad(column, (0, room))[:, None]).abs()[:, None] * unit  # (B, 1, N, N + room)
     slopes = alibi_slopes(len(scale), column.device) * scale.clamp(min=0)
     bias = -distance * slopes[:, None, None]
-    return bias if attend is None else bias.masked_fill(~attend, float("-inf"))
+    if attend is not None:
+        bias = bias.masked_fill(~F.pad(attend, (0, room), value=True), float("-inf"))
+    return bias.to(dtype or scale.dtype)[..., :n]

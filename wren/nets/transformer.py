@@ -5,8 +5,8 @@ from torch import nn
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; x (B, N, D), attend: what may be attended, bool (B, 1, 1, N), or a float bias
-    (B, H, N, N) added to the logits, or None (all)."""
+    """Multi-head self-attention; x (B, N, D), attend: what may be attended, bool (B, 1, 1, N), or a bias (B, H, N, N)
+    of the queries' precision added to the logits, or None (all)."""
 
     def __init__(self, dim, heads, bias=True):
         super().__init__()
@@ -16,8 +16,6 @@ class Attention(nn.Module):
 
     def forward(self, x, attend=None):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 × (B, H, N, D / H)
-        if attend is not None and attend.is_floating_point():
-            attend = attend.to(q.dtype)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
         return self.proj(x.transpose(1, 2).flatten(2))
 

@@ -38,7 +38,7 @@ class WaveEmbed(nn.Module):
 
     def features(self, wave, lengths=None, rate=None):
         """wave (B, 1, S) -> (B, T', C), before the projection."""
-        x = self.norms[0](self.sinc(wave[:, 0], lengths, rate).transpose(1, 2))
+        x = self.norms[0](self.sinc(wave[:, 0], lengths, rate))
         lengths = [None] * len(self.norms) if lengths is None else self.config.conv_lengths(lengths)
         x = x * self.swish_alpha * torch.sigmoid(self.swish_beta * x)
         x = self._silenced(x, lengths[0])
@@ -75,7 +75,7 @@ def conv_time(x, conv, block=100):
 
 
 class SincFilters(nn.Module):
-    """Band-pass filters between learned cut-offs (Ravanelli and Bengio 2018): wave (B, S) -> (B, filters, S / stride).
+    """Band-pass filters between learned cut-offs (Ravanelli and Bengio 2018): wave (B, S) -> (B, S / stride, filters).
 
     low = 50 + |low|, high = low + sample_rate / kernel + |band| in Hz, at most the Nyquist frequency. The filters are
     differences of two sinc functions under a Hamming window, 1 at their centre.
@@ -109,8 +109,9 @@ class SincFilters(nn.Module):
     def forward(self, wave, lengths=None, rate=None):
         """lengths (B,) valid samples or None; each clip is mirrored at its own ends."""
         lengths = None if lengths is None else lengths.clamp(min=self.kernel)
-        wave = reflect(wave, self.kernel // 2, lengths)[:, None]
-        return F.conv1d(wave, self.filters(rate)[:, None].to(wave.dtype), stride=self.stride)
+        wave = reflect(wave, self.kernel // 2, lengths)
+        # as a matrix product its channels lie last, as the norm and the convolutions after it want them
+        return wave.unfold(1, self.kernel, self.stride) @ self.filters(rate).T.to(wave.dtype)
 
 
 def _mel(hertz):

@@ -9,7 +9,8 @@
 
 The loss is a mean over what it counts; `metrics["count"]` says over how many, so that a trainer can weight
 micro-batches and processes by it and divide by the global count. `metrics["spread"]` shows collapse. `exported` is
-the encoder that others load, `flops()` the arithmetic of one clip's training step; `after_step(step)` moves a teacher.
+the encoder that others load, `flops()` the arithmetic and `kept()` the bytes kept for the backward pass of one clip's
+training step; `after_step(step)` moves a teacher.
 
 Each keyword of a constructor is a flag of pretrain.py: its annotation is the flag's type, the line under "Settings:"
 in the class's docstring its help.

@@ -10,7 +10,8 @@ from wren.objectives import views
 from wren.objectives.common import (Count, CountOrShare, Masking, Pair, Share, draw_mask, n_of, scattered,
                                     shown, spread)
 from wren.objectives.teacher import MIXED, MeanTeacher
-from wren.recipes.arithmetic import block_flops, patch_flops, position_flops
+from wren.recipes.arithmetic import (CONV_BYTES, block_bytes, block_flops, conv_bytes, patch_flops, position_bytes,
+                                     position_flops)
 
 
 class ConvDecoder(nn.Module):
@@ -138,6 +139,12 @@ class Data2Vec(MeanTeacher):
         student = 3 * (patch_flops(c) + self.clones * (position_flops(c) + block_flops(c, visible)
                                                         + self.decoder.flops(n)))
         return student + position_flops(c) + block_flops(c, n + c.specials)
+
+    def kept(self):
+        c, n = self.encoder.config, self.encoder.config.n_tokens
+        blocks = block_bytes(c, n - n_of(self.hidden, n) + c.specials, self.encoder.checkpoint_activations)
+        decoder = CONV_BYTES * n * sum(conv.out_channels for conv in self.decoder.convs)
+        return conv_bytes(c) + self.clones * (position_bytes(c) + blocks + decoder)
 
 
 class EAT(Data2Vec):

@@ -8,7 +8,7 @@ from wren.nets.positions import physical_positions
 from wren.nets.transformer import Block, initialise
 from wren.objectives.common import (Count, CountOrShare, Masking, Positive, draw_mask, n_of, pixel_error, scattered,
                                     shown, spread)
-from wren.recipes.arithmetic import block_flops, embed_flops
+from wren.recipes.arithmetic import block_bytes, block_flops, embed_flops
 
 
 class MAE(nn.Module):
@@ -107,3 +107,8 @@ class MAE(nn.Module):
         visible = n - n_of(self.hidden, n)
         decoder = block_flops(d, n) + 2 * visible * c.dim * d.dim + 2 * n * d.dim * c.patch[0] * c.patch[1]
         return 3 * (embed_flops(c) + block_flops(c, visible + c.specials) + decoder)
+
+    def kept(self):
+        c, n = self.encoder.config, self.encoder.config.n_tokens
+        visible = n - n_of(self.hidden, n) + c.specials
+        return block_bytes(c, visible, self.encoder.checkpoint_activations) + block_bytes(self.narrow, n)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from wren.objectives.common import CountOrShare, Masking, Positive, draw_mask, pixel_error, spread
-from wren.recipes.arithmetic import forward_flops
+from wren.recipes.arithmetic import block_bytes, forward_flops
 
 
 class SSAST(nn.Module):
@@ -106,3 +106,7 @@ class SSAST(nn.Module):
         c = self.encoder.config
         heads = (2 if self.loss == "joint" else 1) * 2 * c.n_tokens * c.dim * (c.dim + c.patch[0] * c.patch[1])
         return 3 * (forward_flops(c) + heads)
+
+    def kept(self):
+        c = self.encoder.config
+        return block_bytes(c, c.n_tokens + c.specials, self.encoder.checkpoint_activations)
