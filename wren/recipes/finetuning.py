@@ -21,7 +21,8 @@ def _trainable(text):
 class Model:
     """What is made of an encoder."""
     trainable: str = flag("all", "all, head, or a number: that many last blocks and the head", type=_trainable)
-    pool: str = flag("mean", "patch tokens, special tokens, or both", choices=("mean", "cls", "both"))
+    pool: str = flag("mean", "patch tokens; rows: mean and deviation over time of each frequency row of them; special "
+                     "tokens, or mean and these", choices=("mean", "rows", "cls", "both"))
     head: str | None = flag(None, "frames: scores of token columns too (default: detection). query: scores at any "
                             "times, for onsets finer than a column", choices=("linear", "frames", "query"))
     resolution: float | None = flag(None, "query: seconds from one score to the next (default: 0.01; extract.py can "
@@ -82,7 +83,8 @@ class Settings:
 # What differs from the defaults above. Published values where there are any.
 RECIPES = {
     # ours, for encoders of a few layers and minutes on a laptop
-    "laptop": dict(lr=(1e-3,), epochs=30, layer_decay=0.9, mixup=0.3, roll=True, gain=6.0),
+    "laptop": dict(lr=(1e-3,), epochs=30, layer_decay=0.9, mixup=0.3, roll=True, gain=6.0,
+                   pool="rows"),
     # ESC-50: Gong et al. 2022 and released code, whose rate falls by 0.85 an epoch instead of along a cosine
     "ssast": dict(optimizer="adam", betas=(0.95, 0.999), weight_decay=5e-7, warmup=0.0, clip=0.0, batch_size=48,
                   layer_decay=1.0, drop_path=0.0, smoothing=0.0, time_mask=96 / 512, band_mask=24 / 128, noise=0.1),
@@ -152,7 +154,7 @@ def _without_effect(values, config):
         out |= dict(roll=False, patch_drop=0.0)
     if values["patch_stride"]:
         out["patch_stride"] = 1 if config.patch[0] == config.n_mels else min(values["patch_stride"], *config.patch)
-    if not config.specials:
+    if not config.specials and values["pool"] in ("cls", "both"):
         out["pool"] = "mean"
     if config.frontend == "wave":
         out["band_mask"] = 0.0
@@ -186,8 +188,8 @@ def _check(settings, chosen, config, task):
         (mask.patch_drop and (config.streams or config.features == "ffn"),
          "--patch-drop: this encoder hears streams, which may be missing, or its features are of all its tokens"),
         (mask.band_mask and config.frontend == "wave", "--band-mask: a raw wave has no bands; use --time-mask"),
-        (model.pool != "mean" and not config.specials, f"--pool {model.pool}: this encoder has no special tokens; use "
-                                                       "mean"),
+        (model.pool in ("cls", "both") and not config.specials,
+         f"--pool {model.pool}: this encoder has no special tokens; use mean or rows"),
         (model.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use "
                                                           "model"),
         (model.rate == "native" and (config.frontend == "wave" or config.rate == "any"),

@@ -84,7 +84,7 @@ def _mel_presets():
     # ATST scales decibels to [-1, 1]: (dB + 79.6482) / 130.3324 · 2 - 1
     atst = mel_db | dict(window=0.064, f_min=60.0, f_max=7800.0, floor_db=80.0, mean=130.3324 / 2 - 79.6482,
                          scale=130.3324 / 2, frames=1000, qkv_bias=False)
-    narrow = dict(window=0.032, mean=-20.0, scale=20.0)
+    narrow = dict(window=0.032, mean=-20.0, scale=20.0, dim=192, patch=(64, 8), stride=(64, 8))
     clip = atst | dict(specials=1, mask_token=False, chunk=600, pool="specials")
     frame = atst | dict(specials=0)
     _sized(table, clip, {"atst-small": small, "atst-base": base,

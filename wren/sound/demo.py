@@ -97,23 +97,19 @@ def clip(seed, split, species, voice, rate, rng):
 
 
 def soundscape(seed, split, number, rate, rng):
-    """A recording of 20–40 s with annotated calls of three species of the detection task, others faint."""
+    """A recording of 20–40 s with annotated calls of the detection task's species, wherever they fall, near and far,
+    among calls of others that may be as loud."""
     place = scenes.background(int(rng.uniform(20, 40) * rate), rate, rng)
     scene = place.copy()
-    present = [DETECTION_SPECIES[(2 * number + k) % len(DETECTION_SPECIES)] for k in range(3)]
     others = [i for i, name in enumerate(scenes.NAMES) if name not in DETECTION_SPECIES]
-    for _ in range(rng.integers(0, 4)):
-        faint = scenes.call(draw(seed, int(rng.choice(others)), f"detection-{split}", rng)[1], rate, rng)
-        scenes.add_call(scene, place, faint, rate, rng.random(), rng.uniform(-10, 0), rng)
-    calls = present + [str(name) for name in rng.choice(present, rng.integers(2, 7))]
-    slots = rng.permutation(len(calls) + 2)[:len(calls)]  # a slot each: annotated calls seldom overlap
+    for _ in range(rng.integers(3, 10)):
+        other = scenes.call(draw(seed, int(rng.choice(others)), f"detection-{split}", rng)[1], rate, rng)
+        scenes.add_call(scene, place, other, rate, rng.random(), rng.uniform(-10, 10), rng)
     events = []
-    for name, slot in zip(calls, slots):
-        voice = draw(seed, scenes.NAMES.index(name), f"detection-{split}", rng)[1]
-        where = (slot + rng.uniform(0, 0.5)) / (len(calls) + 2)
-        near = scenes.call(voice, rate, rng)
-        start, end = scenes.add_call(scene, place, near, rate, where, scenes.signal_to_noise(rng), rng)
-        events.append({"st": round(start / rate, 3), "ed": round(end / rate, 3), "label": name})
+    for name in rng.choice(DETECTION_SPECIES, rng.integers(5, 10)):
+        near = scenes.call(draw(seed, scenes.NAMES.index(name), f"detection-{split}", rng)[1], rate, rng)
+        start, end = scenes.add_call(scene, place, near, rate, rng.random(), rng.uniform(-5, 15), rng)
+        events.append({"st": round(start / rate, 3), "ed": round(end / rate, 3), "label": str(name)})
     events.sort(key=lambda event: event["st"])
     return scene, {"length": len(scene) / rate, "annotations": events}
 
