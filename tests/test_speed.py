@@ -73,6 +73,17 @@ def test_what_is_compiled_computes_the_same(name, monkeypatch):
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.parametrize("name", ["eat", "animal2vec"])
+def test_a_decoders_channels_lie_last_from_its_first_convolution_to_its_last(name):
+    """So that neither they nor the norms between them have to turn a tensor."""
+    objective, seen = small(name).train(), []
+    for conv in objective.decoder.convs:
+        conv.register_forward_hook(lambda conv, inputs, output: seen.extend((*inputs, output)))
+    objective(*(clips(objective).get(key) for key in takes(objective)))
+    assert len(seen) == 2 * len(objective.decoder.convs)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
 MEASURED = [  # recipe, encoder, clips, recomputed, GB that a step took on an H100 or H200, not compiled
     ("ssast", "ssast-base-patch", 256, False, 49), ("atst-frame", "atst-frame-base", 256, False, 53),
     ("audiomae", "audiomae-base", 256, False, 32), ("dasheng", "dasheng-base", 512, False, 34),

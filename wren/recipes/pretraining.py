@@ -67,7 +67,7 @@ _ATST_FRAME = {
         differs=_ATST_PAPER["differs"] + "; hides the 0.50 that the code really hides, not the nominal 0.65, and all "
                                          "frames alike"),
     "laptop": _ATST_LAPTOP | dict(
-        frames=True, preset="atst-frame-laptop", masking="span", hidden=0.5, span=3)}
+        frames=True, preset="atst-frame-laptop", steps=250, lr=3e-4, masking="span", hidden=0.5, span=3)}
 _ANIMAL2VEC = {
     "paper": _TRAINING | dict(
         objective="Animal2Vec", preset="animal2vec-large", masking="span", hidden=0.93, span=2, clones=12, noise=0.01,
