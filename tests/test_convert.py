@@ -613,7 +613,8 @@ def test_eat_reads_long_clips_whole_as_far_as_its_table_goes(tmp_path):
 def test_atst_clip_averages_chunks_by_the_tokens_they_hold():
     """Deviation: released code divides every chunk by what is left of the uncut clip, 250 tokens for 150."""
     torch.manual_seed(0)
-    config = replace(PRESETS["atst-laptop"], frames=1000, chunk=600, depth=1, pad="published", pool="both")
+    config = replace(PRESETS["atst-laptop"], frames=1000, chunk=600, depth=1, patch=(64, 4), stride=(64, 4),
+                     pad="published", pool="both")
     encoder = Encoder(config).eval()
     wave = 0.1 * torch.randn(1, 160000)
     spec = encoder.frontend(wave)
