@@ -72,7 +72,7 @@ def _add_check(add):
 
 def _add_demo(add):
     p = add("demo",
-            "Make the synthetic demo corpus (under 100 MB, under a minute). With --rates the other one: tasks and "
+            "Make the synthetic demo corpus (100 MB, under a minute). With --rates the other one: tasks and "
             "unlabelled recordings at 8 to 250 kHz, and collars with accelerometers (under 150 MB, about a minute)."
             "\n\n  python data.py demo --rates")
     p.add_argument("--rates", action="store_true", help="the corpus of many sampling rates")

@@ -587,6 +587,14 @@ def test_a_recipe_s_wishes_that_an_encoder_can_t_have_are_recorded_as_not_had():
     assert (flat["layer_decay"], flat["drop_path"]) == (1.0, 0.0)
 
 
+def test_small_encoders_are_fine_tuned_on_vectors_of_rows_and_published_ones_on_their_own():
+    task = SimpleNamespace(name="t", kind="detection", window_seconds=2, clip_seconds=None, sample_rate=None)
+    for name, pool in (("wren-laptop", "rows"), ("eat-laptop", "rows"), ("animal2vec-laptop", "rows"),
+                       ("dasheng-base", "mean"), ("eat-base", "specials"), ("atst-base", "both")):
+        chosen = finetuning.settings_for(PRESETS[name], task).model
+        assert finetuning.encoder_changes(chosen, PRESETS[name], task)["pool"] == pool
+
+
 def test_a_mistake_ends_the_program_with_code_2_and_help_needs_no_torch():
     command = [sys.executable, "finetune.py", "--trainable", "most"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

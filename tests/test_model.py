@@ -262,6 +262,26 @@ def test_positions_are_cut_to_shorter_and_interpolated_to_longer_and_finer_grids
     assert longer(noise(1, 32000)).shape == (1, 32)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_alibi_is_made_in_the_precision_of_the_step_with_aligned_rows(padded, monkeypatch):
+    """What fast attention kernels ask of a bias; in bf16 the tokens stay those of float32 to its precision."""
+    encoder = Encoder(replace(PRESETS["animal2vec-laptop"], depth=2)).eval()
+    encoder.alibi_scale.data.uniform_(0.5, 1.5)
+    wave, lengths = noise(2, 20000), torch.tensor([20000, 9000]) if padded else None
+    plain, biases, attention = encoder.frames(wave, lengths), [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q, k, v, attn_mask):
+        biases.append(attn_mask)
+        assert attn_mask.dtype == q.dtype
+        return attention(q, k, v, attn_mask=attn_mask)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = encoder.frames(wave, lengths)
+    assert len(biases) == 2 and biases[0] is biases[1], "made once a step, not once a block"
+    assert biases[0].dtype == torch.bfloat16 and biases[0].stride(-2) % 8 == 0 and biases[0].shape[-1] % 8 != 0
+    assert (rounded - plain).norm() < 0.03 * plain.norm()
+
+
 def test_fewer_mel_rows_take_the_centre_of_the_table():
     """Upstream ends this cut at start + t_dim instead of start + f_dim and fails for fewer than 8 rows."""
     table = torch.arange(8.0).view(1, 8, 1).expand(64, 8, 1)

@@ -11,7 +11,7 @@ from wren.nets.lengths import Windows
 from wren.objectives import views
 from wren.objectives.common import Count, CountOrShare, Masking, Pair, Positive, Share, draw_mask, n_of, spread
 from wren.objectives.teacher import MIXED, MeanTeacher
-from wren.recipes.arithmetic import block_bytes, block_flops, embed_flops
+from wren.recipes.arithmetic import block_bytes, block_flops, embed_flops, view_tokens
 
 
 class ATST(MeanTeacher):
@@ -157,19 +157,15 @@ class ATST(MeanTeacher):
     def exported(self):
         return self.teacher["encoder"]  # as published
 
-    def _view_tokens(self):
-        c = self.encoder.config
-        return c.columns(round(self.view_seconds / c.hop)) * c.grid[1]
-
     def flops(self):
-        c, n = self.encoder.config, self._view_tokens()
+        c, n = self.encoder.config, view_tokens(self.encoder.config, self.view_seconds)
         heads = sum(2 * p.numel() for part in (self.projector, self.predictor) for p in part.parameters() if p.ndim > 1)
         each = n_of(self.hidden, n) if self.frames else 1
         return 2 * (4 * (n / c.n_tokens * embed_flops(c) + block_flops(c, n + c.specials)) + 3.5 * each * heads)
 
     def kept(self):
-        c = self.encoder.config
-        return 2 * block_bytes(c, self._view_tokens() + c.specials, self.encoder.checkpoint_activations)
+        c, n = self.encoder.config, view_tokens(self.encoder.config, self.view_seconds)
+        return 2 * block_bytes(c, n + c.specials, self.encoder.checkpoint_activations)
 
 
 def clip_vectors(encoder, spec, lengths):

@@ -8,7 +8,7 @@ from wren.nets.lengths import Windows, valid_until
 from wren.objectives import views
 from wren.objectives.atst import Head
 from wren.objectives.common import Count, Pair, Positive, Share, spread
-from wren.recipes.arithmetic import block_bytes, block_flops, embed_flops
+from wren.recipes.arithmetic import block_bytes, block_flops, embed_flops, view_tokens
 
 
 class Contrast(nn.Module):
@@ -92,16 +92,11 @@ class Contrast(nn.Module):
     def exported(self):
         return self.encoder
 
-    def _view_tokens(self):
-        c = self.encoder.config
-        return min(c.n_tokens, c.columns(round(self.view_seconds / c.hop)) * c.grid[1])
-
     def flops(self):
-        c = self.encoder.config
-        n = self._view_tokens()
+        c, n = self.encoder.config, view_tokens(self.encoder.config, self.view_seconds)
         heads = sum(2 * p.numel() for p in self.projector.parameters() if p.ndim > 1)
         return 2 * 3 * (n / c.n_tokens * embed_flops(c) + block_flops(c, n + c.specials) + heads)
 
     def kept(self):
-        c = self.encoder.config
-        return 2 * block_bytes(c, self._view_tokens() + c.specials, self.encoder.checkpoint_activations)
+        c, n = self.encoder.config, view_tokens(self.encoder.config, self.view_seconds)
+        return 2 * block_bytes(c, n + c.specials, self.encoder.checkpoint_activations)

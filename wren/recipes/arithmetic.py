@@ -6,6 +6,11 @@ from wren.recipes.encoder import CONV_POSITIONS
 BLOCK_BYTES, CONV_BYTES = 39, 13.5
 
 
+def view_tokens(c, seconds):
+    """Patch tokens of so many seconds, at most those of a clip."""
+    return min(c.n_tokens, c.columns(round(seconds / c.hop)) * c.grid[1])
+
+
 def patch_flops(c):
     """Floating-point operations that embed one clip's patches, or convolve its wave."""
     n = c.n_tokens

@@ -83,8 +83,7 @@ class Settings:
 # What differs from the defaults above. Published values where there are any.
 RECIPES = {
     # ours, for encoders of a few layers and minutes on a laptop
-    "laptop": dict(lr=(1e-3,), epochs=30, layer_decay=0.9, mixup=0.3, roll=True, gain=6.0,
-                   pool="rows"),
+    "laptop": dict(lr=(1e-3,), epochs=30, layer_decay=0.9, mixup=0.3, roll=True, gain=6.0, pool="rows"),
     # ESC-50: Gong et al. 2022 and released code, whose rate falls by 0.85 an epoch instead of along a cosine
     "ssast": dict(optimizer="adam", betas=(0.95, 0.999), weight_decay=5e-7, warmup=0.0, clip=0.0, batch_size=48,
                   layer_decay=1.0, drop_path=0.0, smoothing=0.0, time_mask=96 / 512, band_mask=24 / 128, noise=0.1),
