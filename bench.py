@@ -2,7 +2,7 @@
 with in the same run.
 
     python bench.py                            one thread of a CPU, or a GPU; a few minutes
-    python bench.py --only frontend mask       some parts of it
+    python bench.py --only load embed          some parts of it
     python bench.py --only step --preset ssast-tiny-patch --batch-size 16 --amp bf16 --compile off --device cuda
     torchrun --nproc_per_node=2 bench.py --only train       scaling over processes
 
@@ -26,32 +26,29 @@ from wren.recipes.arithmetic import forward_flops
 PUBLISHED = (("ssast", "ssast-base-patch"), ("gpm-bt", "gpm-bt-patch"), ("atst-frame", "atst-frame-base"),
              ("audiomae", "audiomae-base"), ("dasheng", "dasheng-base"), ("dasheng", "dasheng-1.2b"),
              ("animal2vec", "animal2vec-large"), ("eat", "eat-base"), ("atst", "atst-small"), ("contrast", "wren-base"))
+CHUNK = 10.0  # s of the recordings and clips that are read
 
 
 def parse_args(argv=None):
     p = cli.Parser(__doc__, prog="bench.py")
-    g = p.add_argument_group("what is measured")
-    g.add_argument("--only", nargs="+", metavar="GROUP", choices=list(GROUPS),
-                   help=f"{', '.join(GROUPS)} (default: on a CPU all but embed, on a GPU {', '.join(ON_GPU)})")
-    g.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="for step: this one only")
-    g.add_argument("--preset", choices=PRESETS, metavar="NAME", help="for step, extract, train and embed: this encoder "
-                   "(default: step: those of all recipes; else ssast-base-patch, on a GPU also dasheng-base and "
-                   "eat-base)")
-    g.add_argument("--batch-size", type=batch_size, default="auto", metavar="N", help="clips; auto: on a GPU the power "
+    p.add_argument("--only", nargs="+", metavar="GROUP", choices=list(GROUPS),
+                   help=f"{', '.join(GROUPS)} (default: all, but on a GPU without load)")
+    p.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="for step: this one only")
+    p.add_argument("--preset", choices=PRESETS, metavar="NAME", help="for step, train, embed: this encoder (default: "
+                   "step: those of all recipes; else ssast-base-patch and, on a GPU, dasheng-base and eat-base)")
+    p.add_argument("--batch-size", type=batch_size, default="auto", metavar="N", help="clips; auto: on a GPU the power "
                    "of two from which on a step is no faster for a clip, or that fills 80%% of the memory; on a CPU "
                    "the recipe's at laptop size, else 4, of clones 1")
-
-    g = p.add_argument_group("run")
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    g.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    p.add_argument("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="auto: bf16 or fp16 on GPU, "
                    "fp32 on CPU")
-    g.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="auto: on a GPU steps with and "
+    p.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="auto: on a GPU steps with and "
                    "without, on a CPU without")
-    g.add_argument("--threads", type=cli.positive_int, default=1, help="of the CPU")
-    g.add_argument("--repeat", type=cli.positive_int, default=5, help="timed runs of each row")
-    g.add_argument("--minutes", type=cli.positive, default=6.0, help="on a GPU: no step is begun when so much time is "
+    p.add_argument("--threads", type=cli.positive_int, default=1, help="of the CPU")
+    p.add_argument("--repeat", type=cli.positive_int, default=5, help="timed runs of each row")
+    p.add_argument("--minutes", type=cli.positive, default=6.0, help="on a GPU: no step is begun when so much time is "
                    "nearly over")
-    g.add_argument("--json", metavar="FILE", help="also write the rows to a file")
+    p.add_argument("--json", metavar="FILE", help="also write the rows to a file")
     return p.parse_args(argv)
 
 
@@ -76,16 +73,16 @@ class Bench:
         print(f"{device_name(self.device)}, {args.threads} thread{'s' * (args.threads > 1)}, {self.amp}, "
               f"torch {torch.__version__}\n{'':<44}{'median':>10} {'':<10} compared with")
 
-    def seconds(self, function, repeat=None, pick=statistics.median, clock=time.perf_counter):
-        """Median (or `pick`) of the seconds of a call by `clock`, after one warm-up."""
+    def seconds(self, function, repeat=None, pick=statistics.median):
+        """Median (or `pick`) of the seconds of a call, after one warm-up."""
         import torch
         times = []
         for _ in range(1 + (repeat or self.args.repeat)):
-            began = clock()
+            began = time.perf_counter()
             function()
             if self.gpu:
                 torch.cuda.synchronize()
-            times.append(clock() - began)
+            times.append(time.perf_counter() - began)
         return pick(times[1:])
 
     def row(self, name, value, unit, ratio=None, to=""):
@@ -94,7 +91,6 @@ class Bench:
         if self.procs.main:
             compared = f"{ratio:.2f} × {to}" if ratio is not None else to
             print(f"{name:<44}{value:>10.4g} {unit:<10} {compared}", flush=True)
-        return value
 
     def attempt(self, name, function, *arguments):
         """function(bench, …), or one line that says why not."""
@@ -109,8 +105,9 @@ class Bench:
                 import torch
                 torch.cuda.empty_cache()
 
-    def presets(self, *names):
-        return [self.args.preset] if self.args.preset else names
+    def presets(self):
+        on_gpu = ("dasheng-base", "eat-base") if self.gpu else ()
+        return (self.args.preset,) if self.args.preset else ("ssast-base-patch", *on_gpu)
 
     def batch(self, preset, otherwise=4):
         given = self.args.batch_size
@@ -132,48 +129,37 @@ def ceiling(bench):
     bench.row("copy 256 MB", 2 * big.nbytes / bench.seconds(big.clone) / 1e9, "GB/s")
 
 
-def load(bench):
-    """Clips a second through the loader with one worker: 10 s clips from files and from shards."""
+def recordings(folder, n, rate, suffix="wav"):
+    """Write n files of 10 s that a lossless coder treats like quiet recordings: low-passed noise 30 dB below full
+    scale."""
     import numpy as np
     import soundfile
+    noise = np.random.default_rng(0).standard_normal(round(CHUNK * rate) + 7)
+    sound = 0.03 * np.convolve(noise, np.hanning(8) / 4.5, "valid")
+    Path(folder).mkdir(exist_ok=True)
+    for k in range(n):
+        soundfile.write(Path(folder) / f"{k:03}.{suffix}", np.roll(sound, k), rate)
+    return folder
 
+
+def load(bench):
+    """10 s clips a second from files and from shards of them through a loader with one worker, and 2 s crops."""
     from wren.sound import shards
     from wren.sound.opening import open_manifest
-    rng, n = np.random.default_rng(0), 128
-    with tempfile.TemporaryDirectory() as folder:
-        rates = {}
-        for name, rate in (("wav", 16000), ("flac", 16000), ("ogg", 16000), ("wav", 44100), ("flac", 44100)):
-            place = Path(folder) / f"{name} {rate / 1000:g} kHz"
-            place.mkdir()
-            for k in range(n):
-                with soundfile.SoundFile(place / f"{k}.{name}", "w", rate, 1) as file:
-                    for _ in range(10):  # in pieces: libsndfile's Vorbis encoder overflows its stack on long blocks
-                        file.write(field_noise(rng, rate))
-            rates[place.name] = place
-        files = open_manifest(rates["wav 16 kHz"])
-        for format in ("flac", "wav"):
-            place = Path(folder) / f"shard-{'pcm' if format == 'wav' else format} 16 kHz"
-            shards.pack(files, place, format=format, clips_per_shard=64)
-            rates[place.name] = place
-        for name, place in rates.items():
-            rows, seconds = open_manifest(place), 10
-            value = loading(bench, rows, seconds)
-            beside = name.replace("shard-pcm", "wav").replace("shard-flac", "flac")
-            rates[name] = value
-            ratio = (value / rates[beside], "separate files") if beside != name else ()
-            bench.row(f"load {name}, 10 s", value, "clips/s", *ratio)
-            if name.startswith("shard"):
-                bench.row(f"load {name}, 2 s crops", loading(bench, rows, 2), "clips/s")
+    with tempfile.TemporaryDirectory() as temporary:
+        for suffix, rate in (("wav", 16000), ("flac", 44100)):
+            name = f"{suffix} {rate / 1000:g} kHz"
+            files = open_manifest(recordings(Path(temporary) / name, 128, rate, suffix))
+            shards.pack(files, Path(temporary) / f"shards {name}", format=suffix, clips_per_shard=64)
+            packed = open_manifest(Path(temporary) / f"shards {name}")
+            for seconds in (CHUNK, 2.0):
+                separate, value = (clips_per_second(rows, seconds) for rows in (files, packed))
+                bench.row(f"load {name}, {seconds:g} s", separate, "clips/s")
+                bench.row(f"load {name}, {seconds:g} s, shards", value, "clips/s", value / separate, "files")
 
 
-def field_noise(rng, n):
-    """n samples that a lossless coder treats like a quiet recording: low-passed noise, 30 dB below full scale."""
-    import numpy as np
-    return 0.03 * np.convolve(rng.standard_normal(n + 7), np.hanning(8) / 4.5, "valid")
-
-
-def loading(bench, rows, seconds, batch=16):
-    """Clips a second through loading.Loader with one worker, after its start."""
+def clips_per_second(rows, seconds, batch=16):
+    """Through a Loader with one worker, after its start."""
     from wren.sound import loading
     times = []
     for _ in range(3):
@@ -195,81 +181,26 @@ def frontend(bench):
 
     from wren.nets.spectrograms import KaldiFbank
     wave = 0.1 * torch.randn(32, 160000, device=bench.device)
-    for window in (0.025, 0.050):
-        def kaldi():
-            for clip in wave:
-                torchaudio.compliance.kaldi.fbank(
-                    clip[None], htk_compat=True, sample_frequency=16000, use_energy=False, window_type="hanning",
-                    num_mel_bins=128, dither=0.0, frame_shift=10, frame_length=window * 1000)
-        batched = KaldiFbank(replace(PRESETS["ssast-base-patch"], window=window)).to(bench.device)
-        label = f"{window * 1000:.0f} ms window"
-        theirs = bench.row(f"front end, torchaudio, {label}", bench.seconds(kaldi) / 32 * 1e3, "ms/clip")
-        ours = bench.seconds(lambda: batched(wave)) / 32 * 1e3
-        bench.row(f"front end, batch 32, {label}", ours, "ms/clip", ours / theirs, "torchaudio")
+    batched = KaldiFbank(PRESETS["ssast-base-patch"]).to(bench.device)
 
-
-def mask(bench):
-    """64 masks of 400 among 512 tokens."""
-    import torch
-
-    from masking import patch_mask
-    seeds = torch.arange(64, device=bench.device)
-    bench.row("mask, batch 64", bench.seconds(lambda: patch_mask(seeds, (64, 8), 400)) / 64 * 1e3, "ms/clip")
-
-
-def extract(bench):
-    """Embedding a 48 kHz recording, from the file to vectors, in CPU time where it runs on the CPU; and the shares of
-    decoding with resampling and of the front end."""
-    import numpy as np
-    import soundfile
-    import torch
-
-    from model import Encoder
-    from wren.recordings.windows import Recordings, Run, batches
-    config = PRESETS[bench.args.preset or "ssast-base-patch"]
-    batch = bench.batch(config.name)
-    clock = time.process_time if bench.device.type == "cpu" else time.perf_counter
-    with tempfile.TemporaryDirectory() as folder:
-        path, seconds = Path(folder) / "long.wav", 2 * batch * config.clip_seconds
-        soundfile.write(path, field_noise(np.random.default_rng(0), round(48000 * seconds)), 48000)
-        run = Run(Encoder(config).eval(), Recordings([path]), bench.device, bench.autocast, batch_size=batch,
-                  workers=0)
-        wave = torch.cat([wave for wave, _, _ in batches(run.recordings, run.cut, batch, 0)]).to(bench.device)
-
-        def front():
-            with torch.inference_mode():
-                [run.model.frontend(part) for part in wave.split(batch)]
-        a, b = torch.randn(2048, 768, device=bench.device), torch.randn(768, 3072, device=bench.device)
-        with bench.autocast():
-            limit = 2 * 2048 * 768 * 3072 / bench.seconds(lambda: a @ b, 20, min, clock)
-        took = bench.seconds(lambda: list(run(Encoder.embed)), 3, clock=clock)
-        reading = bench.seconds(lambda: list(batches(run.recordings, run.cut, batch, 0)), clock=clock)
-        name, front = f"embed, {config.name}", bench.seconds(front, clock=clock)
-    share = forward_flops(config) * len(wave) / took / limit
-    bench.row(f"{name}, 48 kHz file", seconds / took, "s/s", share,
-              f"matmul ceiling, {limit / 1e9:.0f} GFLOP/s by the same clock")
-    bench.row(f"{name}, 10 s of sound", 10 * took / seconds, "CPU s" if clock is time.process_time else "s")
-    bench.row(f"{name}, reading", 100 * reading / took, "%", to="of it")
-    bench.row(f"{name}, front end", 100 * front / took, "%", to="of it")
+    def kaldi():
+        for clip in wave:
+            torchaudio.compliance.kaldi.fbank(clip[None], htk_compat=True, sample_frequency=16000, use_energy=False,
+                                              window_type="hanning", num_mel_bins=128, dither=0.0)
+    theirs, ours = (bench.seconds(function) / 32 * 1e3 for function in (kaldi, lambda: batched(wave)))
+    bench.row("front end, torchaudio", theirs, "ms/clip")
+    bench.row("front end, batch 32", ours, "ms/clip", ours / theirs, "torchaudio")
 
 
 def step(bench):
     """Every recipe's whole training step, wave to updated weights and teacher: on a GPU at published size, in a batch
     that fills it, without and with compiling; on a CPU at laptop and published size."""
-    args, seen = bench.args, []
-    rows = [(name, "paper", preset) for name, preset in PUBLISHED]
-    if not bench.gpu:  # mae is dasheng
-        rows = [(name, scale, scales[scale]["preset"]) for name, scales in RECIPES.items() if name != "mae"
-                for scale in ("laptop", "paper")]
-    if args.preset:
-        rows = [row for row in rows if row[2] == args.preset] or [(args.recipe or "ssast", scale_of(args.preset),
-                                                                   args.preset)]
+    args = bench.args
+    rows = [row for row in trained(args.preset) if args.recipe in (None, row[0])
+            and (args.preset or row[2] == "paper" or not bench.gpu)]
     how = {"auto": ("off", "on") if bench.gpu else ("off",)}.get(args.compile, (args.compile,))
     print(f"{'whole step':<34}{'batch':>6}{'ms':>9}{'clips/s':>10}{'of ceiling':>12}{'GB':>7}{'launches':>10}")
-    for name, scale, preset in rows:
-        if (name, preset) in seen or args.recipe not in (None, name):
-            continue
-        seen.append((name, preset))
+    for name, preset, scale in rows:
         for compile in how:
             label = f"{name}, {preset}{', compiled' * (compile == 'on')}"
             if bench.gpu and time.perf_counter() - bench.began > 60 * args.minutes - 100:
@@ -278,8 +209,15 @@ def step(bench):
                 bench.attempt(label, one_step, label, RECIPES[name][scale], preset, compile)
 
 
-def scale_of(preset):
-    return "laptop" if "laptop" in preset else "paper"
+def trained(preset=None):
+    """[(recipe, preset, scale)] of all recipes, or of those that train this preset (where none does, SSAST's). Left out
+    is what differs from another in nothing that takes time."""
+    rows = [*((name, other, "paper") for name, other in PUBLISHED),
+            *((name, RECIPES[name]["laptop"]["preset"], "laptop") for name in RECIPES if name not in ("mae", "gpm-bt"))]
+    if preset is None:
+        return rows
+    scale = "laptop" if "laptop" in preset else "paper"
+    return [row for row in rows if row[1] == preset] or [("ssast", preset, scale)]
 
 
 def one_step(bench, label, recipe, preset, compile):
@@ -379,27 +317,21 @@ def launched(bench, trainer, clips):
 
 def train(bench):
     """Training as it is: 10 s WAV files through loader processes and the whole step; time spent without data."""
-    for preset in bench.presets(*("ssast-base-patch", "dasheng-base")[:1 + bench.gpu]):
+    for preset in bench.presets():
         bench.attempt(f"train, {preset}", one_training, preset)
 
 
 def one_training(bench, preset):
-    import numpy as np
-    import soundfile
-
     from wren.sound.loading import Cropper, Loader, Sampling
     from wren.sound.opening import open_manifest
     from wren.training.runlog import Meter
     world, config, batch = bench.procs.world, PRESETS[preset], bench.batch(preset)
     workers = max(1, (os.cpu_count() - 1) // world) if bench.gpu else 1
-    recipe = next((name for name, other in PUBLISHED if other == preset), "ssast")
-    trainer, _ = prepared(bench, RECIPES[recipe][scale_of(preset)], preset, bench.args.compile)
+    recipe, _, scale = trained(preset)[0]
+    trainer, _ = prepared(bench, RECIPES[recipe][scale], preset, bench.args.compile)
     trainer.micro_batch = batch
     with tempfile.TemporaryDirectory() as folder:
-        sound = (32767 * field_noise(np.random.default_rng(0), 160000)).astype(np.int16)
-        for k in range(512 if bench.gpu else 64):
-            soundfile.write(Path(folder) / f"{k}.wav", np.roll(sound, k), 16000)
-        rows = open_manifest(folder)
+        rows = open_manifest(recordings(folder, 512 if bench.gpu else 64, 16000))
         lengths = 3, 30 if bench.gpu else 2 * bench.args.repeat  # the first pay for workers and graphs
         batches = trainer.ahead(Loader(rows, Cropper(Sampling.of(config), config.clip_seconds), batch * world,
                                        steps=sum(lengths), workers=workers, rank=bench.procs.rank, world=world))
@@ -417,13 +349,11 @@ def one_training(bench, preset):
     bench.row(name, entry["clips_per_second"], "clips/s", world, "processes")
     bench.row("  waiting for data", 100 * entry["data_wait"], "%")
     bench.row("  memory", entry["memory_gb"], "GB")
-    if entry.get("mfu"):
-        bench.row("  MFU", 100 * entry["mfu"], "%", to="the device's stated dense peak")
 
 
 def embed(bench):
-    """Clip vectors of sound that is decoded already: seconds of sound a second, to the device and back."""
-    for preset in bench.presets("dasheng-base", "eat-base"):
+    """Seconds of sound a second that become clip vectors: waves in memory; from 48 kHz files, decoded and resampled."""
+    for preset in bench.presets():
         bench.attempt(f"embed, {preset}", one_embedding, preset)
 
 
@@ -431,32 +361,37 @@ def one_embedding(bench, preset):
     import torch
 
     from model import Encoder
+    from wren.recordings.windows import Recordings, Run
     from wren.sound.ahead import ahead, sent
     config, batch = PRESETS[preset], bench.batch(preset, 128 if bench.gpu else 4)
     with bench.device:
         encoder = Encoder(config).eval().to(bench.device)
-    waves = [0.1 * torch.randn(1, config.clip_samples).repeat(batch, 1)] * (8 if bench.gpu else 1)
+    waves = [0.1 * torch.randn(1, config.clip_samples).repeat(batch, 1)] * (8 if bench.gpu else 2)
     waves = [wave.pin_memory() if bench.gpu else wave for wave in waves]
 
     def once():
         with torch.inference_mode(), bench.autocast():
-            there = ahead(waves, lambda wave: sent(wave, bench.device), bench.device)
-            torch.cat([encoder(wave) for wave in there]).float().cpu()
-    clips, took = batch * len(waves), bench.seconds(once)
-    bench.row(f"embed, {preset}, batch {batch}", clips * config.clip_seconds / took, "s/s",
-              forward_flops(config) * clips / took / bench.flops, "matmul ceiling")
+            moved = ahead(waves, lambda wave: sent(wave, bench.device), bench.device)
+            torch.cat([encoder(wave) for wave in moved]).float().cpu()
+
+    def row(name, seconds, took):
+        share = forward_flops(config) * seconds / config.clip_seconds / took / bench.flops
+        bench.row(name, seconds / took, "s/s", share, "matmul ceiling")
+    row(f"embed, {preset}, batch {batch}", batch * len(waves) * config.clip_seconds, bench.seconds(once))
+    with tempfile.TemporaryDirectory() as folder:
+        files = sorted(Path(recordings(folder, batch * len(waves), 48000)).iterdir())
+        run = Run(encoder, Recordings(files), bench.device, bench.autocast, batch_size=batch,
+                  workers=os.cpu_count() - 1 if bench.gpu else 0)
+        row("  from 48 kHz files", CHUNK * len(files), bench.seconds(lambda: list(run(Encoder.embed)), 3))
 
 
-def probes(bench):
-    """Probes at the size of BEANS's largest set, 14,000 × 768 vectors of 264 classes; kNN beside scikit-learn's. On a
-    GPU kNN alone."""
+def knn(bench):
+    """The kNN probe at the size of BEANS's largest set, 14,000 × 768 vectors of 264 classes, beside scikit-learn's."""
     import numpy as np
     from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    from wren.probing import probes as p
+    from wren.probing.probes import knn_probe
     rng, classes = np.random.default_rng(0), 264
     y = rng.integers(classes, size=14000)
     centres = rng.standard_normal((classes, 768), np.float32)
@@ -464,28 +399,23 @@ def probes(bench):
     data = x, y, x[:1000], y[:1000], x[:3620], classes, lambda scores, truth: float((scores.argmax(1) == truth).mean())
 
     def sklearn():
-        """Standardise, fit, predict: what a probe does, at one setting."""
-        model = make_pipeline(StandardScaler(), KNeighborsClassifier(10, metric="cosine", algorithm="brute"))
-        model.fit(x.astype(np.float32), y)
-        return [model.predict(part.astype(np.float32)) for part in (x[:1000], x[:3620])]
-    rows = {"kNN, scikit-learn": sklearn, "kNN probe": lambda: p.knn_probe(*data)}
-    if not bench.gpu:
-        rows |= {"ridge": lambda: p.ridge(*data), "logistic": lambda: p.logistic(*data)}
+        """Standardise, fit, predict: what the probe does, at one setting."""
+        mean, scale = x.mean(0, dtype=np.float32), x.std(0, dtype=np.float32)
+        model = KNeighborsClassifier(10, metric="cosine", algorithm="brute").fit((x - mean) / scale, y)
+        return [model.predict((part - mean) / scale) for part in (x[:1000], x[:3620])]
     with threadpool_limits(bench.args.threads):
-        for name, function in rows.items():
-            took = bench.seconds(function, min(3, bench.args.repeat), min)
-            theirs = took if name == "kNN, scikit-learn" else theirs
-            bench.row(name, took, "s", *((took / theirs, "scikit-learn") if name == "kNN probe" else ()))
+        theirs, ours = (bench.seconds(function, 3, min) for function in (sklearn, lambda: knn_probe(*data)))
+    bench.row("kNN, scikit-learn", theirs, "s")
+    bench.row("kNN probe", ours, "s", ours / theirs, "scikit-learn")
 
 
-GROUPS = {f.__name__: f for f in (ceiling, load, frontend, mask, extract, step, train, embed, probes)}
-ON_GPU = ("ceiling", "frontend", "mask", "step", "train", "embed", "probes")
+GROUPS = {f.__name__: f for f in (ceiling, load, frontend, step, train, embed, knn)}
 
 
 def main(argv=None):
     args = parse_args(argv)
     bench = Bench(args)
-    default = ON_GPU if bench.gpu else [name for name in GROUPS if name != "embed"]
+    default = [name for name in GROUPS if name != "load" or not bench.gpu]
     for name in dict.fromkeys(["ceiling", *(args.only or default)]):  # the ceiling always: shares refer to it
         bench.attempt(name, GROUPS[name])
     if args.json and bench.procs.main:
