@@ -17,14 +17,12 @@ from wren import cli
 from wren.cli import DEMO, UserError
 from wren.recipes import PRESETS, RECIPES, SETTINGS
 from wren.recipes.flags import add_fields, add_settings
-from wren.recipes.run import Augmentation, Data, Encoder, Optimisation, Run, recipe_of, scale_of, settings_for, written
+from wren.recipes.run import Data, Encoder, Optimisation, Run, recipe_of, scale_of, settings_for, written
 
 
 def parser(argv=None):
     p = cli.Parser(__doc__, prog="pretrain.py", epilog=recipe_in_words(argv))
     add_fields(p.add_argument_group("data"), Data)
-    add_fields(p.add_argument_group("augmentation of the wave (off by default; on the device, drawn by each clip's "
-                                    "seed)"), Augmentation)
     g = p.add_argument_group("recipe and encoder")
     g.add_argument("--recipe", choices=RECIPES, metavar="NAME",
                    help=f"what is learned and how: {', '.join(RECIPES)} (default: {recipe_of('laptop')}, or at paper "
@@ -277,7 +275,7 @@ def resume_and_train(settings, objective, train_rows, valid_rows, stop, procs):
     trainer = engine.Trainer(
         objective, optimizer, procs, batch_size=o.batch_size, micro_batch=o.micro_batch or o.batch_size, steps=o.steps,
         warmup=o.warmup, schedule=o.schedule, floor=o.floor, clip=o.clip, weight_decay_end=o.weight_decay_end,
-        amp=settings.run.amp, compile=settings.run.compile, seed=o.seed, augment=data.augmenter(settings.augmentation))
+        amp=settings.run.amp, compile=settings.run.compile, seed=o.seed)
     state = checkpoints.load_checkpoint(out)
     if state:
         trainer.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The order of loading, broken recordings, tasks, active crops, augmentation, the command line."""
+"""The order of loading, broken recordings, tasks, active crops, changed waves, the command line."""
 import json
 import re
 
@@ -11,10 +11,10 @@ from test_manifest import fails, recordings, table
 
 from wren.sound import activity
 from wren.sound import loading
-from wren.sound.augment import augment
 from wren.sound.opening import open_manifest
 from wren.sound.subsets import subset
 from wren.tasks import load_task
+from wren.tasks.augment import change_waves
 import data
 from wren.sound import manifest
 
@@ -232,7 +232,7 @@ def test_what_can_be_wrong_with_a_task_is_said_in_one_line(tmp_path):
     assert "train.csv is missing" in fails(load_task, "bats", root=root)
 
 
-# ----------------------------------------------------------------------------------------- active crop, augmentation
+# ----------------------------------------------------------------------------------------- active crop, changed waves
 
 def test_activity_finds_a_call_in_steady_noise_and_ignores_loudness():
     rate = 16000
@@ -262,45 +262,21 @@ def test_an_active_crop_holds_a_call_more_often(tmp_path):
     assert hits["active"] > 2 * hits["random"] > 0
 
 
-def waves(n=64, samples=4000):
-    wave, partner = torch.from_numpy(noise(2 * n * samples)).view(2, n, samples).clone()
-    lengths = torch.randint(samples // 2, samples + 1, (n,), generator=torch.Generator().manual_seed(0))
-    wave[torch.arange(samples) >= lengths[:, None]] = 0
-    return wave, lengths, torch.arange(n) * 7919, partner
-
-
-def test_augmentation_is_off_by_default_and_keeps_padding_zero():
-    wave, lengths, seeds, partner = waves()
-    assert augment(wave, lengths, seeds) is wave
-    all_of_it = dict(gain=6, shift=True, mix_snr=(0, 10), polarity=True)
-    changed = augment(wave, lengths, seeds, partner, **all_of_it)
-    assert (changed[torch.arange(4000) >= lengths[:, None]] == 0).all() and not torch.equal(changed, wave)
-    alone = augment(wave[5:6], lengths[5:6], seeds[5:6], partner[5:6], **all_of_it)
-    torch.testing.assert_close(alone[0], changed[5], rtol=1e-5, atol=1e-7)
-
-
-def test_gain_shift_polarity_and_mixing_do_what_they_say():
-    wave, lengths, seeds, partner = waves()
-    level = augment(wave, lengths, seeds, gain=6).norm(dim=1) / wave.norm(dim=1)
+def test_labelled_waves_change_level_and_turn_around_as_they_are_told_and_padding_stays_zero():
+    lengths, seeds = torch.randint(2000, 4001, (64,), generator=torch.Generator().manual_seed(0)), torch.arange(64) * 7919
+    beyond = torch.arange(4000) >= lengths[:, None]
+    wave = torch.from_numpy(noise(64 * 4000)).view(64, 4000).masked_fill(beyond, 0)
+    assert change_waves(wave, lengths, seeds) is wave
+    level = change_waves(wave, lengths, seeds, gain=6).norm(dim=1) / wave.norm(dim=1)
     assert 10 ** (-6 / 20) - 1e-4 <= level.min() < 0.6 < 1.7 < level.max() <= 10 ** (6 / 20) + 1e-4
-    sign = augment(wave, lengths, seeds, polarity=True)[:, 0] / wave[:, 0]
-    assert set(sign.tolist()) == {-1.0, 1.0} and 16 < (sign < 0).sum() < 48
-    shifted = augment(wave, lengths, seeds, shift=True)
-    for before, after, n in zip(wave, shifted, lengths):
+    rolled = change_waves(wave, lengths, seeds, roll=True)
+    for before, after, n in zip(wave, rolled, lengths):
         at = int((before[:n] == after[0]).nonzero()[0, 0])
         assert torch.equal(before[:n].roll(-at), after[:n])
-    mixed = augment(wave, lengths, seeds, partner, mix_snr=(0, 10))
-    snr = 10 * torch.log10(wave.square().sum(1) / (mixed - wave).square().sum(1))
-    assert -0.1 < snr.min() < 2 and 8 < snr.max() < 10.1
-    assert "partner" in fails(augment, wave, lengths, seeds, mix_snr=(0, 10))
-
-
-def test_a_short_partner_is_not_amplified_to_fill_the_clip():
-    wave, lengths, seeds, partner = waves(4)
-    partner[:, 1000:] = 0
-    mixed = augment(wave, lengths, seeds, partner, torch.full((4,), 1000), mix_snr=(10, 10)) - wave
-    local = 10 * torch.log10(wave.square().sum(1) / lengths / (mixed[:, :1000].square().mean(1)))
-    torch.testing.assert_close(local, torch.full((4,), 10.0), rtol=0, atol=0.05)
+    both = change_waves(wave, lengths, seeds, 6, True)
+    assert (both[beyond] == 0).all()
+    alone = change_waves(wave[5:6], lengths[5:6], seeds[5:6], 6, True)
+    torch.testing.assert_close(alone[0], both[5], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("command", ["index", "subset", "pack", "check", "demo"])

@@ -82,7 +82,7 @@ def test_a_setting_without_effect_is_refused(flags):
 
 
 def test_default_folders_tell_runs_of_different_settings_apart():
-    runs = [[], ["--lr", "5e-4"], ["--lr", "6e-4"], ["--mix", "0.5"], ["--shift"], ["--seed", "1"],
+    runs = [[], ["--lr", "5e-4"], ["--lr", "6e-4"], ["--mix", "0.5"], ["--drop-path", "0.1"], ["--seed", "1"],
             ["--recipe", "eat"], ["--betas", "0.9", "0.95"], ["--subset", "50"], ["--init", "ssast-laptop-frame"]]
     folders = [pretrain.parse_args(flags)[0].run.out for flags in runs]
     assert len(set(folders)) == len(runs) and all("/" not in folder[5:] for folder in folders)

@@ -34,17 +34,6 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Changes of the wave, on the device, drawn by each clip's seed."""
-    free = ()
-    gain: float | None = flag(None, "level drawn from -GAIN to +GAIN, dB", type=cli.positive)
-    shift: bool = flag(False, "turn the clip around a circle by a random share", action="store_true")
-    mix_snr: tuple | None = flag(None, "add another clip at a signal-to-noise ratio drawn from this range, dB",
-                                 type=float, nargs=2, metavar=("LOW", "HIGH"))
-    polarity: bool = flag(False, "negate half of the clips", action="store_true")
-
-
-@dataclass(frozen=True)
 class Encoder:
     """Which encoder, and what it starts from."""
     free = "format",
@@ -111,7 +100,7 @@ class Run:
     max_skips: int = flag(10, "non-finite steps in a row that stop the run", type=cli.positive_int)
 
 
-PARTS = {"data": Data, "augmentation": Augmentation, "encoder": Encoder, "optimisation": Optimisation, "run": Run}
+PARTS = {"data": Data, "encoder": Encoder, "optimisation": Optimisation, "run": Run}
 
 
 @dataclass(frozen=True)
@@ -121,7 +110,6 @@ class Settings:
     objective: str
     terms: dict
     data: Data
-    augmentation: Augmentation
     encoder: Encoder
     optimisation: Optimisation
     run: Run
@@ -134,7 +122,7 @@ class Settings:
 
     def identity(self):
         """Those that may not change within a run, as JSON has them."""
-        free = {*(f.name for f in fields(Run)), *(name for part in list(PARTS.values())[:4] for name in part.free)}
+        free = {*(f.name for f in fields(Run)), *(name for part in list(PARTS.values())[:3] for name in part.free)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in self.flat().items()
                 if name not in free}
 
@@ -205,8 +193,6 @@ def refuse_idle(recipe, objective, values, given):
         raise UserError("--steps and --epochs say the same thing twice: give one")
     if max(values["betas"]) == 1:
         raise UserError("--betas 1: a running mean that takes nothing in; give numbers below 1")
-    if given.get("streams") and given.get("shift"):
-        raise UserError("--shift: a clip that is turned around no longer goes with its --streams")
     if given.get("probe_every") and "probe_task" not in given and given.get("data", DEMO) != DEMO:
         raise UserError("--probe-every needs a task with labels: name a folder with --probe-task")
     clips = objective == "ATST" and not values.get("frames")

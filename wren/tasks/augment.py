@@ -1,4 +1,4 @@
-"""Masks of what an encoder sees of labelled clips: stretches and bands of a window's spectrogram, patches of its grid.
+"""Changes of labelled clips: of their waves, of stretches and bands of a window's spectrogram, of patches of its grid.
 
 Each is a pure function of the clips' seeds. Masks hide a share of what the encoder is given, whatever was padded.
 """
@@ -6,7 +6,19 @@ import torch
 
 from masking import random_bits, uniform
 
-_TIME, _BAND, _LEVEL, _NOISE, _COLUMNS, _ROWS = range(41, 47)  # numbers of a clip's seed; sound/augment.py: 31 to 34
+_ROLL, _GAIN, _TIME, _BAND, _LEVEL, _NOISE, _COLUMNS, _ROWS = 32, 34, *range(41, 47)  # numbers of a clip's seed
+
+
+def change_waves(wave, lengths, seeds, gain=0.0, roll=False):
+    """roll: the valid part turns around a circle by a drawn share of its length; gain: a level from -gain to gain, dB.
+
+    wave (B, S), lengths int64 (B,) valid samples, the rest stays 0; seeds int64 (B,) -> wave (B, S).
+    """
+    if roll:
+        time, lengths = torch.arange(wave.shape[1], device=wave.device), lengths[:, None]
+        offset = (uniform(seeds, 1, _ROLL).double() * lengths).long()  # float32 has too few digits here
+        wave = torch.where(time < lengths, wave.gather(1, (time - offset) % lengths), wave)
+    return wave * 10 ** (gain * (2 * uniform(seeds, 1, _GAIN) - 1) / 20) if gain else wave
 
 
 def mask_spectrogram(spec, frames, seeds, time=0.0, band=0.0, noise=0.0):

@@ -9,7 +9,6 @@ from wren import cli
 from wren.cli import DEMO, UserError
 from wren.sound import loading
 from wren.sound.audio import BadAudio
-from wren.sound.augment import augment
 from wren.sound.opening import open_manifest
 from wren.sound.quality import list_problems, summary
 from wren.sound.subsets import holdout, subset
@@ -50,7 +49,7 @@ def training_loader(settings, rows, config, procs, first):
     return loading.Loader(
         rows, loading.Cropper(sampling, config.clip_seconds, s.data.crop), o.batch_size, o.seed,
         first=first * o.batch_size, steps=o.steps - first, rank=procs.rank, world=procs.world, workers=s.data.workers,
-        partner=s.augmentation.mix_snr is not None or bool(s.terms.get("mix")))
+        partner=bool(s.terms.get("mix")))
 
 
 def held_out(valid, config, procs, bad, batch_size=32):
@@ -68,13 +67,3 @@ def held_out(valid, config, procs, bad, batch_size=32):
         for rate, group in loading.by_rate(clips):
             yield loading.stack(group, crop.samples(rate)) | {
                 "rate": rate, "seed": hash64(torch.tensor([clip["row"] for clip in group]))}
-
-
-def augmenter(augmentation):
-    """A function of a micro-batch that gives its augmented wave, or None when nothing is asked for."""
-    a = augmentation
-    if not (a.gain or a.shift or a.mix_snr or a.polarity):
-        return None
-    return lambda clips: augment(
-        clips["wave"], clips["lengths"], clips["seed"], clips.get("partner"), clips.get("partner_lengths"),
-        gain=a.gain or 0.0, shift=a.shift, mix_snr=a.mix_snr, polarity=a.polarity)

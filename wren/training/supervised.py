@@ -14,8 +14,8 @@ from wren import cli
 from wren.probing.scoring import FrameTargets, metric_of, predict
 from wren.recipes.finetuning import Settings
 from wren.sound import loading
-from wren.sound.augment import augment
 from wren.tasks import Task
+from wren.tasks.augment import change_waves
 from wren.tasks.batches import LabelledLoader
 from wren.training import checkpoints, engine, heads, processes, runlog
 
@@ -150,8 +150,7 @@ class Trial:
         self.objective = build(self.job, self.seed)
         change = None
         if mask.gain or mask.roll:
-            change = lambda clips: augment(clips["wave"], clips["lengths"], clips["seed"], gain=mask.gain,
-                                           shift=mask.roll)
+            change = lambda clips: change_waves(clips["wave"], clips["lengths"], clips["seed"], mask.gain, mask.roll)
         self.trainer = trainer = engine.Trainer(
             self.objective, make_optimizer(self.objective, s, self.lr), self.procs, batch_size=s.batch_size,
             micro_batch=machine.micro_batch or s.batch_size, steps=self.steps, warmup=round(s.warmup * self.steps),
