@@ -7,10 +7,9 @@
     python evaluate.py --knn --linear --pool all --layers all           which pooling and which layer wins on validation
 
 Each encoder stands beside the same one untrained and beside mel statistics. Audio passes through the encoders once;
-what comes out is kept in --cache, and what probes made of it. Probes are fitted on the training split, choose on
+what comes out is kept in --cache. Probes are fitted on the training split, choose on
 validation, and look at the test split once.
 """
-import argparse
 import json
 import time
 from dataclasses import replace
@@ -54,9 +53,6 @@ def parse_args(argv=None):
     g.add_argument("--draws", type=cli.positive_int, default=20, help="few-shot: random choices of these clips")
     g.add_argument("--k", type=cli.positive_int, nargs="+", default=[10], help="neighbours; of several the best on "
                    "validation (DINO: 10 20 100 200; XARES: 10)")
-    g.add_argument("--temperature", type=cli.positive, default=0.07, help="a neighbour of cosine s votes exp(s / T)")
-    g.add_argument("--standardise", action=argparse.BooleanOptionalAction, default=True,
-                   help="kNN: bring features to mean 0 and deviation 1 over the training split before the L2 norm")
     g.add_argument("--seeds", type=cli.positive_int, default=1, help="trainings of each probe that is trained by "
                    "gradient descent; the score is their mean")
 
@@ -66,8 +62,8 @@ def parse_args(argv=None):
     g.add_argument("--json", metavar="FILE", help="results as JSON (default: evaluate.json in the run folder, or "
                    "FILE.evaluate.json beside a checkpoint file)")
     g.add_argument("--markdown", action="store_true", help="print tables as Markdown")
-    g.add_argument("--cache", default="runs/cache", help="folder of embeddings (float16) and of fitted probes' "
-                   "scores; may be deleted at any time")
+    g.add_argument("--cache", default="runs/cache", help="folder of embeddings (float16); may be deleted at any "
+                   "time")
     g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     g.add_argument("--batch-size", type=cli.positive_int, default=32, help="clips a forward pass")
     g.add_argument("--workers", type=cli.natural, default=1, help="processes that read audio")
@@ -101,14 +97,13 @@ def main(argv=None):
     device = device_of(args.device)
     encoders = contestants(args)
 
-    found = {"results": [], "differences": [], "geometry": []}
+    found = {"results": [], "differences": []}
     for task in tasks:
         sets = embed(task, encoders, device, args)
         rows, scores = probe(task, sets, device, args)
         found["results"] += rows
         differences = cli.plain(report.compare(task, scores, encoders, args.seed))
         found["differences"] += differences
-        found["geometry"] += report.duplicated(task, sets)
         print(report.task_table(task, rows, differences, args.markdown), flush=True)
         if fit and task.name != fit.name:
             print(report.copies(task, fit, sets, embed(fit, encoders, device, args)))
@@ -211,14 +206,12 @@ def probe(task, sets, device, args):
         rows.append(cli.plain(report.row(task, kind, name, scores, args.seed) | more))
 
     for name, splits in sets.items():
-        fitted = fits_of(task, splits, device, args)
         vectors = {split: e.vectors(args.layers if isinstance(args.layers, int) else 1) for split, e in splits.items()}
-        for kind, settings, fit, runs in probes(task, splits, vectors, device, args):
-            fits = [fitted((args.layers, kind, settings, run), lambda: fit(**run)) for run in runs]
+        for kind, fit, runs in probes(task, splits, vectors, device, args):
+            fits = [fit(**run) for run in runs]
             valid = [metric_of(task)(fit.valid, task.splits["valid"].targets) for fit in fits]
             add(kind, name, [masked(task, fit.test) for fit in fits], {
-                "choice": fits[0].choice, "valid": sum(valid) / len(valid),
-                "seconds": round(sum(fit.seconds for fit in fits), 2)})
+                "choice": fits[0].choice, "valid": sum(valid) / len(valid)})
             if task.kind == "detection":
                 rows[-1] |= cli.plain(report.detection_scores(task, fits[0]))
         if args.linear:
@@ -241,25 +234,6 @@ def metric_of(task):
     return partial(scoring.metric_of, task.metric)
 
 
-def fits_of(task, splits, device, args):
-    """fitted(settings, fit): what fit() gives or once gave on these embeddings, kept under all that it depends on."""
-    import hashlib
-
-    import numpy as np
-    import torch
-
-    from wren.probing import metrics
-    from wren.probing import probes as p
-    from wren.probing import scoring
-    content = hashlib.sha256(b"".join(Path(m).read_bytes() for m in (
-        __file__, metrics.__file__, p.__file__, scoring.__file__)))  # changed code fits anew
-    for name in ("train", "valid"):
-        content.update(task.splits[name].targets.tobytes())
-    basis = (content.hexdigest(), *(e.key for e in splits.values()), len(task.labels), task.metric, device.type,
-             torch.__version__, np.__version__)
-    return lambda settings, fit: p.cached(Path(args.cache) / "probes", (*basis, *settings), fit)
-
-
 def data_of(task, vectors):
     """What a probe on clip vectors {split: (n, D)} takes."""
     train, valid = (task.splits[name].targets for name in ("train", "valid"))
@@ -267,8 +241,8 @@ def data_of(task, vectors):
 
 
 def probes(task, splits, vectors, device, args):
-    """Every probe that was asked for: (name, its settings, a function that gives a `Scored`, its calls' arguments, one
-    call a seed where there is chance in it)."""
+    """Every probe that was asked for: (name, a function that gives a `Scored`, the arguments of its calls, one a seed
+    where there is chance in it)."""
     from functools import cache, partial
 
     from wren.probing import probes as p
@@ -284,19 +258,17 @@ def probes(task, splits, vectors, device, args):
     def descend(heads, source, seed, **settings):
         return p.train_heads(heads, *rows(source), seed=seed, **settings)
     if args.knn:
-        for name, standardise in (("knn", True), ("knn-raw", False))[0 if args.standardise else 1:]:
-            settings = args.k, args.temperature, standardise
-            yield name, settings, partial(p.knn_probe, *data, *settings), once
+        yield "knn", partial(p.knn_probe, *data, args.k), once
     if args.linear:
-        yield "linear-ridge", (), partial(p.ridge, *data), once
-        yield "linear-logistic", (), partial(p.logistic, *data), once
-        yield "linear-adam", (), partial(descend, p.LinearHead, p.Vectors), seeds
+        yield "linear-ridge", partial(p.ridge, *data), once
+        yield "linear-logistic", partial(p.logistic, *data), once
+        yield "linear-adam", partial(descend, p.LinearHead, p.Vectors), seeds
     if splits["train"].tokens is None:  # mel statistics have none
         return
     for name, kind, rates, decay in (("attentive", p.AttentiveHead, (3e-4, 1.3e-3, 5e-3), 7e-3),
                                      ("prototype", p.PrototypeHead, (1e-2, 3e-2), 0.0)):
         if getattr(args, name):
-            yield name, (), partial(descend, kind, p.Tokens, rates=rates, decay=decay), seeds
+            yield name, partial(descend, kind, p.Tokens, rates=rates, decay=decay), seeds
 
 
 def choose(task, setting, name, encoder, device, args):
@@ -306,7 +278,7 @@ def choose(task, setting, name, encoder, device, args):
     import copy
 
     from wren.probing import probes as p
-    candidates = {}  # {pooling or layer: (embeddings of the splits, their vectors)}
+    candidates = {}  # {pooling or layer: clip vectors of the splits}
     if setting == "pool":
         variants = {}
         for pool in dict.fromkeys((encoder.config.pool, *CHOICES["pool"])):
@@ -317,18 +289,16 @@ def choose(task, setting, name, encoder, device, args):
             variants[pool] = copy.copy(encoder)
             variants[pool].config = config
         for pool, splits in embed(task, variants, device, args, layers=False).items():
-            candidates[pool] = splits, {split: e.vectors() for split, e in splits.items()}
+            candidates[pool] = {split: e.vectors() for split, e in splits.items()}
     else:
         splits = embed(task, {name: encoder}, device, args, layers=True)[name]
         for k in reversed(range(splits["train"].clips.shape[1])):
-            candidates[k + 1] = splits, {split: e.clips[:, k] for split, e in splits.items()}
-    functions = {"knn": lambda *data: p.knn_probe(*data, args.k, args.temperature, args.standardise)}
+            candidates[k + 1] = {split: e.clips[:, k] for split, e in splits.items()}
+    functions = {"knn": lambda *data: p.knn_probe(*data, args.k)}
     functions |= {"ridge": p.ridge} if args.linear else {}
     rows, metric = [], metric_of(task)
-    for value, (splits, vectors) in candidates.items():
-        fits = {kind: fits_of(task, splits, device, args)(
-            (setting, value, kind, args.k, args.temperature, args.standardise), lambda: fit(*data_of(task, vectors)))
-            for kind, fit in functions.items()}
+    for value, vectors in candidates.items():
+        fits = {kind: fit(*data_of(task, vectors)) for kind, fit in functions.items()}
         valid, test = ({kind: metric(scores(fit), task.splits[split].targets) for kind, fit in fits.items()}
                        for split, scores in (("valid", lambda fit: fit.valid),
                                              ("test", lambda fit: masked(task, fit.test))))

@@ -53,66 +53,12 @@ def test_every_probe_runs_beside_the_baselines_and_a_second_run_gives_the_same(r
              for kind in {r["probe"] for r in found["results"]}}
     everyone = {runs[0], "untrained", "mel statistics"}
     assert {kind for kind, who in kinds.items() if who == everyone} == {
-        "knn", "knn-raw", "linear", "linear-ridge", "linear-logistic", "linear-adam", "1-shot"}
+        "knn", "linear", "linear-ridge", "linear-logistic", "linear-adam", "1-shot"}
     assert {kind for kind, who in kinds.items() if who == everyone - {"mel statistics"}} == {"attentive", "prototype"}
     for r in found["results"]:
         assert r["ci95"][0] <= r["value"] <= r["ci95"][1] and r["choice"] and r["chance"] == pytest.approx(1 / 12)
-    assert [g["duplicates"] for g in found["geometry"]] == [0, 0, 0]
     assert judged(*arguments)[0] == found
-    assert all(len(line) <= 118 for line in text.splitlines() if not line.startswith(("written", "ALARM")))
-
-
-@pytest.fixture
-def fits(monkeypatch):
-    """Names of the fits that have been made so far."""
-    made = []
-    for name in ("knn_probe", "ridge", "logistic", "train_heads"):
-        def counted(*args, fit=getattr(probes, name), name=name, **kwargs):
-            made.append(name)
-            return fit(*args, **kwargs)
-        monkeypatch.setattr(probes, name, counted)
-    return made
-
-
-def test_a_second_run_fits_nothing_and_gives_the_same_to_the_last_digit(runs, judged, fits, tmp_path):
-    arguments = ("--knn", "--linear", "--attentive", "--checkpoint", runs[0], "--task", "individual", "--cache",
-                 tmp_path / "cache")
-    found, text = judged(*arguments)
-    assert set(fits) == {"knn_probe", "ridge", "logistic", "train_heads"}
-    fits.clear()
-    again, same = judged(*arguments)
-    assert fits == [] and again == found
-    assert same.split("\n\n")[1:] == text.split("\n\n")[1:], "all but the time that the pass took"
-    judged(*arguments, "--seed", 5)
-    assert fits.count("knn_probe") == 2, "another untrained encoder"
-
-
-@pytest.mark.parametrize("changed, knn, heads", [
-    (["--k", 3], 6, 0), (["--no-standardise"], 0, 0), (["--seeds", 2], 0, 2), (["--depth", 2], 6, 2),
-    (["--seed", 5], 2, 2)])
-def test_changed_settings_or_embeddings_fit_anew_and_nothing_else_does(runs, judged, fits, cache, changed, knn, heads):
-    """kNN runs with and without standardising for three encoders, heads for the two that have tokens; a seed makes
-    another untrained encoder, which has no say in the checkpoint's kNN."""
-    arguments = "--knn", "--attentive", "--checkpoint", runs[1], "--task", "individual"
-    judged(*arguments)
-    fits.clear()
-    judged(*arguments, *changed)
-    assert (fits.count("knn_probe"), fits.count("train_heads")) == (knn, heads)
-
-
-def test_changed_labels_fit_anew(runs, judged, fits, tiny, tmp_path):
-    arguments = "--checkpoint", runs[0], "--task", "individual"
-    judged(*arguments)
-    fits.clear()
-    shutil.copytree(tiny, tmp_path / "copy")  # with the times of its files
-    judged(*arguments, data=tmp_path / "copy")
-    assert fits == [], "the same data elsewhere"
-    table = tmp_path / "copy" / "individual" / "train.csv"
-    head, *rows = [line.split(",") for line in table.read_text().splitlines()]
-    turned = [row[:2] + other[2:] for row, other in zip(rows, rows[1:] + rows[:1])]
-    table.write_text("".join(",".join(row) + "\n" for row in [head, *turned]))
-    judged(*arguments, data=tmp_path / "copy")
-    assert fits == ["knn_probe"] * 6
+    assert all(len(line) <= 118 for line in text.splitlines() if not line.startswith("written"))
 
 
 def test_linear_is_what_validation_prefers_of_three(runs, judged):
@@ -188,20 +134,20 @@ def test_detection_has_map_cmap_auroc_and_events(runs, judged, tiny):
     task = load_task("detection", root=tiny)
     for r in found["results"]:
         assert r["metric"] == "map" and r["n_test"] == len(task.splits["test"])
-        assert {"cmap", "auroc", "event_f1", "onset_f1", "segment_f1", "thresholds"} <= r.keys()
-        assert 0 <= r["event_f1"] <= 1 and 0 <= r["segment_f1"] <= 1
-    assert "segment F1" in text and "AUROC" in text
+        assert {"cmap", "auroc", "event_f1", "onset_f1", "thresholds"} <= r.keys()
+        assert 0 <= r["event_f1"] <= 1
+    assert "onset F1" in text and "AUROC" in text
 
 
 def test_a_perfect_score_finds_the_windows_of_events(tiny):
-    """Scores that are the truth itself reach what 2 s windows allow: every segment with a call in it is found."""
+    """Scores that are the truth itself reach what 2 s windows allow."""
     from wren.probing.probes import Scored
     task = load_task("detection", root=tiny)
     truth = [task.splits[s].targets.astype(float) for s in ("valid", "test")]
     good = report.detection_scores(task, Scored(*truth, {}))
     rng = np.random.default_rng(0)
     bad = report.detection_scores(task, Scored(*(rng.random(t.shape) for t in truth), {}))
-    assert good["segment_f1"] > max(0.5, bad["segment_f1"] + 0.2) and good["event_f1"] > bad["event_f1"]
+    assert good["event_f1"] > bad["event_f1"] + 0.1
 
 
 def test_the_last_layers_may_be_joined(runs, judged):
@@ -256,16 +202,6 @@ def test_low_trains_on_the_low_data_list(runs, judged, tmp_path):
     assert "watkins: 15 clips" in text, "3 of the 12 for training, 6 for validation, 6 for the test"
     whole, text = judged("--checkpoint", runs[0], "--task", "watkins", data=tmp_path)
     assert "watkins: 24 clips" in text and low["results"][0]["n_test"] == whole["results"][0]["n_test"] == 6
-
-
-def test_two_files_with_one_embedding_raise_an_alarm(runs, judged, tiny, tmp_path):
-    shutil.copytree(tiny, tmp_path / "copy")
-    split = load_task("individual", root=tmp_path / "copy").splits["test"]
-    first, second = split.rows.locate(0), next(
-        split.rows.locate(i) for i in range(1, len(split)) if split.rows.locate(i)[-4:] == split.rows.locate(0)[-4:])
-    shutil.copy(first, second)
-    found, text = judged("--checkpoint", runs[0], "--task", "individual", data=tmp_path / "copy")
-    assert text.count("ALARM") == 1 and "the same with 2 other encoders" in text and all(g["duplicates"] == 1 for g in found["geometry"])
 
 
 def test_a_class_that_training_lacks_is_never_chosen():

@@ -210,12 +210,6 @@ def test_more_shots_are_better_and_the_draws_follow_from_the_seed():
     assert not np.any(np.array(probes.few_shot(train, y, test, 7, 3, draws=2))[..., 5:]), "classes without clips"
 
 
-def test_rows_that_are_equal_in_every_digit_are_found():
-    x, _ = clusters(50)
-    x[[7, 30]] = x[3]
-    assert probes.duplicates(x) == [(7, 3), (30, 3)] and probes.duplicates(x[8:20]) == []
-
-
 # --------------------------------------------------------------------------------------------------- the pass
 
 @pytest.mark.parametrize("name, pool", [("ssast", "mean"), ("ssast", "specials"), ("atst", "both"),

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wren.sound.ahead import ahead, sent
-from wren.sound.audio import BadAudio
-from wren.tasks.batches import InOrder
+from model import fingerprint
 from wren.cli import Pulse, UserError
-from wren.sound.loading import Sampling
 from wren.nets.lengths import valid_until
 from wren.nets.spectrograms import KaldiFbank, without_mean
-from model import fingerprint
 from wren.recipes import EncoderConfig
+from wren.sound.ahead import ahead, sent
+from wren.sound.audio import BadAudio
+from wren.sound.loading import Sampling
+from wren.tasks.batches import InOrder
 
 VERSION = 3  # of the cache's files; part of their key
 

@@ -154,21 +154,6 @@ def _fits(found, wanted, iou, onset_collar, offset_collar, offset_share):
     return (overlap > 0) & (overlap >= iou * union)
 
 
-def segment_f1(predicted, truth, segment=1.0):
-    """Agreement in segments of `segment` seconds -> dict as from `match_events`.
-
-    A class is on in each segment of a file's own time grid that one of its events touches (sed_eval).
-    """
-    found, wanted = ({(event.label, event.file, k) for event in events
-                      for k in range(int(np.floor(event.start / segment + 1e-9)),
-                                     int(np.ceil(event.end / segment - 1e-9)))} for events in (predicted, truth))
-    counts = {}
-    for kind, cells in enumerate((found & wanted, found - wanted, wanted - found)):
-        for label, _, _ in cells:
-            counts.setdefault(label, np.zeros(3, int))[kind] += 1
-    return _found(counts)
-
-
 def _found(counts):
     """{label: (tp, fp, fn)} -> precision, recall, F1 over all and by class; 0 where nothing is to be divided."""
     def scores(tp, fp, fn):

@@ -7,13 +7,8 @@ of them.
 of rows is read in chunks.
 """
 import copy
-import hashlib
-import json
-import os
-import time
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,36 +31,19 @@ class Scored(NamedTuple):
     valid: np.ndarray  # scores (n, C), higher: likelier
     test: np.ndarray
     choice: dict  # made on validation
-    seconds: float = 0.0  # that the fit took, where `cached` measured it
-
-
-def cached(folder, key, fit):
-    """What fit() gives, a `Scored`, or what it once gave under this key, which holds all that it depends on."""
-    path = Path(folder) / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.npz"
-    if path.exists():
-        with np.load(path) as found:
-            return Scored(found["valid"], found["test"], *json.loads(str(found["more"])))
-    began, scored = time.perf_counter(), fit()
-    scored = scored._replace(seconds=round(time.perf_counter() - began, 2))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.tmp.npz")
-    np.savez(temporary, valid=scored.valid, test=scored.test, more=json.dumps([scored.choice, scored.seconds]))
-    os.replace(temporary, path)
-    return scored
 
 
 # -------------------------------------------------------------------------------------------------- features, targets
 
 def standardiser(x, chunk=1 << 14):
     """Mean and deviation of each feature of x (n, D) -> two float32 (D,); a constant one has deviation 1."""
-    count, mean, square = 0, 0.0, 0.0  # square: of distances from the mean, joined as by Chan et al. 1979
+    from sklearn.preprocessing import StandardScaler
+    scaler = StandardScaler()
     for start in range(0, len(x), chunk):
-        part = torch.as_tensor(np.array(x[start:start + chunk], np.float32))
-        n, middle = len(part), part.mean(0)
-        square = square + (part - middle).square_().sum(0).double() + (middle - mean) ** 2 * (count * n / (count + n))
-        mean, count = mean + (middle.double() - mean) * (n / (count + n)), count + n
-    deviation = (square / count).sqrt()
-    return mean.float(), deviation.where(deviation > 1e-6, 1.0).float()
+        scaler.partial_fit(np.array(x[start:start + chunk], np.float32))
+    deviation = np.sqrt(scaler.var_)
+    return tuple(torch.tensor(part, dtype=torch.float32)
+                 for part in (scaler.mean_, np.where(deviation > 1e-6, deviation, 1.0)))
 
 
 @dataclass
@@ -125,14 +103,13 @@ def loss(logits, y, multilabel):
 
 # ---------------------------------------------------------------------------------------------- nearest neighbours
 
-def nearest(train, queries, k=10, standardise=True, chunk=8192):
+def nearest(train, queries, k=10, chunk=8192):
     """Cosine similarity (m, k) and row (m, k) of each query's nearest rows of train (n, D), nearest first.
 
-    `standardise`: features get mean 0 and deviation 1 over the training rows before the L2 norm, else every vector
-    lies near the mean and cosines say little. Both sides pass in chunks: memory is O(chunk²), not O(n).
+    Features get mean 0 and deviation 1 over the training rows before the L2 norm, else every vector lies near the mean
+    and cosines say little. Both sides pass in chunks: memory is O(chunk²), not O(n).
     """
-    mean, deviation = standardiser(train) if standardise else (torch.zeros(1), torch.ones(1))
-    k, out = min(k, len(train)), []
+    (mean, deviation), k, out = standardiser(train), min(k, len(train)), []
 
     def unit(x):
         x = torch.as_tensor(np.array(x, np.float32)).sub_(mean).div_(deviation)
@@ -169,17 +146,16 @@ def votes(similarity, row, targets, classes, temperature=0.07):
     return out
 
 
-def knn_probe(train, targets, valid, truth, test, classes, metric, neighbours=(10,), temperature=0.07,
-              standardise=True):
+def knn_probe(train, targets, valid, truth, test, classes, metric, neighbours=(10,)):
     """The number of neighbours among `neighbours` that is best on validation."""
-    similarity, row = nearest(train, valid, max(neighbours), standardise)
-    held = {k: votes(similarity[:, :k], row[:, :k], targets, classes, temperature).numpy() for k in neighbours}
+    similarity, row = nearest(train, valid, max(neighbours))
+    held = {k: votes(similarity[:, :k], row[:, :k], targets, classes).numpy() for k in neighbours}
     k = max(neighbours, key=lambda k: metric(held[k], truth))
-    scores = votes(*nearest(train, test, k, standardise), targets, classes, temperature)
+    scores = votes(*nearest(train, test, k), targets, classes)
     return Scored(held[k], scores.numpy(), {"k": k})
 
 
-def online_knn(encoder, task, device="cpu", k=10, temperature=0.07, batch_size=32, workers=0):
+def online_knn(encoder, task, device="cpu", k=10, batch_size=32, workers=0):
     """The kNN score of an encoder as it is, in the middle of training: training split against validation split."""
     was_training = encoder.training
     encoder.eval()
@@ -189,7 +165,7 @@ def online_knn(encoder, task, device="cpu", k=10, temperature=0.07, batch_size=3
     finally:
         encoder.train(was_training)
     fit, truth = (task.splits[name].targets for name in ("train", "valid"))
-    scores = votes(*nearest(train, valid, k), fit, len(task.labels), temperature).numpy()
+    scores = votes(*nearest(train, valid, k), fit, len(task.labels)).numpy()
     return metric_of(task.metric, scores, truth)
 
 
@@ -364,9 +340,3 @@ def few_shot(train, targets, test, classes, shots, draws=20, seed=0):
         best = (test @ F.normalize(centres, dim=1).T).argmax(1).numpy()
         out.append(np.eye(classes, dtype=np.float32)[known[best]])
     return out
-
-
-def duplicates(x):
-    """Rows of x (n, D) that equal an earlier row in every digit -> [(row, earlier row)]: two clips, one embedding."""
-    _, first, which = np.unique(x, axis=0, return_index=True, return_inverse=True)
-    return [(i, int(earlier)) for i, earlier in enumerate(first[which.ravel()]) if i != earlier]

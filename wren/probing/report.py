@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from wren.probing import scoring
-from wren.probing.metrics import MIN_GROUPS, interval, segment_f1
-from wren.probing.probes import duplicates, knn_probe, ridge
+from wren.probing.metrics import MIN_GROUPS, interval
+from wren.probing.probes import knn_probe, ridge
 
-PROBES = {"knn": "kNN", "knn-raw": "kNN, raw", "linear": "linear", "attentive": "attentive",
-          "prototype": "prototype"}  # in the order of tables; few-shot rows follow
+# in the order of tables; few-shot rows follow
+PROBES = {"knn": "kNN", "linear": "linear", "attentive": "attentive", "prototype": "prototype"}
 METRICS = {"accuracy": "accuracy", "map": "mAP"}
-RANKING = {"cmap": "cmAP", "auroc": "AUROC", "event_f1": "event F1 (IoU 0.3)", "onset_f1": "onset F1 (0.2 s)",
-           "segment_f1": "segment F1 (1 s)"}
+RANKING = {"cmap": "cmAP", "auroc": "AUROC", "event_f1": "event F1 (IoU 0.3)", "onset_f1": "onset F1 (0.2 s)"}
 GROUPS = {**scoring.WEIGHTS, "all": sum(scoring.WEIGHTS.values())}  # of BEANS, and how many sets each has
 
 
@@ -92,26 +91,8 @@ def detection_scores(task, fit):
     held, split = task.splits["valid"], task.splits["test"]
     thresholds = scoring.event_thresholds(parts(held, fit.valid), task.labels, held.events)
     found = parts(split, fit.test)
-    segments = segment_f1(scoring.detect(found, task.labels, np.array(thresholds)), split.events)
     return scoring.event_results(found, task.labels, thresholds, split.events) | {
-        "segment_f1": segments["f1"], "thresholds": dict(zip(task.labels, thresholds))}
-
-
-def duplicated(task, sets):
-    """How many test clips have the embedding of another file, for each encoder; an alarm where there are any."""
-    rows, alarms, split = [], [], task.splits["test"]
-    for name, splits in sets.items():
-        x = splits["test"].vectors(1)
-        twins = [pair for pair in duplicates(x) if split.rows.locate(pair[0]) != split.rows.locate(pair[1])]
-        if twins:
-            a, b = (split.rows.path(i) for i in twins[0])
-            alarms.append(f"{name}: {len(twins)} of {len(x)} test clips of {task.name} have the embedding of another "
-                          f"file, for example {a} and {b}")
-        rows.append({"task": task.name, "encoder": name, "duplicates": len(twins)})
-    if alarms:
-        others = f" (the same with {len(alarms) - 1} other encoders)" if len(alarms) > 1 else ""
-        print(f"ALARM: {alarms[0]}{others}: is the audio what it should be (rate, silence, copies)?")
-    return rows
+        "thresholds": dict(zip(task.labels, thresholds))}
 
 
 # --------------------------------------------------------------------------------------------------------- tables
@@ -135,9 +116,8 @@ def table(header, rows, markdown=False):
 
 
 def main_rows(rows):
-    """Without the parts that a row is the best of, and without raw kNN beside the standardised."""
-    both = any(r["probe"] == "knn" for r in rows)
-    return [r for r in rows if not r["probe"].startswith("linear-") and not (both and r["probe"] == "knn-raw")]
+    """Without the parts that a row is the best of."""
+    return [r for r in rows if not r["probe"].startswith("linear-")]
 
 
 def copies(task, other, sets, others):
@@ -159,14 +139,11 @@ def copies(task, other, sets, others):
 def task_table(task, rows, differences, markdown=False):
     """One task: a line a probe and encoder, and paired differences."""
     names = list(dict.fromkeys(r["encoder"] for r in rows))
-    raw = {r["encoder"]: r["value"] for r in rows if r["probe"] == "knn-raw"}
     order = [*PROBES, *(r["probe"] for r in rows)]
     shown = sorted(main_rows(rows), key=lambda r: (order.index(r["probe"]), names.index(r["encoder"])))
     lines, out = [], []
     for r, last in zip(shown, [None, *shown]):
         note = ", ".join(f"{k} {_plain(v)}" for k, v in r["choice"].items())
-        if r["probe"] == "knn":
-            note += f"; not standardised {raw[r['encoder']]:.3f}"
         if len(r["values"]) > 1:
             note += f"; {min(r['values']):.3f} to {max(r['values']):.3f}"
         again = last is not None and last["probe"] == r["probe"] and not markdown
