@@ -151,7 +151,7 @@ def test_knn_prints_three_rows_a_task_and_writes_json(run, tiny, tmp_path, capsy
     results = json.loads(file.read_text())["results"]
     assert len(results) == 2 * 3, "two tasks, three encoders"
     for r in results:
-        assert {"task", "probe", "encoder", "metric", "value", "ci95", "n_test", "seconds"} <= r.keys()
+        assert {"task", "probe", "encoder", "metric", "value", "ci95", "n_test"} <= r.keys()
         assert r["ci95"][0] <= r["value"] <= r["ci95"][1]
 
 
