@@ -114,8 +114,8 @@ def patch_mask(seeds, grid, n, columns=None, cluster=(3, 5)):
 
     The side is drawn per clip from `cluster` (inclusive). Block corners come in random order and may hang over every
     edge, so that all tokens lie in equally many blocks; a token's turn is that of the first block that covers it, a
-    minimum filter over the corners' order. The last block is cut at random to hide exactly n. SSAST's own sampler,
-    which never hides the first and last token and seldom the lowest mel row, is `patch_mask_upstream`.
+    minimum filter over the corners' order. The last block is cut at random to hide exactly n. Deviation: SSAST's own
+    sampler never hides the first and last token, and the lowest mel row half as often as the others.
     seeds (B,) int64, grid (T', F'), n a count or a share, columns (B,) valid columns -> bool (B, T', F').
     """
     low, high = cluster
@@ -130,33 +130,6 @@ def patch_mask(seeds, grid, n, columns=None, cluster=(3, 5)):
     tie = random_bits(seeds, t * f, 4, 20).view(batch, t, f) * (t * f)
     key = (turn << 39) + ((tie + torch.arange(t * f, device=seeds.device).view(t, f)) & ((1 << 39) - 1))
     return _hide_first(key, grid, n, columns)
-
-
-def patch_mask_upstream(seeds, grid, n, columns=None, cluster=(3, 5)):
-    """SSAST's released sampler with its biases, one clip at a time on the CPU, to reproduce its training.
-
-    Indices are frequency-major (f T' + t). Block corners are drawn until more than n indices are held, index 0 is
-    left out, blocks run over the end of a mel row into the next, and the n smallest of the held indices stay: the
-    first and last token are never hidden. The released loop never ends for n > tokens - 2; this one refuses.
-    """
-    import numpy as np
-    (t, f), total = grid, grid[0] * grid[1]
-    count = n_hidden(n, total)
-    if columns is not None:
-        raise ValueError("the upstream sampler knows no padding: use pad 'published' or the default sampler")
-    if count > total - 2:
-        raise ValueError(f"the upstream sampler can hide at most {total - 2} of {total} tokens, not {count}")
-    masks = np.zeros((len(seeds), f, t), dtype=bool)
-    for mask, seed in zip(masks, seeds.tolist()):
-        rng = np.random.default_rng(seed & _MASK64)
-        side = rng.integers(cluster[0], cluster[1] + 1)
-        block = (np.arange(side)[:, None] * t + np.arange(side)).ravel()
-        held = np.zeros(total, dtype=bool)
-        while held.sum() <= count:
-            hit = rng.integers(total) + block
-            held[hit[(hit > 0) & (hit < total)]] = True
-        mask.flat[np.flatnonzero(held)[:count]] = True
-    return torch.from_numpy(masks).transpose(1, 2).contiguous().to(seeds.device)
 
 
 def block_mask(seeds, grid, n, columns=None, side=5, extra=0.07):
@@ -206,14 +179,3 @@ def span_mask(seeds, grid, n, columns=None, span=5):
     turn = random_bits(seeds, t + span - 1, 8).to(torch.float32)  # 24 bits, exact in float32
     turn = -F.max_pool1d(-turn[:, None], span, stride=1)[:, 0]  # (B, T'): the first span that covers a column
     return _hide_first(_ordered(turn.long().repeat_interleave(f, 1), grid, seeds, 9), grid, n, columns)
-
-
-def structured_mask(seeds, grid, n, columns=None, axis="both"):
-    """Whole columns ("time"), whole rows ("frequency") or both are hidden, in random order, until n tokens are; the
-    last line is cut at random. AudioMAE's fine-tuning masks are of this kind."""
-    t, f = grid
-    last = torch.full((len(seeds), 1), 1 << 24, device=seeds.device)
-    time = random_bits(seeds, t, 10) if axis != "frequency" else last.expand(-1, t)
-    rows = random_bits(seeds, f, 11) if axis != "time" else last.expand(-1, f)
-    turn = torch.minimum(time[:, :, None], rows[:, None])  # (B, T', F')
-    return _hide_first(_ordered(turn.flatten(1), grid, seeds, 12), grid, n, columns)

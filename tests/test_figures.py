@@ -365,7 +365,7 @@ def test_patches_go_back_to_their_places(overrides):
 
 def test_masks_and_the_reconstruction_of_a_run_are_drawn(draw, run, tiny):
     _, rows, about = draw("--masks", "--checkpoint", run, "--data", tiny)
-    assert set(about["masks"]) == set(MASKS) - {"upstream"}, "upstream's sampler knows no short clips"
+    assert set(about["masks"]) == set(MASKS)
     per_mask = {kind: [int(r.rsplit(",", 1)[1]) for r in rows if r.startswith(kind + ",")] for kind in about["masks"]}
     shares = {sum(hidden) / len(hidden) for hidden in per_mask.values()}
     assert len(shares) == 1 and abs(shares.pop() - 0.8) < 0.02, "all hide the same share, the run's"

@@ -167,7 +167,7 @@ def test_the_loss_asks_for_nothing_that_the_student_sees(name):
     objective = small(name).eval()
     encoder, seeds = objective.encoder, torch.arange(2)
     spec = noise(2, *encoder.frontend(torch.zeros(1, encoder.config.clip_samples)).shape[1:])
-    mask = draw_mask("structured", 0.5, encoder.config, seeds, axis="time")
+    mask = draw_mask("span", 0.5, encoder.config, seeds, span=1)
     patches = encoder.grid(spec)[0]
     changed = torch.where(mask[..., None], torch.randn_like(patches), patches)
     with torch.inference_mode():

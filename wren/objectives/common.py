@@ -4,14 +4,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from masking import (block_mask, frame_mask, group_mask, hash64, patch_mask, patch_mask_upstream, span_mask,
-                     structured_mask)
+from masking import block_mask, frame_mask, group_mask, hash64, patch_mask, span_mask
 
-MASKS = {"patch": patch_mask, "frame": frame_mask, "upstream": patch_mask_upstream, "block": block_mask,
-         "group": group_mask, "span": span_mask, "structured": structured_mask}
+MASKS = {"patch": patch_mask, "frame": frame_mask, "block": block_mask, "group": group_mask, "span": span_mask}
 
 # the types of settings, from which pretrain.py makes flags
-Masking = Literal["patch", "frame", "upstream", "block", "group", "span", "structured"]
+Masking = Literal["patch", "frame", "block", "group", "span"]
 CountOrShare, Count, Positive, Share, Pair = int | float, int, float, float, tuple[float, float]
 
 

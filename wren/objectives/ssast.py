@@ -21,8 +21,7 @@ class SSAST(nn.Module):
     Accuracy is the released one: the share of predictions j whose best target, after the softmax, is their own.
 
     Settings:
-        masking: patch: clusters of 3 to 5 patches; frame: single tokens; upstream: the released sampler
-            with its biases
+        masking: patch: clusters of 3 to 5 patches; frame: single tokens
         hidden: hidden tokens of a full clip, a count or a share (published: 400 of 512)
         loss: InfoNCE + mse_weight · MSE, or one alone
         nce_axis: softmax over predictions, as released, or over targets (eq. 1)

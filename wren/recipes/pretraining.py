@@ -16,8 +16,7 @@ _LAPTOP = dict(normalise="corpus", batch_size=32, steps=600, optimizer="adamw", 
 _SSAST_PAPER = _TRAINING | dict(
     objective="SSAST", preset="ssast-base-patch", masking="patch", hidden=400, loss="joint", nce_axis="released",
     batch_size=24, epochs=10, optimizer="adam", lr=1e-4, betas=(0.95, 0.999), weight_decay=5e-7, schedule="plateau",
-    warmup=1000, differs="one mask a clip for both terms, not two; blocks without the sampler's bias, which --masking "
-                         "upstream has")
+    warmup=1000, differs="one mask a clip for both terms, not two; blocks without the sampler's bias")
 _SSAST = {"paper": _SSAST_PAPER, "laptop": _LAPTOP | dict(
     objective="SSAST", preset="ssast-laptop-frame", masking="frame", hidden=0.8, loss="joint", nce_axis="released")}
 _DASHENG = {
