@@ -72,11 +72,8 @@ def _add_check(add):
 
 def _add_demo(add):
     p = add("demo",
-            "Make the synthetic demo corpus (100 MB, under a minute). With --rates the other one: tasks and "
-            "unlabelled recordings at 8 to 250 kHz, and collars with accelerometers (under 150 MB, about a minute)."
-            "\n\n  python data.py demo --rates")
-    p.add_argument("--rates", action="store_true", help="the corpus of many sampling rates")
-    p.add_argument("--out", help="folder to write (default: data/demo, or data/demo-rates)")
+            "Make the synthetic demo corpus (100 MB, under a minute).\n\n  python data.py demo")
+    p.add_argument("--out", default=cli.DEMO, help="folder to write")
     p.add_argument("--seed", type=int, default=0, help="of voices and recordings")
     p.add_argument("--scale", type=cli.positive, default=1.0, help="size, a share of the usual")
     p.add_argument("--jobs", type=cli.positive_int, help="processes")
@@ -112,8 +109,8 @@ def main(argv=None):
 def run(args):
     """One command."""
     if args.command == "demo":
-        from wren.sound import demo, demo_rates
-        (demo_rates if args.rates else demo).make(args.out, args.seed, args.jobs, scale=args.scale)
+        from wren.sound import demo
+        demo.make(args.out, args.seed, args.jobs, scale=args.scale)
         return
     from wren.sound import corpus
     from wren.tasks import load_task, task_names

@@ -22,9 +22,9 @@ def noise(n, seed=0, channels=None):
     return (0.1 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-def cropper(seconds, rate=16000, crop="random", candidates=4, **sampling):
+def cropper(seconds, rate=16000, crop="random", **sampling):
     """What a loader takes of each row."""
-    return loading.Cropper(loading.Sampling(rate, **sampling), seconds, crop, candidates)
+    return loading.Cropper(loading.Sampling(rate, **sampling), seconds, crop)
 
 
 @pytest.mark.parametrize("name, rate", [("a.wav", 22050), ("a.flac", 22050), ("a.ogg", 22050), ("a.ogg", 48000),

@@ -1,4 +1,4 @@
-"""The order of loading, broken recordings, tasks, active crops, changed waves, the command line."""
+"""The order of loading, broken recordings, tasks, changed waves, the command line."""
 import json
 import re
 
@@ -9,7 +9,6 @@ import torch
 from test_audio import BROKEN, broken, cropper, noise
 from test_manifest import fails, recordings, table
 
-from wren.sound import activity
 from wren.sound import loading
 from wren.sound.opening import open_manifest
 from wren.sound.subsets import subset
@@ -40,7 +39,7 @@ def stream(rows, world=1, workers=0, first=0, steps=9, **kwargs):
              for key in parts[0]} for parts in zip(*loaders)]
 
 
-@pytest.mark.parametrize("crop", ["random", "active"])
+@pytest.mark.parametrize("crop", ["random", "start"])
 def test_the_same_bytes_for_any_number_of_workers_and_ranks_also_from_the_middle(mixed, crop):
     straight = stream(mixed, crop=crop)
     assert len(straight) == 9 and sum(len(batch["bad"]) for batch in straight) > 3  # four epochs of 13 rows
@@ -150,7 +149,7 @@ def timed(tmp_path):
 STREAMS = (("accelerometer", 2, 25), ("depth", 1, 4))
 
 
-@pytest.mark.parametrize("crop", ["random", "start", "active"])
+@pytest.mark.parametrize("crop", ["random", "start"])
 def test_streams_begin_with_the_crop_to_the_sample(timed, crop):
     starts = []
     for batch in loading.Loader(timed, cropper(1.5, crop=crop, streams=STREAMS), 4, steps=6):
@@ -230,36 +229,6 @@ def test_what_can_be_wrong_with_a_task_is_said_in_one_line(tmp_path):
     assert "no column label" in fails(load_task, "bats", root=root)
     (root / "bats" / "train.csv").unlink()
     assert "train.csv is missing" in fails(load_task, "bats", root=root)
-
-
-# ----------------------------------------------------------------------------------------- active crop, changed waves
-
-def test_activity_finds_a_call_in_steady_noise_and_ignores_loudness():
-    rate = 16000
-    steady, time = noise(2 * rate), np.arange(rate // 4) / rate
-    call = steady.copy()
-    call[rate:rate + rate // 4] += 0.3 * np.sin(2 * np.pi * (2000 + 4000 * time) * time).astype(np.float32)
-    assert activity.activity(call, rate) > 5 * activity.activity(steady, rate)
-    assert activity.activity(10 * steady, rate) == pytest.approx(activity.activity(steady, rate), rel=1e-3)
-    hum = steady + 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2 * rate) / rate).astype(np.float32)
-    assert activity.activity(hum, rate) < 2 * activity.activity(steady, rate)
-    assert activity.activity(np.zeros(100, np.float32), rate) == 0
-    assert np.isfinite(activity.activity(np.zeros(rate, np.float32), 2000))
-    assert activity.activity(call, rate) > activity.activity(hum, rate)
-
-
-def test_an_active_crop_holds_a_call_more_often(tmp_path):
-    rate, hits = 16000, {}
-    time = np.arange(rate // 4) / rate
-    for k in range(12):
-        wave = noise(20 * rate, k)
-        wave[5 * rate:5 * rate + len(time)] += 0.5 * np.sin(2 * np.pi * 3000 * time).astype(np.float32)
-        soundfile.write(tmp_path / f"{k}.flac", wave, rate)
-    rows = open_manifest(tmp_path, segment=60)
-    for crop in ("random", "active"):
-        batches = loading.Loader(rows, cropper(4, rate, crop, candidates=8), 12, steps=4)
-        hits[crop] = sum(int((batch["wave"].abs().amax(1) > 0.6).sum()) for batch in batches)
-    assert hits["active"] > 2 * hits["random"] > 0
 
 
 def test_labelled_waves_change_level_and_turn_around_as_they_are_told_and_padding_stays_zero():

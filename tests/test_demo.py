@@ -2,21 +2,14 @@
 import csv
 import hashlib
 import json
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from scipy.signal import resample_poly
 
-from wren.sound import audio as reading
 from wren import cli
-import data
 from wren.sound import demo, scenes
-from wren.sound import demo_rates
-from wren.tasks import load_task
 
 
 @pytest.fixture(scope="module")
@@ -128,17 +121,19 @@ def test_ensure_keeps_a_current_corpus_and_renews_an_old_one(corpus, monkeypatch
     before = (corpus / "demo.json").stat().st_mtime_ns
     assert demo.ensure(corpus) == corpus and (corpus / "demo.json").stat().st_mtime_ns == before
     made = []
-    monkeypatch.setattr(demo.Corpus, "make", lambda self, out: made.append(out) or out)
-    replace(demo.CORPUS, version=3).ensure(corpus)
+    monkeypatch.setattr(demo, "make", lambda out: made.append(out) or out)
+    monkeypatch.setattr(demo, "VERSION", 3)
+    demo.ensure(corpus)
     assert made == [corpus]
 
 
-def test_a_killed_build_leaves_nothing_and_a_foreign_folder_is_never_replaced(tmp_path):
+def test_a_killed_build_leaves_nothing_and_a_foreign_folder_is_never_replaced(tmp_path, monkeypatch):
     def killed(job):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(demo, "build", killed)
     with pytest.raises(KeyboardInterrupt):
-        replace(demo.CORPUS, build=killed).make(tmp_path / "demo", jobs=1, progress=False, scale=0.05)
+        demo.make(tmp_path / "demo", jobs=1, progress=False, scale=0.05)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "field.wav").write_bytes(b"years of work")
@@ -157,117 +152,3 @@ def test_whoever_finishes_second_keeps_the_first_ones_corpus(corpus, tmp_path):
     assert (tmp_path / "first" / "demo.json").stat().st_ino == stamp.st_ino
     demo.put_in_place(tmp_path / "work/second", tmp_path / "first", started=stamp.st_mtime + 1)
     assert (tmp_path / "first" / "demo.json").stat().st_ino != stamp.st_ino
-
-
-# ------------------------------------------------------------------------------------------- the corpus of many rates
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    return demo_rates.make(tmp_path_factory.mktemp("rates") / "demo", jobs=1, progress=False, scale=0.01)
-
-
-def test_the_corpus_of_many_rates_is_the_same_with_any_number_of_jobs(many, tmp_path, capsys):
-    data.main(["demo", "--rates", "--out", str(tmp_path / "again"), "--scale", "0.01", "--jobs", "2"])
-    assert f"made {tmp_path / 'again'}" in capsys.readouterr().out
-    files = sorted(p.relative_to(many) for p in many.rglob("*.*"))
-    assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*.*"))
-    for name in files:  # FLAC, CSV and .npy hold nothing that changes
-        assert (many / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
-    assert demo_rates.ensure(many) == many
-
-
-def test_individuals_and_rates_are_spread_as_they_should_be(many):
-    for part, classes in (("ultrasound", 5), ("rates-16k", 8), ("behaviour", 7)):
-        task = load_task(many / part)
-        assert len(task.labels) == classes and task.metric == "accuracy"
-        animals = [{row["recording"] for row in table(many / part / f"{split}.csv")} for split in demo.SPLITS]
-        assert len(set.union(*animals)) == sum(map(len, animals)), part
-    seen = Counter((row["label"], soundfile.info(many / "ultrasound" / row["path"]).samplerate)
-                   for row in table(many / "ultrasound/train.csv"))
-    assert len(seen) == 10 and set(seen.values()) == {1}  # each species as often at 192 as at 250 kHz
-
-
-def test_calls_of_the_audible_task_end_at_3500_hz_and_ultrasonic_ones_begin_at_15_khz(monkeypatch, tmp_path):
-    flat = 1e-4 * np.random.default_rng(0).standard_normal(400_000).astype(np.float32)  # below what we look for
-    monkeypatch.setattr(scenes, "background", lambda n, rate, rng: flat[:n].copy())
-    monkeypatch.setattr(scenes, "levelled", lambda scene, *rest: 0.5 * scene / np.abs(scene).max())
-    monkeypatch.setattr(scenes, "signal_to_noise", lambda rng: 60)  # calls and next to nothing else
-    for part, folder, low, high in (("rates", "rates-48k", 0, 3500), ("ultrasound", "ultrasound", 15000, 1e6)):
-        for number in range(8):
-            rng = np.random.default_rng(number)
-            demo_rates.PARTS[part](tmp_path, f"{number}", 0, "train", number, rng)
-            wave, rate = soundfile.read(tmp_path / folder / f"audio/{number}.flac")
-            power = np.abs(np.fft.rfft(wave * np.hanning(len(wave)))) ** 2
-            outside = np.fft.rfftfreq(len(wave), 1 / rate)
-            outside = (outside < low) | (outside > high)
-            assert power[outside].max() < 1e-5 * power.max(), (part, number)  # without the limits 1e-3 and more
-
-
-def test_the_task_at_16_and_8_khz_is_the_one_at_48_khz_decimated(many):
-    for split in demo.SPLITS:
-        lists = {(many / folder / f"{split}.csv").read_text() for folder in demo_rates.DECIMATED}
-        assert len(lists) == 1
-    for path in (many / "rates-48k/audio").iterdir():
-        full, _ = soundfile.read(path)
-        for folder, factor in demo_rates.DECIMATED.items():
-            wave, rate = soundfile.read(many / folder / "audio" / path.name)
-            assert rate * factor == 48000 and len(wave) == -(-len(full) // factor)
-            assert np.abs(wave - resample_poly(full, 1, factor)).max() < 4 / 32768  # both were rounded to 16 bits
-
-
-def spectral(wave, rate, low, high):
-    """Mean and spread over time of the log power in 24 bands -> [48]."""
-    size = 2 * int(rate / 750)
-    frames = np.lib.stride_tricks.sliding_window_view(wave, size)[::size // 2] * np.hanning(size)
-    power, f = np.abs(np.fft.rfft(frames)) ** 2, np.fft.rfftfreq(size, 1 / rate)
-    edges = np.linspace(low, high, 25)
-    bands = np.log(np.stack([power[:, (f >= a) & (f < b)].sum(1) for a, b in zip(edges, edges[1:])], 1) + 1e-12)
-    return np.concatenate([bands.mean(0), bands.std(0)])
-
-
-def neighbour_accuracy(x, y):
-    """How often the nearest other row of standardised x [n, d] has the same label."""
-    x = (x - x.mean(0)) / x.std(0)
-    distance = np.square(x[:, None] - x[None]).sum(2) + 1e9 * np.eye(len(x))
-    return np.mean(y[distance.argmin(1)] == y)
-
-
-def test_ultrasonic_species_are_told_apart_at_the_full_rate_and_not_below_8_khz(tmp_path):
-    x, y = {"full": [], "16 kHz": []}, []
-    for number in range(60):
-        rng = np.random.default_rng(number)
-        demo_rates.ultrasound(tmp_path, f"{number}", 3, "train", number, rng)
-        with reading.Sound(tmp_path / f"ultrasound/audio/{number}.flac") as sound:
-            wave, rate = sound.read(), sound.rate
-        x["full"].append(spectral(wave, rate, 15000, 90000))
-        x["16 kHz"].append(spectral(reading.resample(wave, rate, 16000), 16000, 50, 8000))
-        y.append(number % 5)
-    full, low = (neighbour_accuracy(np.array(rows), np.array(y)) for rows in x.values())
-    assert full > 0.5 and low < 0.2 + 2.5 * np.sqrt(0.2 * 0.8 / 60)  # chance is 0.2
-
-
-def test_collars_feel_the_gait_and_a_tenth_of_the_clips_lack_the_accelerometer(many):
-    spread, lacking, lists = {}, 0, [table(many / "behaviour" / f"{split}.csv") for split in demo.SPLITS]
-    for row in sum(lists, []):
-        if not row["stream:accelerometer"]:
-            lacking += 1
-            continue
-        felt = np.loadtxt(many / "behaviour" / row["stream:accelerometer"], delimiter=",", skiprows=1)
-        assert felt.shape == (200, 4) and np.allclose(np.diff(felt[:, 0]), 0.02)
-        spread.setdefault(row["label"], []).append(felt[:, 1:].std(0).max())
-    assert lacking == sum(len(rows) // 10 for rows in lists) > 0
-    level = {label: np.median(some) for label, some in spread.items()}
-    assert level["resting"] < 0.05 < level["walking"] < level["running"]
-    assert level["calling"] < 0.05 < level["walking-calling"]
-
-
-def test_the_unlabelled_rows_hold_every_rate_and_the_collars_their_streams(many):
-    rows = table(many / "pretrain.csv")
-    assert {int(row["sample_rate"]) for row in rows} == {8000, 16000, 48000, 192000, 250000}
-    for row in rows:
-        info = soundfile.info(many / row["path"])
-        assert info.samplerate == int(row["sample_rate"]) and int(row["start"]) + int(row["frames"]) <= info.frames
-        if row["stream:accelerometer"]:
-            felt = np.load(many / row["stream:accelerometer"])
-            assert info.samplerate == 8000 and felt.shape == (50 * info.duration, 4)
-    assert {bool(row["stream:accelerometer"]) for row in rows if row["sample_rate"] == "8000"} == {True, False}

@@ -134,7 +134,6 @@ def lively_clip(args, seconds, run=None):
     """The liveliest of the first 20 clips of what the run was trained on, or of the task where --data names another
     folder or there is no run (the demo's species by default); a long one if possible."""
     from wren.sound import audio, demo
-    from wren.sound.activity import activity
     from wren.sound.opening import open_manifest
     from wren.tasks import load_task
     source = json.loads((run / "config.json").read_text())["data"]["source"] if run else DEMO
@@ -149,8 +148,11 @@ def lively_clip(args, seconds, run=None):
         rows = load_task(args.task, root=args.data).splits[args.split].rows
 
     def lively(path):
+        """Whether it is long enough, and how much its level changes."""
         with audio.Sound(path) as sound:
-            return sound.frames >= seconds * sound.rate, activity(sound.read(), sound.rate)
+            wave, size = sound.read(), max(1, sound.rate // 32)
+        level = np.log(np.square(wave[:len(wave) // size * size].reshape(-1, size)).mean(1) + 1e-12)
+        return len(wave) >= seconds * sound.rate, level.std() if len(level) else 0.0
     return max((rows.locate(i) for i in range(min(20, len(rows)))), key=lively)
 
 

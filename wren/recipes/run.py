@@ -26,8 +26,6 @@ class Data:
     subset: str = flag("all", "0.12M 0.46M 0.80M 1.23M (nested, bio), 2.23M (general), a count such as 50k, or all")
     domain: str | None = flag(None, "rows that a counted --subset draws from", choices=("bio", "gen", "any"))
     clip_seconds: float | None = flag(None, "training length, s (default: the preset's)", type=cli.positive)
-    crop: str = flag("random", "which part of a recording is taken: any, or the one of some candidates with the most "
-                     "call-like activity", choices=("random", "active"))
     valid: int | None = flag(None, "held-out clips; whole recordings are held out", type=cli.natural)
     max_bad: float = flag(0.001, "share of unreadable clips that stops the run", type=cli.share)
     workers: int = flag(1, "loader processes of each training process", type=cli.natural)

@@ -14,15 +14,13 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from wren.cli import UserError
+from wren.cli import DEMO, UserError
 from wren.sound import scenes
 
 RATES, RATE_SHARES = (8000, 16000, 22050, 44100, 48000), (0.44, 0.44, 0.08, 0.02, 0.02)  # low rates save disk
@@ -34,6 +32,13 @@ RECORDINGS = 140  # unlabelled, 5–60 s each
 CLIPS_PER_SPECIES = {"train": 30, "valid": 10, "test": 24}
 CLIPS_PER_INDIVIDUAL = {"train": 16, "valid": 6, "test": 12}
 DETECTION_RECORDINGS = {"train": 20, "valid": 8, "test": 14}
+AT_LEAST = {"train": 2, "valid": 1, "test": 1}
+COUNTS = {  # part: ({split: files of a class}, classes, the fewest files of a class however small the scale)
+    "recordings": ({"train": RECORDINGS}, 1, {"train": 4}),
+    "species": (CLIPS_PER_SPECIES, len(scenes.SPECIES), AT_LEAST),
+    "individual": (CLIPS_PER_INDIVIDUAL, 12, AT_LEAST),
+    "detection": (DETECTION_RECORDINGS, 1, dict.fromkeys(SPLITS, 2))}
+VERSION = 2  # a corpus of another one is made anew
 # Which of a species' endless list of individuals each use draws from: no range overlaps another.
 INDIVIDUALS = {
     "train": (0, 8), "valid": (8, 12), "test": (12, 18), "individual": (20, 26),
@@ -42,19 +47,15 @@ INDIVIDUAL_SPECIES = ("seesaw", "moaner")
 DETECTION_SPECIES = ("valley", "uptrill", "faller", "barker", "starter")
 
 
-def save(path, scene, rate):
-    """Write scene [n] in the format that the path's ending names -> path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write(folder, name, scene, rate, rng):
+    """Write scene [n] at a level and in a format drawn without regard to its content -> path."""
+    scene = scenes.levelled(scene, rng)
+    path = folder / f"{name}.{rng.choice(FORMATS, p=FORMAT_SHARES)}"
+    folder.mkdir(parents=True, exist_ok=True)
     with soundfile.SoundFile(path, "w", rate, 1, format=path.suffix[1:].upper()) as file:
         for start in range(0, len(scene), 65536):  # libsndfile's Vorbis encoder overflows its stack on long blocks
             file.write(scene[start:start + 65536])
     return path
-
-
-def write(folder, name, scene, rate, rng):
-    """Write scene [n] at a level and in a format drawn without regard to its content -> path."""
-    scene = scenes.levelled(scene, scene, rng)
-    return save(folder / f"{name}.{rng.choice(FORMATS, p=FORMAT_SHARES)}", scene, rate)
 
 
 # ---- the parts: (seed, split, file number, rate, rng) -> scene [n], row of the part's table
@@ -69,7 +70,7 @@ def species_clip(seed, split, number, rate, rng):
     """A clip of one animal; the species go round, the individual is one of the split's own."""
     species = number % len(scenes.SPECIES)
     animal, voice = draw(seed, species, split, rng)
-    return clip(seed, split, species, voice, rate, rng)[0], {
+    return clip(seed, split, species, voice, rate, rng), {
         "label": scenes.NAMES[species], "individual": f"{scenes.NAMES[species]}-{animal:02d}"}
 
 
@@ -79,12 +80,11 @@ def individual_clip(seed, split, number, rate, rng):
     species, animal = scenes.NAMES.index(INDIVIDUAL_SPECIES[number % 2]), first + number // 2 % (last - first)
     who = f"{scenes.NAMES[species]}-{animal:02d}"
     voice = scenes.individual(seed, species, animal)
-    return clip(seed, split, species, voice, rate, rng)[0], {"label": who, "individual": who}
+    return clip(seed, split, species, voice, rate, rng), {"label": who, "individual": who}
 
 
 def clip(seed, split, species, voice, rate, rng):
-    """One to three calls of one animal in 2–3.2 s, now and then another species faintly behind -> scene [n] and the
-    background in it [n]."""
+    """One to three calls of one animal in 2–3.2 s, now and then another species faintly behind -> scene [n]."""
     place = scenes.background(int(rng.uniform(2, 3.2) * rate), rate, rng)
     scene = place.copy()
     if rng.random() < 0.25:
@@ -93,7 +93,7 @@ def clip(seed, split, species, voice, rate, rng):
         scenes.add_call(scene, place, faint, rate, rng.random(), rng.uniform(-12, -4), rng)
     near = scenes.bout(voice, rate, len(scene), rng)
     scenes.add_call(scene, place, near, rate, rng.random(), scenes.signal_to_noise(rng), rng)
-    return scene, place
+    return scene
 
 
 def soundscape(seed, split, number, rate, rng):
@@ -138,78 +138,53 @@ PARTS = {"recordings": recording, "species": species_clip, "individual": individ
 def build(job):
     """Make one file -> (part, split, rows of its table, seconds)."""
     root, seed, part, split, number = job
-    name, rng = name_and_rng(seed, list(PARTS).index(part), split, number)
+    key = seed, list(PARTS).index(part), SPLITS.index(split), number
+    name, rng = hashlib.blake2s(repr(key).encode(), digest_size=5).hexdigest(), np.random.default_rng(key)
     rate = int(rng.choice(RATES, p=RATE_SHARES))
     scene, row = PARTS[part](seed, split, number, rate, rng)
     if part != "recordings":
         path = write(root / part / "audio", name, scene, rate, rng)
         rows = [{"path": f"audio/{path.name}", **row}]
     else:
-        rows = segments(write(root / part, name, scene, rate, rng), len(scene), rate, SEGMENT_SECONDS)
+        path, size = write(root / part, name, scene, rate, rng), SEGMENT_SECONDS * rate
+        rows = [{"path": f"recordings/{path.name}", "start": start, "frames": size, "sample_rate": rate,
+                 "domain": "bio", "source": "demo"} for start in range(0, len(scene) - size + 1, size)]
     return part, split, rows, len(scene) / rate
-
-
-def name_and_rng(seed, part, split, number):
-    """A file's neutral name and its random generator, from the numbers that define it."""
-    key = (seed, part, SPLITS.index(split), number)
-    return hashlib.blake2s(repr(key).encode(), digest_size=5).hexdigest(), np.random.default_rng(key)
-
-
-def segments(path, frames, rate, seconds):
-    """The manifest rows of an unlabelled recording, `seconds` long each."""
-    size = seconds * rate
-    return [{"path": f"recordings/{path.name}", "start": start, "frames": size, "sample_rate": rate, "domain": "bio",
-             "source": "demo"} for start in range(0, frames - size + 1, size)]
 
 
 # ---- the corpus
 
-@dataclass(frozen=True)
-class Corpus:
-    """A synthetic corpus: how many files each part has, and how one of them is made.
+def make(out=None, seed=0, jobs=None, progress=True, scale=1.0):
+    """Make the corpus in folder `out`, replacing one that is there, whole or not at all -> its path. `scale` shrinks
+    the counts."""
+    out, started = Path(out or DEMO), time.time()
+    if out.exists() and not described(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and isn't a demo corpus; give another folder or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if progress:
+        print(f"making the demo corpus in {out}", flush=True)
+    prefix = f".{out.name}-being-made-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent, ignore_cleanup_errors=True) as folder:
+        root = Path(folder) / "corpus"
+        todo = [(root, seed, part, split, k) for part, (of_class, classes, least) in COUNTS.items()
+                for split, count in of_class.items() for k in range(max(least[split], round(count * scale)) * classes)]
+        results = make_files(todo, jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1), progress)
+        counts = write_tables(root, results)
+        about = {"version": VERSION, "seed": seed, "scale": scale, "counts": counts,
+                 "hours": round(sum(result[3] for result in results) / 3600, 3)}
+        (root / "demo.json").write_text(json.dumps(about, indent=1) + "\n")
+        megabytes = sum(path.stat().st_size for path in root.rglob("*.*")) / 1e6
+        put_in_place(root, out, started)
+    if progress:
+        print(f"made {out}: {about['hours']:.1f} h, {counts['recordings train']} segments to train on, "
+              f"{len(todo)} files, {megabytes:.0f} MB, in {time.time() - started:.0f} s", flush=True)
+    return out
 
-    counts: part -> ({split: files of a class}, classes, the fewest files of a class however small the scale is).
-    build: a job (root, seed, part, split, number) -> (part, split, rows of its table, seconds).
-    """
-    folder: str
-    version: int | str
-    counts: dict
-    build: Callable
-    lists: dict = field(default_factory=dict)  # part -> folders whose tables list it, where they aren't called like it
 
-    def make(self, out=None, seed=0, jobs=None, progress=True, scale=1.0):
-        """Make the corpus in folder `out`, replacing one that is there, whole or not at all -> its path. `scale`
-        shrinks the counts."""
-        out, started = Path(out or self.folder), time.time()
-        if out.exists() and not described(out) and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and isn't a demo corpus; give another folder or remove it")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if progress:
-            print(f"making the demo corpus in {out}", flush=True)
-        prefix = f".{out.name}-being-made-"
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent, ignore_cleanup_errors=True) as folder:
-            root = Path(folder) / "corpus"
-            todo = [(root, seed, part, split, k) for part, (of_class, classes, least) in self.counts.items()
-                    for split, count in of_class.items()
-                    for k in range(max(least[split], round(count * scale)) * classes)]
-            results = make_files(self.build, todo, jobs or (min(2, os.cpu_count() or 1) if len(todo) > 200 else 1),
-                                 progress)
-            counts = write_tables(root, [(folder, *rest) for part, *rest in results
-                                         for folder in self.lists.get(part, (part,))])
-            about = {"version": self.version, "seed": seed, "scale": scale, "counts": counts,
-                     "hours": round(sum(result[3] for result in results) / 3600, 3)}
-            (root / "demo.json").write_text(json.dumps(about, indent=1) + "\n")
-            megabytes = sum(path.stat().st_size for path in root.rglob("*.*")) / 1e6
-            put_in_place(root, out, started)
-        if progress:
-            print(f"made {out}: {about['hours']:.1f} h, {counts['recordings train']} segments to train on, "
-                  f"{len(todo)} files, {megabytes:.0f} MB, in {time.time() - started:.0f} s", flush=True)
-        return out
-
-    def ensure(self, out=None):
-        """The corpus in folder `out`, made if it isn't there or is of another version -> its path."""
-        out = Path(out or self.folder)
-        return out if described(out).get("version") == self.version else self.make(out)
+def ensure(out=DEMO):
+    """The corpus in folder `out`, made if it isn't there or is of another version -> its path."""
+    out = Path(out)
+    return out if described(out).get("version") == VERSION else make(out)
 
 
 def write_tables(root, results):
@@ -238,7 +213,7 @@ def described(out):
         return {}
 
 
-def make_files(build, todo, jobs, progress):
+def make_files(todo, jobs, progress):
     """Make the planned files in `jobs` processes -> the results of `build`, in any order."""
     bar = dict(total=len(todo), desc="demo corpus", unit="file", leave=False, disable=None if progress else True)
     if jobs == 1:
@@ -260,11 +235,3 @@ def put_in_place(root, out, started):
         if not described(out):
             raise
 
-
-AT_LEAST = {"train": 2, "valid": 1, "test": 1}  # files of a class
-CORPUS = Corpus("data/demo", 2, {
-    "recordings": ({"train": RECORDINGS}, 1, {"train": 4}),
-    "species": (CLIPS_PER_SPECIES, len(scenes.SPECIES), AT_LEAST),
-    "individual": (CLIPS_PER_INDIVIDUAL, 12, AT_LEAST),
-    "detection": (DETECTION_RECORDINGS, 1, dict.fromkeys(SPLITS, 2))}, build)
-make, ensure = CORPUS.make, CORPUS.ensure

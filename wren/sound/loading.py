@@ -50,8 +50,7 @@ class Cropper:
     """What is taken from a row: `clip_seconds` from a place that the clip's seed decides."""
     sampling: Sampling
     clip_seconds: float
-    crop: str = "random"  # anywhere; "start"; "active": of `candidates` places the one with the most call-like activity
-    candidates: int = 4
+    crop: str = "random"  # anywhere, or "start"
 
     def samples(self, rate):
         return round(self.clip_seconds * rate)
@@ -81,15 +80,8 @@ class Cropper:
         room = clip.frames - need
         if room <= 0:
             return 0, clip.read()
-        if self.crop == "start":
-            return 0, clip.read(0, need)
-        count = self.candidates if self.crop == "active" else 1
-        found = [(start, clip.read(start, need)) for start in
-                 sorted(int(unit(seed, purpose, k) * (room + 1)) for k in range(count))]
-        if count == 1:
-            return found[0]
-        from wren.sound.activity import activity
-        return max(found, key=lambda pair: activity(pair[1], clip.rate))
+        start = 0 if self.crop == "start" else int(unit(seed, purpose, 0) * (room + 1))
+        return start, clip.read(start, need)
 
 
 # -------------------------------------------------------------------------------------------------------- batches

@@ -256,7 +256,7 @@ def signal_to_noise(rng):
     return -5 + 25 * rng.beta(2.4, 1)
 
 
-def levelled(scene, reference, rng):
-    """Scene [n] at a gain that brings `reference` [n] to a level drawn without regard to its content."""
+def levelled(scene, rng):
+    """Scene [n] at a level drawn without regard to its content."""
     rms = 10 ** (rng.uniform(-58, -46) / 20)
-    return scene * min(rms / np.sqrt(np.mean(reference ** 2)), 0.95 / np.abs(scene).max())
+    return scene * min(rms / np.sqrt(np.mean(scene ** 2)), 0.95 / np.abs(scene).max())

@@ -47,7 +47,7 @@ def training_loader(settings, rows, config, procs, first):
     s, o = settings, settings.optimisation
     sampling = loading.Sampling.of(config, s.encoder.lower_rate, s.encoder.stream_drop)
     return loading.Loader(
-        rows, loading.Cropper(sampling, config.clip_seconds, s.data.crop), o.batch_size, o.seed,
+        rows, loading.Cropper(sampling, config.clip_seconds), o.batch_size, o.seed,
         first=first * o.batch_size, steps=o.steps - first, rank=procs.rank, world=procs.world, workers=s.data.workers,
         partner=bool(s.terms.get("mix")))
 
