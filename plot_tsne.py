@@ -1,10 +1,10 @@
-"""Figures: what the embeddings look like, how scores scale, what was learned, hidden, attended and detected.
+"""Figures: what the embeddings look like, how scores scale, what was learned, hidden and detected.
 
     python plot_tsne.py                                             the newest run beside the same encoder untrained
     python plot_tsne.py --checkpoint untrained runs/A runs/B SSAST.pth --format ssast --data ROOT --task watkins
     python plot_tsne.py --scaling --published                       GPM-BT's scaling figure
-    python plot_tsne.py --scaling runs                              the same of your runs, with fitted laws
-    python plot_tsne.py --curves runs/A runs/B                      or --masks, --attention, --events
+    python plot_tsne.py --scaling runs                              the same of your runs, with fitted lines
+    python plot_tsne.py --curves runs/A runs/B                      or --masks, --events
 
 Each figure is written as PNG and PDF for the width of a page (7 in) and of a column (3.4 in), its numbers beside it
 as CSV, its caption and settings as JSON.
@@ -25,8 +25,6 @@ def parse_args(argv=None):
     g.add_argument("--curves", nargs="+", metavar="RUN", help="loss parts, rate, online scores, speed from log.jsonl")
     g.add_argument("--masks", nargs="?", const="", metavar="AUDIO", help="what each mask hides of a clip (default: a "
                    "call of the demo), and what the run's generative head paints there")
-    g.add_argument("--attention", nargs="?", const="", metavar="AUDIO", help="where a block looks, over time and "
-                   "frequency")
     g.add_argument("--events", metavar="DETECTIONS", help="detections (Raven, Audacity, CSV, JSONL) over annotations")
 
     g = p.add_argument_group("the map of embeddings")
@@ -38,7 +36,6 @@ def parse_args(argv=None):
     g.add_argument("--split", choices=("train", "valid", "test"), default="test", help="of the task")
     g.add_argument("--label", default="species", help="colour: species (the task's labels), individual, source, or "
                    "another column of its CSV; with --events: what the calls are in tables that have no labels")
-    g.add_argument("--method", choices=("tsne", "pca"), default="tsne", help="both after PCA to 50 dimensions")
     g.add_argument("--perplexity", type=_perplexity, default="auto", help="auto: n / 100 within 30 and 50, at most a "
                                                                          "third of n; or a number")
     g.add_argument("--points", type=cli.positive_int, default=50_000, help="at most this many clips, drawn by --seed")
@@ -47,11 +44,10 @@ def parse_args(argv=None):
     g.add_argument("--published", action="store_true", help="--scaling: GPM-BT's published points, alone when no "
                                                             "runs are named")
     g.add_argument("--probe", help="--scaling: knn, linear, finetune, … (default: the best that the results hold)")
-    g.add_argument("--depth", type=cli.positive_int, help="--attention: which block (default: the last)")
     g.add_argument("--annotations", metavar="FILE", help="--events: what a person marked; a folder: all tables "
                    "below it")
     g.add_argument("--recording", metavar="AUDIO", help="--events: which recording (default: the first one named)")
-    g.add_argument("--start", type=float, default=0.0, help="of --masks, --attention, --events: where it begins, s")
+    g.add_argument("--start", type=float, default=0.0, help="of --masks, --events: where it begins, s")
     g.add_argument("--seconds", type=cli.positive, default=30.0, help="of --events: how much is shown, s")
 
     g = p.add_argument_group("run")
@@ -137,7 +133,7 @@ def open_encoders(args):
     return {s: found[s] for s in dict.fromkeys(sources)}
 
 
-def flatten(vectors, method="tsne", perplexity="auto", seed=0):
+def flatten(vectors, perplexity="auto", seed=0):
     """vectors (n, D) -> (map (n, 2), features (n, D) as kNN sees them, what was done).
 
     Features get mean 0 and deviation 1, then length 1 (as in evaluate.py), then PCA to 50 dimensions, then t-SNE that
@@ -152,14 +148,11 @@ def flatten(vectors, method="tsne", perplexity="auto", seed=0):
     x = normalize(StandardScaler().fit_transform(vectors))
     n, dims = len(x), min(50, *x.shape)
     flat = PCA(dims, random_state=seed).fit_transform(x)
-    about = {"method": method, "dimensions": dims, "seed": seed}
-    if method == "pca":
-        return flat[:, :2], x, about
     perplexity = min(float(np.clip(n / 100, 30, 50)) if perplexity == "auto" else perplexity, (n - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=-1)
     with threadpool_limits(1 if n < 5000 else None, "openmp"):  # with few points threads wait longer than they work
         flat = tsne.fit_transform(flat)
-    return flat, x, about | {"perplexity": perplexity}
+    return flat, x, {"dimensions": dims, "seed": seed, "perplexity": perplexity}
 
 
 def separation(features, codes, seed=0):
@@ -182,7 +175,7 @@ def separation(features, codes, seed=0):
 
 
 def plot_map(args):
-    """t-SNE or PCA of the same clips through several encoders, a panel each."""
+    """t-SNE of the same clips through several encoders, a panel each."""
     import numpy as np
 
     from wren.figures import style as figures
@@ -197,7 +190,7 @@ def plot_map(args):
         kept = np.sort(np.argsort(-sizes, kind="stable")[:figures.LOOKS - 1])
     look = np.full(len(classes), figures.LOOKS)
     look[kept] = np.arange(len(kept))
-    maps = {source: flatten(x, args.method, args.perplexity, args.seed) for source, x in vectors(
+    maps = {source: flatten(x, args.perplexity, args.seed) for source, x in vectors(
         encoders, split, device_of(args.device), args.batch_size, args.workers).items()}
     scores = {source: separation(x, codes, args.seed) for source, (_, x, _) in maps.items()}
     caption = describe_map(args, name, len(rows), len(classes), next(iter(maps.values()))[2], scores)
@@ -214,8 +207,6 @@ def plot_map(args):
         for ax, source in zip(axes, maps):
             scatter(ax, maps[source][0], look[codes], size)
             ax.set_title(figures.shortened(source, int(side / 0.065)))
-            if args.method == "pca":
-                ax.set(xlabel="first component", ylabel="second component")
         return figure
 
     table = [{"checkpoint": source, "path": rows.path(i), "start": int(rows.start[i]), "label": labels[i],
@@ -223,7 +214,7 @@ def plot_map(args):
              for source, (flat, _, _) in maps.items() for i in range(len(rows))]
     about = {"clips": len(rows), "classes": len(classes), "label": args.label, **next(iter(maps.values()))[2],
              "panels": scores}
-    return args.method, draw, caption, table, about
+    return "tsne", draw, caption, table, about
 
 
 def scatter(ax, places, looks, size):
@@ -244,8 +235,8 @@ def scatter(ax, places, looks, size):
 
 def describe_map(args, name, n, classes, done, scores):
     """The caption: what is shown, how it was made, and numbers that do not depend on the map."""
-    how = f"t-SNE (perplexity {done['perplexity']:.0f}" if args.method == "tsne" else "PCA ("
-    how += f"{', ' * (args.method == 'tsne')}of {done['dimensions']} principal components, seed {args.seed})"
+    how = (f"t-SNE (perplexity {done['perplexity']:.0f}, of {done['dimensions']} principal components, seed "
+           f"{args.seed})")
     first, parts = next(iter(scores.values())), []
     for source, s in scores.items():
         silhouette = "" if s["silhouette"] is None else f", silhouette {s['silhouette']:.3f}"
@@ -259,16 +250,16 @@ def describe_map(args, name, n, classes, done, scores):
 
 def plot_scaling(args):
     """Score against pre-training clips, of runs and of the published GPM-BT."""
-    from wren.figures import scaling_law
+    from wren.figures import scaling
     places = args.scaling or ([] if args.published else ["runs"])
-    points, probe, notes = scaling_law.run_points(places, args.probe) if places else ([], None, [])
-    points += scaling_law.published_points() if args.published else []
+    points, probe, notes = scaling.run_points(places, args.probe) if places else ([], None, [])
+    points += scaling.published_points() if args.published else []
     for note in notes:
         print(f"note: {note}")
-    drawn, laws = scaling_law.drawing(points)
-    caption = scaling_law.describe(points, laws, probe)
+    drawn, lines = scaling.drawing(points)
+    caption = scaling.describe(points, lines, probe)
     table = [{k: p[k] for k in ("series", "run", "clips", "seed", "column", "value", "low", "high")} for p in points]
-    return "scaling", lambda width: drawn(width, caption), caption, table, {"probe": probe, "laws": laws}
+    return "scaling", lambda width: drawn(width, caption), caption, table, {"probe": probe, "lines": lines}
 
 
 # -------------------------------------------------------------------------------------------------------- story
@@ -282,7 +273,7 @@ def main(argv=None):
     elif args.curves:
         from wren.figures import curves
         figure = curves.plot(args)
-    elif args.events or args.masks is not None or args.attention is not None:
+    elif args.events or args.masks is not None:
         from wren.figures import spectrograms
         figure = spectrograms.plot(args)
     else:

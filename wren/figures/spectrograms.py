@@ -1,4 +1,4 @@
-"""Figures over time and frequency: what masks hide and heads paint, where an encoder looks, what was detected.
+"""Figures over time and frequency: what masks hide and heads paint, what was detected.
 
 Each function takes the arguments of plot_tsne.py and returns (name, draw(width), caption, rows of data, settings), as
 figures.save wants them.
@@ -19,9 +19,7 @@ VEIL = "#56B4E9"  # over what is hidden
 
 
 def plot(args):
-    if args.events:
-        return plot_events(args)
-    return plot_masks(args) if args.masks is not None else plot_attention(args)
+    return plot_events(args) if args.events else plot_masks(args)
 
 
 # ----------------------------------------------------------------------------------------- one clip, one encoder
@@ -139,8 +137,8 @@ def lively_clip(args, seconds, run=None):
     source = json.loads((run / "config.json").read_text())["data"]["source"] if run else DEMO
     if args.data == DEMO and source != DEMO:
         if not Path(source).exists():
-            raise UserError(f"{run} was trained on {source}, which is not here: name a recording after --masks or "
-                            "--attention, or a task with --data and --task")
+            raise UserError(f"{run} was trained on {source}, which is not here: name a recording after --masks, or a "
+                            "task with --data and --task")
         rows = open_manifest(source)
     else:
         if args.data == DEMO:
@@ -247,62 +245,6 @@ def plot_masks(args):
              for t in range(clip.grid[0]) for f in range(clip.grid[1])]
     about |= {"clip": clip.name, "start": args.start, "seed": args.seed, "hidden": share, "masks": list(masks)}
     return "masks", draw, caption, table, about
-
-
-# ---------------------------------------------------------------------------------------------------- attention
-
-def attention(encoder, spec, depth=None, rate=None):
-    """What each patch token receives in one block: spec (1, F, T) -> (T', F'), the mean over heads and patch tokens
-    of the attention weight, times the number of tokens, so that 1 is what even attention would give."""
-    import torch
-    block = encoder.blocks[(depth or len(encoder.blocks)) - 1]
-    seen = {}
-
-    def note(module, inputs):
-        x, keep = inputs[0], inputs[1] if len(inputs) > 1 else None
-        q, k, _ = module.qkv(x).unflatten(-1, (3, module.heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (1, H, N, N)
-        if keep is not None:  # what may be attended, or a bias
-            scores = scores.masked_fill(~keep, float("-inf")) if keep.dtype == torch.bool else scores + keep
-        seen["weights"] = scores.softmax(-1)[0]
-    hook = block.attn.register_forward_pre_hook(note)
-    try:
-        with torch.inference_mode():
-            encoder.tokens(spec, rate=rate)
-    finally:
-        hook.remove()
-    first, n = encoder.config.specials, seen["weights"].shape[-1]
-    rows = encoder.config.at_rate(rate).grid[1]
-    return seen["weights"][:, first:, first:].mean((0, 1)).mul(n).unflatten(0, (-1, rows))
-
-
-def plot_attention(args):
-    """One recording: its spectrogram, and below what the tokens of a block look at over time and frequency."""
-    clip = open_clip(args, args.attention)
-    config, depth = clip.config, args.depth or clip.config.depth
-    if depth > config.depth:
-        raise UserError(f"--depth {depth}: this encoder has {config.depth} blocks")
-    received = attention(clip.encoder, clip.spec, depth, clip.rate).numpy()
-    middles = clip.start + (np.arange(len(received)) * config.stride[1] + config.patch[1] / 2) * config.hop
-    caption = (f"{clip.name}: spectrogram, and the attention that each token of block {depth} of "
-               f"{Path(clip.source).name} receives, mean over heads and over the tokens that attend; 1 is even "
-               "attention.")
-
-    def draw(width):
-        figure, body = figures.page(width, 3.0, caption)
-        axes = body.subplots(3, 1, sharex=True, height_ratios=(1, 1, 0.6))
-        clip.draw(axes[0])
-        heat = clip.draw_tokens(axes[1], received, cmap="viridis")
-        body.colorbar(heat, ax=list(axes), location="right", aspect=40, pad=0.01, label="attention (1 = even)")
-        axes[2].plot(middles, received.mean(1), color=figures.COLOURS[0], marker=".", markersize=3)
-        axes[2].axhline(1, color=figures.GREY, linewidth=0.6)
-        axes[2].set(ylabel="mean over\nfrequency", xlabel="time (s)")
-        body.align_ylabels(axes)
-        return figure
-    table = [{"time_s": round(float(middles[t]), 4), "row": f, "attention": round(float(received[t, f]), 5)}
-             for t in range(clip.grid[0]) for f in range(clip.grid[1])]
-    return "attention", draw, caption, table, {"clip": clip.name, "start": args.start, "block": depth,
-                                               "encoder": clip.source}
 
 
 # ------------------------------------------------------------------------------------------------------- events

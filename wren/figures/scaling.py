@@ -1,139 +1,59 @@
-"""Score against the number of pre-training clips: points of runs and of the published table, a law, a figure.
+"""Score against the number of pre-training clips: points of runs and of the published table, a line, a figure.
 
 A point is {"series", "column", "clips", "seed", "value", "low", "high", "run"}; low and high are a single run's 95 %
-interval over test clips, or None. Two laws are known, in n clips:
-
-    log-linear   score = c + a ln n
-    power law    score = c + a n^-alpha, alpha > 0; c is what endless data would give
-
-The log-linear law is the power law's limit for alpha -> 0, so an F-test decides: offset and exponent count as
-identifiable with four sizes or more, if the power law leaves significantly (5 %) less error than the straight line,
-and if alpha lies inside the range that is searched. Otherwise three parameters would only trade against each other.
+interval over test clips, or None. The line is straight in the logarithm of clips, score = c + a log10 n: with the few
+sizes and seeds that anyone can afford, what else a law says (where it levels off, what the next size will bring) could
+not be told from noise.
 """
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from wren.cli import UserError
-from wren.sound.subsets import BIO_DRAWS
 
 PUBLISHED = Path(__file__).parents[1] / "probing" / "published.json"
 GROUPS = ("classification", "detection", "auxiliary")
 PROBES = ("finetune", "linear", "knn")  # which is shown when several are there and none is named
 BASELINES = ("untrained", "mel statistics")
 LOSS = "held-out loss"
-ALPHAS = (0.02, 3.0)
 
 
-# ------------------------------------------------------------------------------------------------------- the law
+# ------------------------------------------------------------------------------------------------------ the line
 
 @dataclass
-class Law:
-    """A fitted curve. `parameters` c, a (and alpha) in clips; covariance (p, p) of them."""
-    kind: str  # "log-linear" or "power law"
-    why: str
-    parameters: np.ndarray
-    covariance: np.ndarray
-    variance: float  # of one run about the curve
-    dof: int
+class Line:
+    """Least squares of scores (m,), one a run, in log10 of clips (m,)."""
+    x: np.ndarray
+    y: np.ndarray
 
-    def value(self, clips):
-        """clips (m,) -> (m,)."""
-        return slopes(clips, self.parameters)[:, :2] @ self.parameters[:2]
+    def __post_init__(self):
+        self.fit, self.dof = stats.linregress(self.x, self.y), len(self.x) - 2
+        self.deviation = float(np.sqrt(np.square(self.y - self.at(self.x)).sum() / self.dof))  # of runs about it
+        self.t = stats.t.ppf(0.975, self.dof)
 
-    def interval(self, clips, run=False):
-        """95 % confidence band of the curve at clips (m,), or with `run` the interval of one more run -> (2, m)."""
-        x = slopes(clips, self.parameters)
-        spread = np.sqrt(np.einsum("mp,pq,mq->m", x, self.covariance, x) + run * self.variance)
-        return self.value(clips) + stats.t.ppf(0.975, self.dof) * spread * np.array([[-1], [1]])
+    def at(self, x):
+        return self.fit.intercept + self.fit.slope * x
+
+    def band(self, x):
+        """95 % confidence band of the line at x (k,) -> (2, k)."""
+        middle = self.x.mean()
+        apart = np.square(x - middle) / np.square(self.x - middle).sum()
+        return self.at(x) + self.t * self.deviation * np.sqrt(1 / len(self.x) + apart) * np.array([[-1], [1]])
 
     def described(self):
         """Plain values for the figure's JSON."""
-        values, errors = self.parameters.tolist(), np.sqrt(np.diag(self.covariance)).tolist()
-        about = {"kind": self.kind, "why": self.why, "residual_deviation": self.variance ** 0.5, "dof": self.dof}
-        if len(values) == 3:
-            return about | {"formula": "c + a n^-alpha", **dict(zip(("c", "a", "alpha"), values)),
-                            "c_error": errors[0], "alpha_error": errors[2]}
-        decade = float(np.log(10))
-        return about | {"formula": "c + a ln n", "c": values[0], "a": values[1], "per_decade": values[1] * decade,
-                        "per_decade_error": errors[1] * decade}
+        slope, half = float(self.fit.slope), float(self.t * self.fit.stderr)
+        return {"formula": "c + a log10 n", "c": float(self.fit.intercept), "per_decade": slope,
+                "ci95": [slope - half, slope + half], "residual_deviation": self.deviation, "dof": self.dof}
 
 
-def slopes(clips, parameters):
-    """d curve / d parameters at clips (m,): columns 1, ln n, or 1, n^-alpha, -a n^-alpha ln n. The first two are what
-    c and a multiply in the curve itself."""
-    n = np.asarray(clips, float)
-    if len(parameters) == 2:
-        return np.stack([np.ones_like(n), np.log(n)], axis=1)
-    power = n ** -parameters[2]
-    return np.stack([np.ones_like(n), power, -parameters[1] * power * np.log(n)], axis=1)
-
-
-def fit(clips, values):
-    """clips (m,), values (m,), one a run -> Law. ValueError with fewer than three different sizes."""
-    clips, values = np.asarray(clips, float), np.asarray(values, float)
-    sizes = len(np.unique(clips))
-    if sizes < 3:
-        raise ValueError(f"{sizes} size{'s' * (sizes != 1)} of subset: a law needs at least three")
-
-    def solve(*alpha):
-        """The best c and a, of a power law for a given alpha -> (squared error, parameters)."""
-        terms = slopes(clips, (0, 0, *alpha))[:, :2]
-        best = np.linalg.lstsq(terms, values, rcond=None)[0]
-        return float(np.square(terms @ best - values).sum()), np.array([*best, *alpha])
-
-    error, parameters = solve()
-    kind, why = "log-linear", f"{sizes} sizes: three parameters need at least four"
-    if sizes >= 4:
-        start = min(np.geomspace(*ALPHAS, 60), key=lambda alpha: solve(alpha)[0])
-        alpha = optimize.minimize_scalar(lambda alpha: solve(alpha)[0], method="bounded", options={"xatol": 1e-10},
-                                         bounds=np.clip([0.9 * start, 1.1 * start], *ALPHAS)).x
-        bent, bent_parameters = solve(alpha)
-        dof, straight = len(clips) - 3, error <= 1e-12 * np.square(values - values.mean()).sum() + 1e-20
-        p = 1.0 if straight else float(stats.f.sf((error - bent) / max(bent / dof, 1e-300), 1, dof))
-        if not ALPHAS[0] * 1.01 < alpha < ALPHAS[1] / 1.01:
-            why = ("no levelling off to tell a power law's offset by" if alpha < 1 else
-                   "levelled off too early to tell a power law's exponent")
-        elif p < 0.05:
-            kind, why = "power law", f"its offset is identifiable: F-test against log-linear, p = {p:.2g}"
-            error, parameters = bent, bent_parameters
-        else:
-            why = f"a power law's offset is not identifiable: F-test against log-linear, p = {p:.2g}"
-    design, dof = slopes(clips, parameters), len(clips) - len(parameters)
-    return Law(kind, why, parameters, error / dof * np.linalg.inv(design.T @ design), error / dof, dof)
-
-
-def next_size(clips):
-    """The subset after the largest one: the paper's next draw, or twice as many. Some of a draw may be held out."""
-    draws = sorted(BIO_DRAWS.values())
-    for size, following in zip(draws, draws[1:]):
-        if 0.95 * size < max(clips) <= size:
-            return following
-    return 2 * max(clips)
-
-
-def study(points):
-    """Law, prediction and its check of the points of one series and column -> (Law or None, plain values)."""
-    clips, values = np.array([p["clips"] for p in points]), np.array([p["value"] for p in points])
-    try:
-        law = fit(clips, values)
-    except ValueError as error:
-        return None, {"law": None, "why": str(error)}
-    about = law.described() | {"next": predicted(law, next_size(clips.tolist()))}
-    rest = clips < clips.max()
-    if len(np.unique(clips[rest])) >= 3:  # would the law without the largest size have foretold it?
-        foretold = predicted(fit(clips[rest], values[rest]), int(clips.max()))
-        about["check"] = foretold | {"observed": float(values[~rest].mean())}
-    return law, about
-
-
-def predicted(law, clips):
-    """What a law says of a size in clips: value, and 95 % intervals of the curve and of a run."""
-    return {"clips": int(clips), "value": float(law.value([clips])[0]),
-            "curve95": law.interval([clips])[:, 0].tolist(), "run95": law.interval([clips], run=True)[:, 0].tolist()}
+def fitted(points):
+    """The `Line` of the points of one series and column, or None with fewer than three sizes."""
+    x = np.log10([p["clips"] for p in points])
+    return Line(x, np.array([p["value"] for p in points])) if len(np.unique(x)) > 2 else None
 
 
 # ---------------------------------------------------------------------------------------------------- the points
@@ -270,12 +190,12 @@ def count(clips):
 
 
 def drawing(points):
-    """(draw, laws): a panel a column; laws {column: {series: plain values}}."""
+    """(draw, lines): a panel a column; lines {column: {series: plain values, or None}}."""
     columns = sorted(dict.fromkeys(p["column"] for p in points), key=lambda c: (c == LOSS, c == "all"))
     series = [s for s in dict.fromkeys(p["series"] for p in points) if s not in BASELINES]
-    fitted = {(c, s): study(some) for c in columns for s in series
-              if (some := [p for p in points if (p["column"], p["series"]) == (c, s)])}
-    laws = {c: {s: about for (column, s), (_, about) in fitted.items() if column == c} for c in columns}
+    fits = {(c, s): fitted(some) for c in columns for s in series
+            if (some := [p for p in points if (p["column"], p["series"]) == (c, s)])}
+    lines = {c: {s: fit and fit.described() for (column, s), fit in fits.items() if column == c} for c in columns}
 
     def draw(width, caption):
         from wren.figures.style import GREY, handle, look, panels
@@ -288,18 +208,18 @@ def drawing(points):
         for ax, column in zip(axes, columns):
             here = {s: [p for p in points if (p["column"], p["series"]) == (column, s)]
                     for s in (*series, *BASELINES)}
-            panel(ax, column, here, {s: law for (c, s), (law, _) in fitted.items() if c == column}, shapes)
+            panel(ax, column, here, {s: fit for (c, s), fit in fits.items() if c == column}, shapes)
         return figure
-    return draw, laws
+    return draw, lines
 
 
-def panel(ax, column, by_series, laws, shapes):
-    """One column: means with intervals, single runs as dots, laws with bands up to the next size."""
+def panel(ax, column, by_series, lines, shapes):
+    """One column: means with intervals, single runs as dots, lines with their bands."""
     from wren.figures.style import GREY
-    sizes, fitted, following, bands = set(), set(), set(), []
-    for name, line in zip(BASELINES, ("--", ":")):
+    sizes, bands = set(), []
+    for name, style in zip(BASELINES, ("--", ":")):
         if by_series[name]:
-            ax.axhline(np.mean([p["value"] for p in by_series[name]]), color=GREY, linestyle=line, linewidth=0.8)
+            ax.axhline(np.mean([p["value"] for p in by_series[name]]), color=GREY, linestyle=style, linewidth=0.8)
     for name, looks in shapes.items():
         points, color = by_series[name], looks["color"]
         if not points:
@@ -312,24 +232,18 @@ def panel(ax, column, by_series, laws, shapes):
                     ecolor=color, elinewidth=0.6, capsize=1.5)
         ax.plot(clips, mean, linestyle="none", markersize=4, markeredgewidth=0.8, zorder=3, **looks)
         sizes |= set(clips)
-        if law := laws.get(name):
-            end = next_size(clips.tolist())
-            n = np.geomspace(clips.min(), end, 100)
-            ax.plot(n, law.value(n), color=color, linewidth=0.8)
-            ax.plot(end, law.value([end]), marker="*", markersize=6, markerfacecolor="white", color=color,
-                    markeredgewidth=0.7, zorder=3)
-            bands.append((n, *law.interval(n), color))
-            fitted |= set(clips)
-            following.add(end)
+        if line := lines.get(name):
+            n = np.geomspace(clips.min(), clips.max(), 100)
+            ax.plot(n, line.at(np.log10(n)), color=color, linewidth=0.8)
+            bands.append((n, *line.band(np.log10(n)), color))
     low, high = ax.get_ylim()
     for n, below, above, color in bands:
         ax.fill_between(n, below, above, color=color, alpha=0.15, linewidth=0)
     wide, room = ax.get_ylim(), (high - low) / 2  # a wide band must not flatten the points
     ax.set_ylim(max(wide[0], low - room), min(wide[1], high + room))
     ax.set_xscale("log")
-    every, ticks = sorted(sizes | following), []
-    first = sorted(fitted or sizes, reverse=True)
-    for size in (first[0], first[-1], *first, *sorted(sizes), *following):  # labels that fit
+    every, ticks = sorted(sizes), []
+    for size in (every[-1], every[0], *reversed(every)):  # labels that fit
         if all(abs(np.log(size / other)) > 0.3 * np.log(every[-1] / every[0]) for other in ticks):
             ticks.append(size)
     ax.set_xticks(ticks, [count(size) for size in ticks])
@@ -339,8 +253,8 @@ def panel(ax, column, by_series, laws, shapes):
     ax.set_title(column)
 
 
-def describe(points, laws, probe):
-    """The caption: what the marks mean, and what each series' law of its last score column says."""
+def describe(points, lines, probe):
+    """The caption: what the marks mean, and what each series' line in its last score column says."""
     series = [s for s in dict.fromkeys(p["series"] for p in points) if s not in BASELINES]
     seeds = {len([p for p in points if (p["series"], p["column"], p["clips"]) == key]) for key in
              {(p["series"], p["column"], p["clips"]) for p in points if p["series"] in series}}
@@ -349,20 +263,15 @@ def describe(points, laws, probe):
     text = [f"Score {f'({probe}) ' * bool(probe)}against pre-training clips"]
     if any(p["low"] is not None for p in points) or max(seeds) > 1:
         text.append(f"bars: {bars}")
-    if any(about.get("formula") for column in laws.values() for about in column.values()):
-        text.append("lines: least squares; shade: their 95 % confidence; stars: the next subset")
+    if any(line for column in lines.values() for line in column.values()):
+        text.append("lines: least squares; shade: their 95 % confidence")
     sentences = ["; ".join(text) + "."]
     for s in series:
-        column = [c for c in laws if s in laws[c] and c != LOSS][-1]
-        about, following = laws[column][s], laws[column][s].get("next")
-        if following is None:
-            continue
-        law = (f"{about['per_decade']:+.3f} ± {about['per_decade_error']:.3f} a decade" if "per_decade" in about else
-               f"towards {about['c']:.3f} ± {about['c_error']:.3f} with exponent {about['alpha']:.2f}")
-        low, high = following["run95"]
-        sentences.append(f"{s}, {column}: {about['kind']} ({about['why']}), {law}; {following['value']:.3f} foretold "
-                         f"at {count(following['clips'])}, one run within [{low:.3f}, {high:.3f}].")
-    sizes = {s: {p["clips"] for p in points if p["series"] == s} for s in series}
-    if few := [s for s in series if len(sizes[s]) == 2]:
-        sentences.append(f"No law for {', '.join(few)}: fewer than three sizes.")
+        column = [c for c in lines if s in lines[c] and c != LOSS][-1]
+        if line := lines[column][s]:
+            low, high = line["ci95"]
+            sentences.append(f"{s}, {column}: {line['per_decade']:+.3f} [{low:.3f}, {high:.3f}] for ten times as many "
+                             "clips.")
+    if few := [s for s in series if not any(lines[c].get(s) for c in lines)]:
+        sentences.append(f"No line for {', '.join(few)}: fewer than three sizes.")
     return " ".join(sentences)
