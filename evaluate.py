@@ -3,7 +3,7 @@
     python evaluate.py --knn                                            the newest run on the demo's tasks
     python evaluate.py --probes all --checkpoint runs/A runs/B          every probe, several encoders side by side
     python evaluate.py --linear --data BEANS --task beans --checkpoint SSAST-Base-Patch-400.pth --format ssast
-    python evaluate.py --knn --task FOLDER --shots 1 5 10               an own task; few clips a class
+    python evaluate.py --knn --task FOLDER                              an own task
     python evaluate.py --knn --linear --pool all --layers all           which pooling and which layer wins on validation
 
 Each encoder stands beside the same one untrained and beside mel statistics. Audio passes through the encoders once;
@@ -49,8 +49,6 @@ def parse_args(argv=None):
                    "(L-BFGS) and AdamW, each over a grid")
     g.add_argument("--attentive", action="store_true", help="one learned query attends to the patch tokens")
     g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, scores_of to every token")
-    g.add_argument("--shots", type=cli.positive_int, nargs="+", help="few-shot: clips a class, nearest class mean")
-    g.add_argument("--draws", type=cli.positive_int, default=20, help="few-shot: random choices of these clips")
     g.add_argument("--k", type=cli.positive_int, nargs="+", default=[10], help="neighbours; of several the best on "
                    "validation (DINO: 10 20 100 200; XARES: 10)")
     g.add_argument("--seeds", type=cli.positive_int, default=1, help="trainings of each probe that is trained by "
@@ -71,7 +69,7 @@ def parse_args(argv=None):
     args = p.parse_args(argv)
     for name in ("knn", "linear", "attentive", "prototype"):
         setattr(args, name, getattr(args, name) or args.probes == "all")
-    args.knn = args.knn or not any((args.linear, args.attentive, args.prototype, args.shots))
+    args.knn = args.knn or not any((args.linear, args.attentive, args.prototype))
     return args
 
 
@@ -196,33 +194,23 @@ def embed(task, encoders, device, args, layers=None):
 # --------------------------------------------------------------------------------------------------------- probes
 
 def probe(task, sets, device, args):
-    """(result rows, {(probe, encoder): test scores (n, C), one a seed or draw}) of one task."""
+    """(result rows, {(probe, encoder): test scores (n, C), one a seed}) of one task."""
     from wren.probing import report
-    from wren.probing.probes import few_shot
     rows, scores_of = [], {}
-
-    def add(kind, name, scores, more):
-        scores_of[kind, name] = scores
-        rows.append(cli.plain(report.row(task, kind, name, scores, args.seed) | more))
-
     for name, splits in sets.items():
         vectors = {split: e.vectors(args.layers if isinstance(args.layers, int) else 1) for split, e in splits.items()}
         for kind, fit, runs in probes(task, splits, vectors, device, args):
             fits = [fit(**run) for run in runs]
             valid = [metric_of(task)(fit.valid, task.splits["valid"].targets) for fit in fits]
-            add(kind, name, [masked(task, fit.test) for fit in fits], {
-                "choice": fits[0].choice, "valid": sum(valid) / len(valid)})
-            if task.kind == "detection":
-                rows[-1] |= cli.plain(report.detection_scores(task, fits[0]))
+            scores_of[kind, name] = [masked(task, fit.test) for fit in fits]
+            row = report.row(task, kind, name, scores_of[kind, name], args.seed)
+            row |= {"choice": fits[0].choice, "valid": sum(valid) / len(valid)}
+            rows.append(cli.plain(row | (report.detection_scores(task, fits[0]) if task.kind == "detection" else {})))
         if args.linear:
             parts = [r for r in rows if r["encoder"] == name and r["probe"].startswith("linear-")]
             best = max(parts, key=lambda r: r["valid"])
             scores_of["linear", name] = scores_of[best["probe"], name]
             rows.append(best | {"probe": "linear", "choice": {"by": best["probe"][7:]} | best["choice"]})
-        for shots in (args.shots or []) if task.kind == "classification" else []:
-            scores = few_shot(vectors["train"], task.splits["train"].targets, vectors["test"], len(task.labels), shots,
-                              args.draws, args.seed)
-            add(f"{shots}-shot", name, scores, {"choice": {"draws": args.draws}})
     return rows, scores_of
 
 

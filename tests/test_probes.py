@@ -200,16 +200,6 @@ def test_a_grid_of_learning_rates_trains_each_head_as_if_alone():
     assert accuracy(grid.test, answer) > 0.4, "five classes"
 
 
-# ------------------------------------------------------------------------------------------ few clips, equal ones
-
-def test_more_shots_are_better_and_the_draws_follow_from_the_seed():
-    train, y, _, _, test, truth = splits()
-    one, ten, again = (np.argmax(probes.few_shot(train, y, test, 5, n, draws=10), 2) for n in (1, 10, 10))
-    assert np.array_equal(ten, again) and one.shape == (10, 120)
-    assert (ten == truth).mean() > (one == truth).mean() + 0.1
-    assert not np.any(np.array(probes.few_shot(train, y, test, 7, 3, draws=2))[..., 5:]), "classes without clips"
-
-
 # --------------------------------------------------------------------------------------------------- the pass
 
 @pytest.mark.parametrize("name, pool", [("ssast", "mean"), ("ssast", "specials"), ("atst", "both"),

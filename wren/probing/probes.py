@@ -321,22 +321,3 @@ def _scores(heads, data, batch_size, targets):
             logits.append(head(*batch))
     out = [torch.cat(logits) for logits in out]
     return [(x.double().sigmoid() if is_multilabel(targets) else x).cpu().numpy() for x in out]
-
-
-# ------------------------------------------------------------------------------------------- few clips, and none
-
-def few_shot(train, targets, test, classes, shots, draws=20, seed=0):
-    """Nearest class mean of `shots` random training clips a class, `draws` times -> [one-hot scores (m, C)], one a
-    draw.
-
-    Cosine between standardised features (statistics of all training clips, which need no labels) and the mean of the
-    normalised clips of each class; classes with fewer clips give all they have.
-    """
-    train, test = (F.normalize(torch.from_numpy(x), dim=1) for x in scaled(train, test))
-    rng, known = np.random.default_rng([seed, shots]), np.unique(targets)
-    members, out = [np.flatnonzero(targets == c) for c in known], []
-    for _ in range(draws):
-        centres = torch.stack([train[rng.permutation(rows)[:shots]].mean(0) for rows in members])
-        best = (test @ F.normalize(centres, dim=1).T).argmax(1).numpy()
-        out.append(np.eye(classes, dtype=np.float32)[known[best]])
-    return out

@@ -11,7 +11,7 @@ from wren.probing import scoring
 from wren.probing.metrics import MIN_GROUPS, interval
 from wren.probing.probes import knn_probe, ridge
 
-# in the order of tables; few-shot rows follow
+# in the order of tables
 PROBES = {"knn": "kNN", "linear": "linear", "attentive": "attentive", "prototype": "prototype"}
 METRICS = {"accuracy": "accuracy", "map": "mAP"}
 RANKING = {"cmap": "cmAP", "auroc": "AUROC", "event_f1": "event F1 (IoU 0.3)", "onset_f1": "onset F1 (0.2 s)"}
