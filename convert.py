@@ -24,8 +24,7 @@ def parse_args(argv=None):
     p.add_argument("out", metavar="OUT", nargs="?", help="write it here; .pt, .pth, .safetensors or .onnx (default: "
                    "only say what is in it)")
     p.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"where keys can't decide: {', '.join(FORMATS)}")
-    p.add_argument("--to", choices=("wren", "ssast", "dasheng"), default="wren",
-                   help="layout to write")
+    p.add_argument("--to", choices=("wren", "ssast", "dasheng"), default="wren", help="layout to write")
     return p.parse_args(argv)
 
 
@@ -33,8 +32,7 @@ def main(argv=None):
     args = parse_args(argv)
     found = read(args.file, args.format)
     check(found, args.file)
-    for line in describe(found):
-        print(line)
+    print("\n".join(describe(found)))
     if args.out:
         write(found, args.out, args.to, args.file)
         print(f"written to {args.out}")
@@ -52,56 +50,73 @@ def check(found, path):
 
 def describe(found):
     """Lines that say what a checkpoint is."""
-    c = found.config
+    c, dropped = found.config, found.dropped
     traits = ("dim", "depth", "heads", "frontend", "window", "positions", "norm", "patch", "stride", "specials")
     same = [name for name, p in PRESETS.items() if all(getattr(p, t) == getattr(c, t) for t in traits)]
     ends = {"wave": "raw wave, Sinc filters and convolutions", "mel-db": f"mel in dB, floor {c.floor_db:g} dB",
-            "kaldi": "Kaldi log-mel"}[c.frontend]
+            "kaldi": "Kaldi log-mel", "octave": "log-mel of a band a semitone"}[c.frontend]
     if c.frontend != "wave":
-        ends += f", {c.n_mels} bands, {1000 * c.window:g} ms window, {1000 * c.hop:g} ms hop, "
-        ends += f"(x - mean) / scale: mean {c.mean:g}, scale {c.scale:g}"
-    lines = [f"format      {found.format}", f"encoder     {c.name}: {c.dim} wide, {c.depth} blocks, {c.heads} heads",
-             f"preset      {', '.join(same[:3]) or 'none of ours'}",
-             f"parameters  {sum(v.numel() for v in found.state.values()) / 1e6:.1f} M",
-             f"sound       {c.sample_rate} Hz, {c.clip_seconds:g} s; {ends}",
-             f"tokens      {c.grid[0]} × {c.grid[1]} (time × frequency), {c.specials} special; pad {c.pad}, "
-             f"pool {c.pool}"]
+        ends += (f", {c.n_mels} bands, {1000 * c.window:g} ms window, {1000 * c.hop:g} ms hop, (x - mean) / scale: "
+                 f"mean {c.mean:g}, scale {c.scale:g}")
+    yield f"format      {found.format}"
+    yield f"encoder     {c.name}: {c.dim} wide, {c.depth} blocks, {c.heads} heads"
+    yield f"preset      {', '.join(same[:3]) or 'none of ours'}"
+    yield f"parameters  {sum(v.numel() for v in found.state.values()) / 1e6:.1f} M"
+    yield f"sound       {c.sample_rate} Hz, {c.clip_seconds:g} s; {ends}"
+    yield (f"tokens      {c.grid[0]} × {c.grid[1]} (time × frequency), {c.specials} special; pad {c.pad}, "
+           f"pool {c.pool}")
     for name, head in found.heads.items():
-        lines.append(f"head        {name}: {', '.join(f'{k} {tuple(v.shape)}' for k, v in list(head.items())[:4])}")
+        yield f"head        {name}: {', '.join(f'{k} {tuple(v.shape)}' for k, v in list(head.items())[:4])}"
     if found.labels:
-        lines.append(f"labels      {', '.join(found.labels)}")
-    if found.dropped:
-        more = f" and {len(found.dropped) - 3} more" if len(found.dropped) > 3 else ""
-        lines.append(f"dropped     {', '.join(found.dropped[:3])}{more}")
-    return lines
+        yield f"labels      {', '.join(found.labels)}"
+    if dropped:
+        yield f"dropped     {', '.join(dropped[:3])}{f' and {len(dropped) - 3} more' if len(dropped) > 3 else ''}"
 
 
 def write(found, out, to, source):
     """Write a checkpoint as ours (with its heads) or in a published layout."""
     from model import Encoder, write_atomically
-    if Path(out).suffix not in (".pt", ".pth", ".safetensors", ".onnx"):
+    suffix, about = Path(out).suffix, None
+    if suffix not in (".pt", ".pth", ".safetensors", ".onnx"):
         raise UserError(f"{out}: write to a name that ends in .pt, .pth, .safetensors or .onnx")
-    if Path(out).suffix == ".onnx":  # from the wave on: (B, samples of the training length) -> clip vectors
-        from wren.formats import onnx
+    if suffix == ".onnx":
         if to != "wren":
             raise UserError(f"{out}: ONNX has no layout {to}; leave --to out")
         encoder = Encoder(found.config).eval()
         encoder.load_state_dict(found.state)
-        return onnx.write(encoder, out)
-    safetensors = Path(out).suffix == ".safetensors"
+        return write_onnx(encoder, out)
     if to == "ssast":
         content = ssast.write(found, source)
     elif to == "dasheng":
-        content = dasheng.write(found, source, huggingface=safetensors)
+        content = dasheng.write(found, source, huggingface=suffix == ".safetensors")
+    elif suffix == ".safetensors":
+        content, about = ours.to_tensors(found)
     else:
         content = ours.content(found)
-    if not safetensors:
-        write_atomically(content, out)
-    elif to == "wren":
-        tensors, about = ours.to_tensors(found)
-        write_safetensors(tensors, out, about)
+    if suffix == ".safetensors":
+        write_safetensors(content, out, about)
     else:
-        write_safetensors(content, out)
+        write_atomically(content, out)
+
+
+def write_onnx(encoder, path):
+    """An encoder for programs without PyTorch; needs the packages onnx and onnxscript."""
+    import torch
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UserError(f"{path}: writing ONNX needs two more packages: pip install onnx onnxscript") from None
+    torch.onnx.export(exported(encoder), dynamo=True, verbose=False).save(str(path))
+
+
+def exported(encoder):
+    """torch.export's program for any number of clips of the training length, or of the window that longer ones are cut
+    into: wave (B, S) -> clip vectors (B, D')."""
+    import torch
+    samples = min(encoder.config.clip_samples, encoder.config.chunk_samples)
+    batch = {0: torch.export.Dim("batch", min=1, max=1 << 16)}
+    with torch.no_grad():
+        return torch.export.export(encoder, (torch.zeros(2, samples),), dynamic_shapes={"wave": batch})
 
 
 if __name__ == "__main__":

@@ -2,18 +2,15 @@
 
     found = formats.read("SSAST-Base-Patch-400.pth", "ssast")    # found.format, .config, .state, .heads, .dropped
 
-Formats are recognised by their keys. GPM-BT's files are SSAST's to the letter but were trained on another front end,
-and fine-tuned SSAST differs from AST only in how it is used, so there the format must be named. Every key is used,
-known to be droppable, or an error. Opening a file runs nothing from it.
+Every key is used, known to be droppable, or an error. Opening a file runs nothing from it.
 """
 from pathlib import Path
 
 from wren.cli import UserError
 from wren.formats import animal2vec, atst, audiomae, dasheng, eat, huggingface, ours, ssast
-from wren.formats.common import Checkpoint
 from wren.formats.opening import Stub, newest_encoder, open_file, write_safetensors
 
-__all__ = ["Checkpoint", "FORMATS", "newest_encoder", "open_file", "read", "recognise", "write_safetensors"]
+__all__ = ["FORMATS", "newest_encoder", "open_file", "read", "write_safetensors"]
 
 _FAMILIES = {"ssast": ssast, "gpm-bt": ssast, "ssast-finetuned": ssast, "ast": ssast, "ast-transformers": huggingface,
              "dasheng": dasheng, "audiomae": audiomae, "atst-clip": atst, "atst-frame": atst, "eat": eat,
@@ -23,28 +20,28 @@ FORMATS = ("wren", *_FAMILIES)
 
 def read(path, format=None):
     """Open a checkpoint -> Checkpoint in our keys. `path`: a file, a published folder (config.json beside
-    model.safetensors), or a run folder's newest encoder. No code from it is run.
+    model.safetensors), or a run folder's newest encoder.
 
     `format` names one of FORMATS where the keys can't decide.
     """
-    if format is not None and format not in FORMATS:
+    if format not in (None, *FORMATS):
         raise UserError(f"format {format!r} is unknown: choose one of {', '.join(FORMATS)}")
     path = newest_encoder(path) if Path(path).is_dir() else Path(path)
     content = open_file(path)
     if (own := ours.read(content, path)) is not None:
         return own
     state = _tensors(content, path)
-    found = format or recognise(state, path)
-    if found == "wren":
+    format = format or _recognise(state, path)
+    if format == "wren":
         raise UserError(f"{path}: not one of our files: it holds no version, config and model")
     try:
-        checkpoint = _FAMILIES[found].read(state, found, path)
+        found = _FAMILIES[format].read(state, format, path)
     except (KeyError, ValueError, IndexError, RuntimeError, AttributeError, TypeError) as error:
         what = f"key {error} is missing" if isinstance(error, KeyError) else f"key or shape {error} is off"
-        raise UserError(f"{path}: {found} layout expected, but {what}".replace("\n", " ")) from None
-    checkpoint.state = {k: v.clone().contiguous() for k, v in checkpoint.state.items()}
-    checkpoint.heads = {g: {k: v.clone() for k, v in head.items()} for g, head in checkpoint.heads.items()}
-    return checkpoint
+        raise UserError(f"{path}: {format} layout expected, but {what}".replace("\n", " ")) from None
+    for part in (found.state, *found.heads.values()):
+        part.update({k: v.clone().contiguous() for k, v in part.items()})
+    return found
 
 
 def _tensors(content, path):
@@ -54,15 +51,15 @@ def _tensors(content, path):
         content = next((content[name] for name in ("state_dict", "teacher", "model")
                         if isinstance(content.get(name), dict)), content)
         content = {k: v for k, v in content.items() if k != "_ema"}  # a teacher beside the weights in use
-    stub = next((v for v in content.values() if isinstance(v, Stub)), None) if isinstance(content, dict) else None
-    if stub is not None:
+    values = list(content.values()) if isinstance(content, dict) else [content]
+    if stub := next((v for v in values if isinstance(v, Stub)), None):
         raise UserError(f"{path}: cannot be opened: it needs code to run ({stub.origin})")
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in values):
         raise UserError(f"{path}: not a checkpoint that wren knows ({', '.join(FORMATS)})")
     return {k.removeprefix("module.") if not k.startswith("module.backbone.") else k: v for k, v in content.items()}
 
 
-def recognise(state, path):
+def _recognise(state, path):
     """The format of a published state dict, by its keys."""
     if (prefix := atst.prefix_of(state)) is not None:
         return "atst-clip" if prefix + "cls_token" in state else "atst-frame"

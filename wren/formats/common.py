@@ -1,9 +1,12 @@
-"""What the families share: what a checkpoint becomes, and renaming keys by rules."""
+"""What the families share: what a checkpoint becomes, renaming its modules by rules, a preset in its size."""
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wren.cli import UserError
-from wren.recipes import EncoderConfig
+from wren.recipes import PRESETS, EncoderConfig
+
+BLOCK = r"(blocks.\d+.(?:norm[12]|attn.qkv|attn.proj|mlp.fc[12]))"
+_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass
@@ -16,41 +19,42 @@ class Checkpoint:
     labels: list = field(default_factory=list)  # names of the head's classes, where known
 
 
-BLOCK = r"(blocks\.\d+\.(?:norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(?:weight|bias))"
+def rename(state, rules, format, path, unused=(), eps=None):
+    """(our state, heads, dropped keys) by {pattern of a module: our name}, where dots mean dots, and a name
+    "head:linear" puts the module's tensors under heads.
 
-
-def rename(state, rules, droppable, path, format):
-    """(our state, heads, dropped keys): each key by the first rule (pattern, replacement) that fits all of it.
-
-    A replacement "head:linear.weight" puts a tensor under heads. Keys that fit `droppable` are dropped; others are
-    an error.
+    Keys that begin like `unused` are dropped, others without a rule are an error. eps: of the LayerNorm in a
+    classifier's head, which is noted beside its weights.
     """
+    import torch
     used, heads, dropped = {}, {}, []
     for key, tensor in state.items():
-        match = next(((m, new) for old, new in rules if (m := re.fullmatch(old, key))), None)
-        if match is None and re.fullmatch(droppable, key):
+        module, _, leaf = key.rpartition(".")
+        fitting = ((re.fullmatch(old.replace(".", r"\."), module), new) for old, new in rules.items())
+        match, new = next((pair for pair in fitting if pair[0]), (None, ""))
+        if key.startswith(unused):
             dropped.append(key)
-        elif match is None:
+        elif match is None or leaf not in _LEAVES:
             raise UserError(f"{path}: unknown key {key} in a checkpoint of format {format}")
         else:
-            group, _, name = match[0].expand(match[1]).rpartition(":")
-            (heads.setdefault(group, {}) if group else used)[name] = tensor
+            group, _, name = match.expand(new).rpartition(":")
+            (heads.setdefault(group, {}) if group else used)[f"{name}.{leaf}"] = tensor
+    if "norm.weight" in heads.get("head", {}):
+        heads["head"]["norm.eps"] = torch.tensor(eps, dtype=torch.float64)
     return used, heads, dropped
+
+
+def decoder_rules(prefix):
+    """Rules for data2vec 2.0's convolutional decoder."""
+    return {prefix + r"decoder.blocks.(\d).0": r"objective:decoder.convs.\1",
+            prefix + "decoder.proj": "objective:decoder.proj"}
 
 
 def depth_of(state):
     return 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
 
 
-def with_eps(heads, eps):
-    """Note the LayerNorm epsilon of a published head beside its weights."""
-    import torch
-    if "norm.weight" in heads.get("head", {}):
-        heads["head"]["norm.eps"] = torch.tensor(eps, dtype=torch.float64)
-    return heads
-
-
-def decoder_rules(prefix):
-    """Rules for data2vec 2.0's convolutional decoder."""
-    return [(prefix + r"decoder\.blocks\.(\d)\.0\.(weight|bias)", r"objective:decoder.convs.\1.\2"),
-            (prefix + r"decoder\.proj\.(weight|bias)", r"objective:decoder.proj.\1")]
+def sized(preset, name, dim, state, **changes):
+    """A preset as published, as wide and deep as a state; heads of 64 channels unless `changes` say otherwise."""
+    size = {"name": f"{name}-{dim}", "dim": dim, "depth": depth_of(state), "heads": dim // 64, "pad": "published"}
+    return replace(PRESETS[preset], **size | changes)

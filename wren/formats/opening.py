@@ -8,6 +8,8 @@ from wren.cli import UserError
 from wren.formats import ours
 
 WEIGHTS = ("encoder.pt", "model.safetensors", "pytorch_model.bin")  # what a folder's weights are called
+_KNOWN = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"),
+          ("torch._utils", "_rebuild_parameter"), ("torch", "Size")}
 
 
 class Stub:
@@ -16,21 +18,7 @@ class Stub:
     def __init__(self, *args, **kwargs):
         pass
 
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, value):
-        pass
-
-    def extend(self, values):
-        pass
-
-
-_KNOWN = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"),
-          ("torch._utils", "_rebuild_parameter"), ("torch", "Size")}
+    __setstate__ = __setitem__ = append = extend = __init__
 
 
 class _Unpickler(pickle.Unpickler):
@@ -52,9 +40,8 @@ _STUBS = SimpleNamespace(Unpickler=_Unpickler, load=lambda file, **kwargs: _Unpi
 def newest_encoder(folder):
     """The weights in a folder: a run's encoder.pt or a published folder's; else the newest run's below it."""
     folder = Path(folder)
-    for name in WEIGHTS:
-        if (folder / name).exists():
-            return folder / name
+    if own := next((folder / name for name in WEIGHTS if (folder / name).exists()), None):
+        return own
     found = list(folder.glob("*/encoder.pt"))
     if not found:
         raise UserError(f"{folder}: no encoder.pt in this folder, nor model.safetensors; run python pretrain.py, or "
@@ -63,39 +50,33 @@ def newest_encoder(folder):
 
 
 def open_file(path):
-    """The content of a file or folder: .safetensors, or torch.load with weights only, or with stubs for unknown
-    classes.
-
-    What is missing, damaged or would need code is an error of one line.
-    """
+    """The content of a file, or of the newest one in a folder; what is missing or damaged is an error of one line."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint; give a file or a run folder")
     if path.is_dir():
         path = newest_encoder(path)
     try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except Exception as error:  # whatever a damaged file makes the readers raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:90]
-        if path.suffix != ".safetensors" and not path.open("rb").read(2).startswith((b"PK", b"\x80")):
-            reason = "neither a zip or pickle of PyTorch nor .safetensors"
         raise UserError(f"{path}: cannot be opened: it is damaged or no checkpoint ({reason})") from None
-    if isinstance(content, Stub):
-        raise UserError(f"{path}: cannot be opened: it needs code to run ({content.origin})")
-    return content
 
 
 def _read_pickle(path):
+    """torch.load of weights only, or with stubs for unknown classes."""
     import torch
+    with open(path, "rb") as file:
+        if not file.read(2).startswith((b"PK", b"\x80")):
+            raise ValueError("neither a zip or pickle of PyTorch nor .safetensors")
     mapped = zipfile.is_zipfile(path)
+    if mapped and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+        raise ValueError("a TorchScript archive")
+    options = dict(map_location="cpu", mmap=mapped)
     try:
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(str(path), weights_only=True, **options)
     except pickle.UnpicklingError:
-        if not mapped and path.open("rb").read(2)[:1] != b"\x80":
-            raise
-        if mapped and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist()):
-            raise ValueError("a TorchScript archive") from None
-        return torch.load(str(path), map_location="cpu", weights_only=False, mmap=mapped, pickle_module=_STUBS)
+        return torch.load(str(path), weights_only=False, pickle_module=_STUBS, **options)
 
 
 def _read_safetensors(path):

@@ -11,11 +11,11 @@ VERSION = 1
 
 def read(content, path):
     """What a file of ours holds -> Checkpoint, or None where the file is not ours."""
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or "version" not in content:
         return None
-    if {"version", "objective", "optimizer"} <= content.keys():
+    if {"objective", "optimizer"} <= content.keys():
         content = _of_run(content, path)
-    elif not {"version", "config", "model"} <= content.keys():
+    elif not {"config", "model"} <= content.keys():
         return None
     if content["version"] != VERSION:
         raise UserError(f"{path}: written by another version of wren (file version {content['version']}, here "
@@ -48,8 +48,8 @@ def content(found):
 
 def to_tensors(found):
     """A Checkpoint as what .safetensors can hold: ({"group.key": tensor}, {name: text})."""
-    about = {k: v for k, v in content(found).items() if k not in ("model", "heads")}
-    groups = {"model": found.state} | found.heads
+    about = content(found)
+    groups = {"model": about.pop("model")} | about.pop("heads")
     return {f"{g}.{k}": v for g, group in groups.items() for k, v in group.items()}, {"wren": json.dumps(about)}
 
 
