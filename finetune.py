@@ -6,7 +6,7 @@
     torchrun --nproc_per_node=8 finetune.py --checkpoint GPM-BT.pth --format gpm-bt --data ROOT --task beans \\
              --protocol gpm-bt                                     all of BEANS that is there, the paper's settings
 
-A task is one of BEANS's twelve, or a folder (see wren/tasks/load.py). Every rate is trained on the training split and
+A task is one of BEANS's twelve, or a folder (see docs/data.md). Every rate is trained on the training split and
 judged on the validation split; the best epoch of the best rate is tested. The same command again goes on where it
 stopped. Results, curves and finetuned.pt are in runs/NAME/finetune/TASK.
 """

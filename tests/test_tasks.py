@@ -380,44 +380,6 @@ def test_labels_by_semicolons_make_a_multilabel_task(tmp_path):
     assert len(task.splits["test"].read(2)) == 3200
 
 
-def test_audiosets_segment_list_is_read_with_names_and_without_lost_videos(tmp_path, capsys):
-    recordings(tmp_path / "own" / "audio", [0.2], name="-a_b-0123x{}.wav")
-    recordings(tmp_path / "own" / "audio", [0.2], name="Yzz11zz22zz{}.flac")
-    recordings(tmp_path / "own" / "audio", [0.2], name="k_k11kk22k{}_30.000.wav")
-    (tmp_path / "own" / "class_labels_indices.csv").write_text(
-        'index,mid,display_name\n0,/m/09x0r,Speech\n1,/m/015p6,"Bird; song"\n')
-    for split in SPLITS:
-        (tmp_path / "own" / f"{split}.csv").write_text(
-            "# Segments csv created Sun Mar  5 10:54:31 2017\n# num_ytids=4, num_segs=4\n"
-            "# YTID, start_seconds, end_seconds, positive_labels\n"
-            '-a_b-0123x0, 30.000, 40.000, "/m/09x0r,/m/015p6"\nzz11zz22zz0, 0.000, 10.000, "/m/015p6"\n'
-            'k_k11kk22k0, 30.000, 40.000, "/t/dd00001"\nlost0000000, 0.000, 10.000, "/m/09x0r"\n')
-    task = load_task("own", tmp_path)
-    assert (task.kind, task.labels) == ("multilabel", ["/t/dd00001", "Bird, song", "Speech"])
-    assert task.splits["train"].targets.astype(int).tolist() == [[0, 1, 1], [0, 1, 0], [1, 0, 0]]
-    assert "1 of 4 clips are not below" in capsys.readouterr().err
-
-
-def test_eats_pairs_of_files_are_read(tmp_path):
-    names = recordings(tmp_path / "wav", [0.2] * 3)
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "label_descriptors.csv").write_text("0,/m/1,Speech\n1,/m/2,Bird\n2,/m/3,Dog\n")
-    for split in SPLITS:
-        (tmp_path / "own" / f"{split}.tsv").write_text(
-            f"{tmp_path / 'wav'}\n" + "".join(f"{name}\t3200\n" for name in names))
-        (tmp_path / "own" / f"{split}.lbl").write_text("r0\t/m/1,/m/2\nr1\t/m/3\nr2\t/m/2\n")
-    task = load_task(tmp_path / "own")
-    assert (task.kind, task.labels) == ("multilabel", ["Bird", "Dog", "Speech"])
-    assert task.splits["valid"].targets.astype(int).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
-    for split in SPLITS:  # fairseq's three columns with indices; one label each
-        (tmp_path / "own" / f"{split}.lbl").write_text("r0\tr0.wav\t0\nr1\tr1.wav\t2\nr2\tr2.wav\t1\n")
-    task = load_task(tmp_path / "own")
-    assert (task.kind, [task.labels[k] for k in task.splits["test"].targets]) == ("classification",
-                                                                                 ["Speech", "Dog", "Bird"])
-    (tmp_path / "own" / "test.lbl").write_text("r0\t0\n")
-    assert "has 1 lines" in fails(load_task, tmp_path / "own")
-
-
 def test_one_list_with_folds_is_a_task(tmp_path):
     names = recordings(tmp_path / "own" / "audio", [0.1] * 8)
     rows = [[f"audio/{n}", "ab"[k % 2], 1 + k // 2, f"site{k // 4}"] for k, n in enumerate(names)]

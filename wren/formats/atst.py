@@ -1,5 +1,5 @@
-"""ATST-Clip or -Frame, Lightning or DINO-style, or the encoder alone: the teacher's encoder, as downstream code uses.
-Slot 0 of the positions is the class token's; Frame has none and never reads it.
+"""ATST-Clip or -Frame, Lightning or DINO-style, or the encoder alone. Of teacher and student it is the teacher's, as
+downstream code uses it. Slot 0 of the positions is the class token's; Frame has none and never reads it.
 
 Longer clips are cut as in the published code, every 601 (Clip) or 1001 frames (Frame), of which the last fills no
 token: each later window begins 10 ms later than tokens of 40 ms would. Its clip vectors differ in two ways: Frame's

@@ -1,4 +1,4 @@
-"""Labelled data: `load_task` opens BEANS's sets and own folders, in any of the layouts that load.py lists."""
+"""Labelled data: `load_task` opens BEANS's sets and own folders, in any of the layouts of docs/data.md."""
 from wren.tasks.broken import without_broken
 from wren.tasks.load import load_task, task_names
 from wren.tasks.task import SPLITS, Split, Task

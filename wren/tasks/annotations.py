@@ -14,12 +14,11 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from wren.cli import UserError, warn, write_text
 
-SUFFIXES = (".txt", ".csv", ".tsv")  # of tables in a folder
 # What a column may be called, first choice first; compared in lower case, without units, _ as space.
 _NAMES = {
     "file": ("file", "path", "begin path", "begin file", "filename", "file name", "audiofilename", "audio file",
@@ -31,10 +30,7 @@ _NAMES = {
     "score": ("score", "confidence", "probability"),
     "low": ("low", "low freq", "low frequency", "min freq", "low f"),
     "high": ("high", "high freq", "high frequency", "max freq", "high f"),
-    "file offset": ("file offset",),
-    "selection": ("selection",),
-    "view": ("view",),
-}
+    "file offset": ("file offset",), "selection": ("selection",), "view": ("view",)}
 _RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)",
           "Begin Path", "File Offset (s)", "Annotation", "Score")
 _CSV = ("file", "start", "end", "label", "score", "low", "high")
@@ -75,8 +71,8 @@ def read_recordings(path, label=None):
 
 def tables(path):
     """The table itself; of a folder, all tables below it, sorted."""
-    path = Path(path)
-    return sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    path, suffixes = Path(path), (".txt", ".csv", ".tsv")
+    return sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in suffixes) if path.is_dir() else [path]
 
 
 def stems(table):
@@ -97,9 +93,33 @@ def meant(file, table, files):
     if (path := os.path.abspath(os.path.join(here, file))) in files:
         return [path]
     found = [f for f in files if f.split(os.sep)[-len(parts):] == parts or Path(f).stem == file]
-    if re.match(r"([A-Za-z]:)?[\\/]", file) and not os.path.exists(file):
-        found = found or [f for f in files if os.path.basename(f) == parts[-1]]
+    if not found and re.match(r"([A-Za-z]:)?[\\/]", file) and not os.path.exists(file):
+        return [f for f in files if os.path.basename(f) == parts[-1]]
     return found
+
+
+def _read(path, label):
+    """-> (events, {recording that the file names: its length in seconds or None})."""
+    text, lengths = read_text(path), {}
+    first = text.lstrip().partition("\n")[0]
+    if first.startswith("{"):
+        rows = _jsonl(path, text, lengths)
+    elif re.fullmatch(r" *[-+]?[\d.]+(e[-+]?\d+)? *", first.split("\t")[0], re.IGNORECASE):
+        rows = _audacity(path, text)
+    else:
+        rows = _table(path, text, lengths, label) if first else []  # a label track without labels is empty
+    events, unnamed = [], []
+    for number, event in rows:
+        if not 0 <= event.start <= event.end < math.inf:
+            raise UserError(f"{path}, line {number}: {event.label!r} from {event.start:g} to {event.end:g} s is no "
+                            "stretch of a recording")
+        event.label = event.label or label or ""
+        events += [event] * bool(event.label)
+        unnamed += [number] * (not event.label)
+    if unnamed:
+        rows = ", ".join(map(str, unnamed[:5])) + (" …" if len(unnamed) > 5 else "")
+        warn(f"{len(unnamed)} selection{'s' * (len(unnamed) > 1)} without a label in {path}, row {rows}: left out")
+    return events, lengths
 
 
 def read_text(path):
@@ -113,39 +133,14 @@ def read_text(path):
         raise UserError(f"{path} is no text in UTF-8 or UTF-16: annotations are a Raven table, Audacity labels, a CSV "
                         "or JSON lines")
     try:
-        return raw.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n")
+        text = raw.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
-        return raw.decode("cp1252", "replace").replace("\r\n", "\n")
+        text = raw.decode("cp1252", "replace")
+    return text.replace("\r\n", "\n")
 
 
-def _read(path, label):
-    """-> (events, {recording that the file names: its length in seconds or None})."""
-    text, lengths = read_text(path), {}
-    if not text.strip():
-        return [], {}  # a label track without labels
-    first = text.lstrip().splitlines()[0]
-    if first.startswith("{"):
-        found, lengths = _read_jsonl(path, text)
-    elif re.fullmatch(r" *[-+]?[\d.]+(e[-+]?\d+)? *", first.split("\t")[0], re.IGNORECASE):
-        found = _read_audacity(path, text)
-    else:
-        found, lengths = _read_table(path, text, "\t" if "\t" in first else ",", label)
-    for number, event in found:
-        if not 0 <= event.start <= event.end < math.inf:
-            raise UserError(f"{path}, line {number}: {event.label!r} from {event.start:g} to {event.end:g} s is no "
-                            "stretch of a recording")
-    unnamed = [row for row, event in found if not event.label]
-    if label:
-        found = [(row, replace(event, label=event.label or label)) for row, event in found]
-    elif unnamed:
-        rows = ", ".join(map(str, unnamed[:5])) + (" …" if len(unnamed) > 5 else "")
-        warn(f"{len(unnamed)} selection{'s' * (len(unnamed) > 1)} without a label in {path}, row {rows}: left out")
-    return [event for _, event in found if event.label], lengths
-
-
-def _read_jsonl(path, text):
-    """BEANS's detection list, a line a recording -> [(line, Event)], {recording: length}."""
-    events, lengths = [], {}
+def _jsonl(path, text, lengths):
+    """BEANS's detection list, a line a recording -> (line, Event) of each call; fills {recording: length}."""
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -153,20 +148,19 @@ def _read_jsonl(path, text):
             row = json.loads(line)
             file, length = str(row["path"]), row.get("length")
             lengths[file] = None if length is None else float(length)
-            calls = [Event(file, float(a["st"]), float(a["ed"]), label_text(a["label"])) for a in row["annotations"]]
+            for call in row["annotations"]:
+                yield number, Event(file, float(call["st"]), float(call["ed"]), _label_text(call["label"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path}, line {number} is not {{"path": …, "length": …, "annotations": [{{"st": …, '
                             f'"ed": …, "label": …}}]}} ({type(error).__name__}: {error})') from None
-        events += [(number, event) for event in calls]
-    return events, lengths
 
 
-def label_text(value):
+def _label_text(value):
     """A label as text; pandas writes the integer 1 as 1.0 where a column has gaps."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _read_audacity(path, text):
+def _audacity(path, text):
     """start, end, label by tabs; a line that begins with a backslash has the low and high frequency of the
     last -> [(line, Event)]."""
     events = []
@@ -174,9 +168,8 @@ def _read_audacity(path, text):
         fields = line.split("\t")
         try:
             if fields[0] == "\\":
-                low, high = (float(f) for f in fields[1:3])
                 last = events[-1][1]
-                last.low, last.high = (None if f < 0 else f for f in (low, high))  # -1: not said
+                last.low, last.high = (None if float(f) < 0 else float(f) for f in fields[1:3])  # -1: not said
             elif line.strip():
                 events.append((number, Event("", float(fields[0]), float(fields[1]), "\t".join(fields[2:]).strip())))
         except (ValueError, IndexError):
@@ -185,30 +178,40 @@ def _read_audacity(path, text):
     return events
 
 
-def _read_table(path, text, delimiter, label):
-    """A Raven table or a CSV with a header -> [(line, Event)], {recording: None}."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quotechar='"')
-    header = next(reader)
+def rows_of(text):
+    """A CSV or TSV with a header -> its columns, and [(line, fields)] without empty lines."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
+    header = next(reader, [])
+    missing = [""] * len(header)  # editors drop empty fields at a line's end
+    return header, [(reader.line_num, [field.strip() for field in row + missing[len(row):]])
+                    for row in reader if any(map(str.strip, row))]
+
+
+def columns(header):
+    """Which of a table's columns are what: names -> {"start": index, "end": …, "label": …, "file": …}."""
+    plain = [re.sub(r" *\(?\b(s|sec|seconds|hz)\)?$", "", name.lower().split(":")[0].replace("_", " ").strip())
+             for name in header]
+    return {ours: plain.index(next(name for name in names if name in plain))
+            for ours, names in _NAMES.items() if not set(plain).isdisjoint(names)}
+
+
+def _table(path, text, lengths, label):
+    """A Raven table or a CSV with a header -> [(line, Event)]; fills {recording: None}."""
+    header, rows = rows_of(text)
     column = columns(header)
     missing = [name for name in ("start", "end", "label") if name not in column]
-    if missing == ["label"]:
-        if not label:
-            raise UserError(f"{path} has no column for labels (there are {', '.join(header)}): add an annotation "
-                            "column in Raven and save the table again, or say what all its calls are with --label "
-                            "NAME")
-    elif missing:
-        raise UserError(f"{path} has no column for {' and '.join(missing)} (there are {', '.join(header)}): "
-                        "annotations are a Raven table, Audacity labels (start, end, label by tabs), a CSV with "
-                        "file, start, end, label, or BEANS's JSON lines")
-    rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
+    if missing and (missing != ["label"] or not label):
+        remedy = ("add an annotation column in Raven and save the table again, or say what all its calls are with "
+                  "--label NAME" if missing == ["label"] else "annotations are a Raven table, Audacity labels (start, "
+                  "end, label by tabs), a CSV with file, start, end, label, or BEANS's JSON lines")
+        raise UserError(f"{path} has no column for {' and '.join(missing)} (there are {', '.join(header)}): {remedy}")
     if "selection" in column and "view" in column:
         # Raven writes a selection once for each view: the spectrogram's is kept, which has the frequencies
         rows.sort(key=lambda row: row[1][column["view"]].startswith("Spectrogram"))
         rows = sorted({row[column["selection"]]: (number, row) for number, row in rows}.values())
-    events, lengths = [], {}
+    events = []
     for number, row in rows:
-        row = row + [""] * (len(header) - len(row))  # editors drop empty fields at a line's end
-        fields = {name: row[k].strip() for name, k in column.items()}
+        fields = {name: row[k] for name, k in column.items()}
         if fields.get("file"):
             lengths.setdefault(fields["file"])
         if fields["start"] or fields["end"] or fields.get("label"):  # else: a recording without annotations
@@ -216,28 +219,16 @@ def _read_table(path, text, delimiter, label):
     if "file offset" not in column and "selection" in column and len({event.file for _, event in events}) > 1:
         raise UserError(f"{path} covers several files but has no column File Offset (s), without which a call's "
                         "place in its file is unknown: in Raven choose that column and save the table again")
-    return events, lengths
-
-
-def columns(header):
-    """Which of a table's columns are what: names -> {"start": index, "end": …, "label": …, "file": …}."""
-    plain = [re.sub(r" *\(?\b(s|sec|seconds|hz)\)?$", "", name.lower().split(":")[0].replace("_", " ").strip())
-             for name in header]
-    found = {}
-    for ours, names in _NAMES.items():
-        if hit := next((name for name in names if name in plain), None):
-            found[ours] = plain.index(hit)
-    return found
+    return events
 
 
 def _event(path, number, row):
     """A row's texts by our column names -> Event."""
     def value(name):
-        text = row.get(name, "")
         try:
-            return float(text) if text else None
+            return float(row[name]) if row.get(name) else None
         except ValueError:
-            raise UserError(f"{path}, line {number}: {name} {text!r} is no number") from None
+            raise UserError(f"{path}, line {number}: {name} {row[name]!r} is no number") from None
 
     start, end = value("start"), value("end")
     if start is None or end is None:
@@ -255,10 +246,10 @@ def write_annotations(path, events, format, files=()):
     files: (path, seconds, sample rate) of the recordings that the table covers, in the order in which Raven is to show
     them; Raven's table needs them. Raven and CSV rows are in order of file and time.
     """
-    order = {file: k for k, file in enumerate(dict.fromkeys(
-        [*(str(file) for file, _, _ in files), *(event.file for event in events)]))}
+    named = [*(str(file) for file, _, _ in files), *(event.file for event in events)]
+    order = {file: k for k, file in enumerate(dict.fromkeys(named))}
     events = sorted(events, key=lambda event: (order[event.file], event.start))
-    write_text(path, {"raven": _raven, "audacity": _audacity, "csv": _csv}[format](events, files))
+    write_text(path, {"raven": _raven, "audacity": _audacity_track, "csv": _csv}[format](events, files))
 
 
 def _raven(events, files):
@@ -279,12 +270,12 @@ def _raven(events, files):
     return _text(_RAVEN, rows, "\t")
 
 
-def _audacity(events, files):
+def _audacity_track(events, files):
     lines = []
     for event in events:
         lines.append(f"{event.start:.6f}\t{event.end:.6f}\t{' '.join(event.label.split())}\n")
         if event.low is not None or event.high is not None:
-            low, high = ("-1" if value is None else _number(value) for value in (event.low, event.high))
+            low, high = (_number(-1 if value is None else value) for value in (event.low, event.high))
             lines.append(f"\\\t{low}\t{high}\n")
     return "".join(lines)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from wren.cli import UserError, warn, write_table
-from wren.sound import audio
+from wren.sound.audio import printable
 from wren.sound.quality import Memory, judge_file, judge_row
 from wren.sound.scan import in_threads
 
@@ -20,60 +20,54 @@ def without_broken(task, folder, max_bad=0.01, memory=None, quiet=False):
     listed in folder/TASK.unusable.csv. More than the share `max_bad` of the test split is an error. memory: a folder
     that keeps what was found, as long as no file changes; quiet: say and list nothing (other processes).
     """
-    splits, listed, path = {}, [], Path(folder) / f"{task.name}.unusable.csv"
-    memory = Memory(memory and Path(memory) / "readable.csv")
-    for name, split in task.splits.items():
-        found = _find(split, f"{task.name}, {name} split", memory)
-        splits[name] = _without(split, sorted(found)) if found else split
-        listed += [(name, audio.printable(file), start, verdict.problem, verdict.detail)
-                   for file, start, verdict in [*found.values(), *((f, 0, v) for f, v in split.unreadable)]]
+    memory, path = Memory(memory and Path(memory) / "readable.csv"), Path(folder) / f"{task.name}.unusable.csv"
+    found = {name: _sifted(split, f"{task.name}, {name} split", memory) for name, split in task.splits.items()}
     memory.save()
-    if not listed:
-        return task
-    if not quiet:
+    listed = [(name, *row) for name, (_, lost) in found.items() for row in lost]
+    if listed and not quiet:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, ("split", "path", "start", "problem", "detail"), listed)
-    for name, split in splits.items():
-        rows = [row for row in listed if row[0] == name]
-        what, whole = ("recordings", split.files) if task.kind == "detection" else ("clips", split)
-        total = len(whole) + len(rows)
-        text = f"{len(rows)} of {total} {what} of the {name} split can't be read" + (
-            f", for example {rows[0][1]}: {rows[0][4]}; listed in {path}" if rows else "")
+    for name, (split, lost) in found.items():
+        if not lost:
+            continue
+        what, total = ("clips", len(split)) if split.file_index is None else ("recordings", len(split.files))
+        total += len(lost)
+        text = (f"task {task.name}: {len(lost)} of {total} {what} of the {name} split can't be read, for example "
+                f"{lost[0][0]}: {lost[0][3]}; listed in {path}")
         if not len(split):
-            raise UserError(f"task {task.name}: {text}: nothing is left")
-        if name == "test" and len(rows) > max_bad * total:
-            raise UserError(f"task {task.name}: {text}: mend them, take them out of the table, or raise --max-bad "
-                            f"{max_bad:g}")
-        if rows and not quiet:
-            outcome = f"scores stand on the other {len(split)}" if name == "test" else "left out"
-            (warn if name == "test" else print)(f"task {task.name}: {text}: {outcome}")
-    return replace(task, splits=splits)
+            raise UserError(f"{text}: nothing is left")
+        if name == "test" and len(lost) > max_bad * total:
+            raise UserError(f"{text}: mend them, take them out of the table, or raise --max-bad {max_bad:g}")
+        if not quiet and name == "test":
+            warn(f"{text}: scores stand on the other {len(split)}")
+        elif not quiet:
+            print(f"{text}: left out")
+    return replace(task, splits={name: split for name, (split, _) in found.items()})
 
 
-def _find(split, what, memory):
-    """{row: (path, start, Verdict)} of a split's clips that can't be read; of recordings, by their first window."""
-    rows = split.rows
+def _sifted(split, what, memory):
+    """The split without clips, or recordings with all their windows and calls, that can't be read, and
+    [(path, start, problem, detail)] of these. A recording is judged by the first of its windows."""
+    rows, index = split.rows, split.file_index
 
     def judge(i):
-        if split.file_index is not None:
+        if index is not None:
             return memory.judge(rows.locate(i), lambda: judge_file(rows.locate(i), 0))
         return memory.judge(rows.locate(i), lambda: judge_row(rows, i, min_seconds=0),
                             f" {rows.start[i]} {rows.frames[i]}")
-    firsts = np.arange(len(rows)) if split.file_index is None else np.unique(split.file_index, return_index=True)[1]
-    places = firsts.tolist()
-    verdicts = in_threads(judge, places, os.cpu_count() or 1, what)
-    return {i: (rows.path(i), int(rows.start[i]), verdict) for i, verdict in zip(places, verdicts)
-            if verdict.problem in _BROKEN}
-
-
-def _without(split, rows):
-    """The split without some rows; where they are windows, without all windows and calls of their recordings."""
-    if split.file_index is None:
-        return split.select(np.setdiff1d(np.arange(len(split)), rows))
-    lost = set(split.file_index[rows].tolist())
-    left = [k for k in range(len(split.files)) if k not in lost]
-    names = {split.files[k][0] for k in left}
-    rest = split.select(np.isin(split.file_index, left))
-    return replace(rest, files=[split.files[k] for k in left],
-                   events=[event for event in split.events if event.file in names],
-                   file_index=np.searchsorted(left, rest.file_index).astype(np.int32))
+    places = range(len(rows)) if index is None else np.unique(index, return_index=True)[1].tolist()
+    verdicts = zip(places, in_threads(judge, places, os.cpu_count() or 1, what))
+    bad = {i: verdict for i, verdict in verdicts if verdict.problem in _BROKEN}
+    lost = [(rows.path(i), int(rows.start[i]), verdict) for i, verdict in bad.items()]
+    lost += [(file, 0, verdict) for file, verdict in split.unreadable]
+    lost = [(printable(file), start, verdict.problem, verdict.detail) for file, start, verdict in lost]
+    if bad and index is None:
+        split = split.select(np.setdiff1d(np.arange(len(split)), list(bad)))
+    elif bad:
+        left = np.setdiff1d(np.arange(len(split.files)), index[list(bad)])
+        files = [split.files[k] for k in left]
+        names = {file for file, *_ in files}
+        split = split.select(np.isin(index, left))
+        split = replace(split, files=files, events=[event for event in split.events if event.file in names],
+                        file_index=np.searchsorted(left, split.file_index).astype(np.int32))
+    return split, lost

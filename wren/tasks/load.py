@@ -1,52 +1,32 @@
-"""Labelled data sets to train and be judged on: BEANS's twelve by name, and own ones as folders.
+"""Opening a task: one of BEANS's twelve by name, or a folder in one of the layouts of docs/data.md.
 
-    load_task("watkins", root=BEANS)    one of `BEANS`; root holds the folder data/ that the BEANS scripts make
-    load_task("FOLDER")                 an own task, in one of these layouts, each for train, valid and test:
-
-    clips         train.csv (or annotations.train.csv) with path and label, several labels by semicolons, and
-                  stream:NAME for what was measured beside the sound;
-                  train.tsv with train.lbl (EAT's); AudioSet's segment list as train.csv
-    folds         one annotations.csv with path, label, fold; or a column fold in the three lists
-    recordings    train.jsonl (BEANS's); train.csv with file, start, end, label; train.txt, a Raven table with Begin
-                  Path and File Offset; or a folder train/ of recordings, each with a table of its own beside it:
-                  REC.txt, REC.Table.1.selections.txt, REC.csv … (Raven, Audacity or CSV)
-
-A recording without calls is a JSON line without annotations, a CSV row with only the file, or a file without a table.
-A column `recording` in a list of clips says which of them belong together: intervals are drawn by recording.
+    load_task("watkins", root=BEANS)    root holds the folder data/ that the BEANS scripts make
+    load_task("FOLDER")
 """
 from pathlib import Path
 
 from wren.cli import UserError
-from wren.tasks.annotations import columns
+from wren.tasks.annotations import columns, read_text, rows_of
 from wren.tasks.beans import BEANS, Beans
 from wren.tasks.clips import clip_task
-from wren.tasks.lists import Source, table
-from wren.tasks.task import SPLITS
+from wren.tasks.task import SPLITS, Source
 from wren.tasks.windows import detection_task
 
 
 def _beans_home(name, root):
     """The folder data/ that holds a set of BEANS, or None: `root` itself or the one in it."""
-    for home in (Path(root or ".") / "data", Path(root or ".")):
-        if (home / BEANS[name].lists.format("train")).exists():
-            return home
-    return None
+    homes = (Path(root or ".") / "data", Path(root or "."))
+    return next((home for home in homes if (home / BEANS[name].lists.format("train")).exists()), None)
 
 
 def task_names(names, root=None):
     """Names as `--task` takes them, with "beans" replaced by those of the twelve that are present, in their order."""
-    out = []
-    for name in names:
-        if str(name) != "beans":
-            out.append(name)
-            continue
-        present = [n for n in BEANS if _beans_home(n, root)]
-        if not present:
-            raise UserError(f"--task beans: none of the twelve is below {root or '.'}: --data wants the folder in "
-                            "which the BEANS scripts made data/, or that data/ itself (for example "
-                            f"{Path(root or '.') / 'data' / BEANS['watkins'].lists.format('train')})")
-        out += present
-    return list(dict.fromkeys(out))
+    present = [name for name in BEANS if "beans" in names and _beans_home(name, root)]
+    if "beans" in names and not present:
+        raise UserError(f"--task beans: none of the twelve is below {root or '.'}: --data wants the folder in "
+                        "which the BEANS scripts made data/, or that data/ itself (for example "
+                        f"{Path(root or '.') / 'data' / BEANS['watkins'].lists.format('train')})")
+    return list(dict.fromkeys(one for name in names for one in (present if name == "beans" else [name])))
 
 
 def load_task(task, root=None, low=False, fold=None, label=None):
@@ -59,37 +39,35 @@ def load_task(task, root=None, low=False, fold=None, label=None):
     """
     name, home = str(task), None
     if name in BEANS and (home := _beans_home(name, root)):
-        lists = {s: home / BEANS[name].lists.format(s) for s in SPLITS}
         settings = BEANS[name]
+        lists = {split: home / settings.lists.format(split) for split in SPLITS}
     else:
         folder = _folder(task, root)
         name, lists, settings = folder.resolve().name, _own_lists(folder, task), Beans()
-    if low and fold is not None:
-        raise UserError(f"task {name}: a fold and the low-data list exclude each other")
     if low:
+        if fold is not None:
+            raise UserError(f"task {name}: a fold and the low-data list exclude each other")
         lists["train"] = _low_list(lists.get("train", next(iter(lists.values()))))
-    for split, path in lists.items():
+    for path in lists.values():
         if not path.exists():
             raise UserError(f"{path} is missing: task {name} has a list for each of train, valid and test")
     source = Source(name, settings, home, root)
-    if settings.hop or (not home and _lists_events(next(iter(lists.values())))):
-        if fold is not None or "all" in lists:
-            raise UserError(f"task {name} lists calls in recordings: it wants train, valid and test; folds are for "
-                            "clips")
-        return detection_task(source, lists, label)
-    return clip_task(source, lists, fold)
+    if not (settings.hop or (not home and _lists_events(next(iter(lists.values()))))):
+        return clip_task(source, lists, fold)
+    if fold is not None or "all" in lists:
+        raise UserError(f"task {name} lists calls in recordings: it wants train, valid and test; folds are for clips")
+    return detection_task(source, lists, label)
 
 
 def _folder(task, root):
     """The folder that `--task` names."""
-    folder = next((p for p in (Path(root or ".") / str(task), Path(task)) if p.is_dir()), None)
-    if folder is None:
-        place, other = Path(root or "."), f"nor one of BEANS's twelve ({', '.join(BEANS)})"
-        if str(task) in BEANS:
-            lists = place / "data" / BEANS[str(task)].lists.format("train")
-            other = f"nor is {lists} there, or the same without data/"
-        raise UserError(f"--task {task}: neither a folder nor a folder in {place}, {other}")
-    return folder
+    place = Path(root or ".")
+    if found := next((path for path in (place / str(task), Path(task)) if path.is_dir()), None):
+        return found
+    other = f"nor one of BEANS's twelve ({', '.join(BEANS)})"
+    if str(task) in BEANS:
+        other = f"nor is {place / 'data' / BEANS[str(task)].lists.format('train')} there, or the same without data/"
+    raise UserError(f"--task {task}: neither a folder nor a folder in {place}, {other}")
 
 
 def _own_lists(folder, task):
@@ -99,11 +77,10 @@ def _own_lists(folder, task):
             return {split: folder / name.format(split) for split in SPLITS}
     if (folder / "annotations.csv").exists():
         return {"all": folder / "annotations.csv"}
-    inside = sorted(p.name for p in folder.iterdir())[:5]
+    inside = ", ".join(sorted(path.name for path in folder.iterdir())[:5])
     raise UserError(f"--task {task}: {folder}/train.csv is missing; a task has lists train, valid and test: .csv "
-                    "with path and label (or file, start, end, label), .jsonl, .tsv with .lbl, folders of recordings "
-                    "and tables, or one annotations.csv with a column fold "
-                    f"(there is {', '.join(inside) or 'nothing'})")
+                    "with path and label (or file, start, end, label), .jsonl, folders of recordings and tables, or "
+                    f"one annotations.csv with a column fold (there is {inside or 'nothing'})")
 
 
 def _low_list(path):
@@ -116,4 +93,4 @@ def _low_list(path):
 
 def _lists_events(path):
     """Whether a list is of events in recordings rather than of clips."""
-    return path.is_dir() or path.suffix == ".jsonl" or {"start", "end"} <= columns(table(path)[0]).keys()
+    return path.is_dir() or path.suffix == ".jsonl" or {"start", "end"} <= columns(rows_of(read_text(path))[0]).keys()

@@ -10,8 +10,7 @@ from wren.sound import audio
 from wren.sound.manifest import STREAM, build
 from wren.sound.quality import Verdict
 from wren.sound.scan import find
-from wren.tasks.annotations import columns, meant, read_recordings, tables
-from wren.tasks.lists import table
+from wren.tasks.annotations import columns, meant, read_recordings, read_text, rows_of, tables
 from wren.tasks.task import Split, Task
 
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 1.0  # of own recordings; BEANS's for birds
@@ -52,91 +51,88 @@ def _recordings_in(folder, label):
 
 def _windows(source, path, recordings, labels, width, hop):
     """The Split of one list of recordings [(file, seconds or None, events)]."""
-    if not recordings:
+    names = [file for file, _, _ in recordings]
+    if not names:
         raise UserError(f"{path} holds no recordings")
-    if any(not file for file, _, _ in recordings):
+    if "" in names:
         raise UserError(f"{path} doesn't say in which recordings its calls are: it wants a column file (Raven's is "
                         "Begin Path)")
-    names = [file for file, _, _ in recordings]
     whole = source.place(build(names, bases=(), origin=str(path), **_streams(path, names)), path)
-    readable, files, frames, unreadable = _files(path, whole, [seconds for _, seconds, _ in recordings])
-    if unreadable:
-        lost = f"for example {audio.printable(unreadable[0][0])}: {unreadable[0][1].detail}"
-        if not readable:
-            raise UserError(f"{path}: none of its {len(whole)} recordings can be read, {lost}")
-        warn(f"{path}: {len(unreadable)} of {len(whole)} recordings can't be read, {lost}: left out")
-    whole, recordings = whole.select(readable), [recordings[k] for k in readable]
-    events, of_file = _events(source, path, whole, recordings, frames / np.array([rate for _, _, rate in files]))
-    count = np.array([count_windows(seconds, width, hop) for _, seconds, _ in files])
+    heard, unreadable = _headers(path, whole, [seconds for _, seconds, _ in recordings])
+    whole, calls = whole.select(list(heard)), [recordings[k][2] for k in heard]
+    frames, rates, seconds = zip(*heard.values())
+    files = [(whole.path(i), *about) for i, about in enumerate(zip(seconds, rates))]
+    frames, rates = np.array(frames, np.int64), np.array(rates, np.int32)
+    events, of_file = _events(source, path, files, calls, frames / rates)
+    count = np.array([count_windows(s, width, hop) for s in seconds])
     if not count.sum():
         raise UserError(f"{path}: all {len(files)} recordings are too short for a window of {width:g} s")
     file_index = np.repeat(np.arange(len(files), dtype=np.int32), count)
     index = np.arange(len(file_index)) - (np.cumsum(count) - count)[file_index]  # of a window in its recording
-    rows, rate = whole.select(file_index), np.array([rate for _, _, rate in files])[file_index]
-    rows.sample_rate = rate.astype(np.int32)
-    rows.start = np.rint(index * hop * rate).astype(np.int64)
+    rows, rate = whole.select(file_index), rates[file_index]
+    rows.sample_rate, rows.start = rate, np.rint(index * hop * rate).astype(np.int64)
     rows.frames = np.minimum(np.rint(width * rate).astype(np.int64), frames[file_index] - rows.start)
-    code = source.coder(labels, path)
-    codes = np.array([code(event.label) for event in events], int)
+    codes = source.codes([event.label for event in events], labels, path)
     for event, k in zip(events, codes):
         event.label = labels[k]
-    targets = label_windows(np.array([event.start for event in events]), np.array([event.end for event in events]),
-                            codes, of_file, count, width, hop, len(labels))
+    start, end = np.array([(event.start, event.end) for event in events]).reshape(-1, 2).T
+    targets = label_windows(start, end, codes, of_file, count, width, hop, len(labels))
     return Split(rows, targets, source.groups(whole)[file_index], events, files, file_index, unreadable=unreadable)
 
 
 def _streams(path, files):
     """{column: list of str} of the streams that a CSV list of calls names in any row of each recording."""
-    if path.is_dir() or path.suffix not in (".csv", ".tsv"):
+    if path.suffix not in (".csv", ".tsv"):
         return {}
-    (names, rows), out = table(path), {}
-    for k, name in enumerate(names):
+    (header, rows), out = rows_of(read_text(path)), {}
+    for k, name in enumerate(map(str.lower, header)):
         if name.startswith(STREAM):
-            said = {row[columns(names)["file"]].strip(): row[k].strip() for row in rows if len(row) > k and row[k]}
+            said = {row[columns(header)["file"]]: row[k] for _, row in rows if row[k]}
             out[STREAM + name.removeprefix(STREAM).strip()] = [said.get(file, "") for file in files]
     return out
 
 
-def _files(path, whole, lengths):
-    """Headers of recordings; lengths: seconds as listed, or None -> indices of those that can be read; of each of them
-    (path, seconds as listed or else counted, sample rate) and frames int64; of the others (path, Verdict)."""
-    readable, files, frames, unreadable = [], [], [], []
-    for k, seconds in enumerate(lengths):
+def _headers(path, whole, lengths):
+    """What recordings say of themselves -> {index: (frames, rate in Hz, seconds, those listed in `lengths` if any)},
+    and [(path, Verdict)] of those that can't be read."""
+    heard, unreadable = {}, []
+    for k, listed in enumerate(lengths):
         try:
-            n, rate, _ = audio.info(whole.locate(k))
-            verdict = Verdict("" if n else "short", "" if n else "holds no sound")
+            frames, rate, _ = audio.info(whole.locate(k))
+            if not frames:
+                raise audio.BadAudio("holds no sound")
         except audio.BadAudio as error:
-            verdict = Verdict("unreadable", error.reason)
-        if verdict.problem:
-            unreadable.append((whole.path(k), verdict))
+            unreadable.append((whole.path(k), Verdict("unreadable", error.reason)))
             continue
-        if seconds is not None and seconds > n / rate + _PAST_END:
-            raise UserError(f"{path} says that {audio.printable(whole.path(k))} lasts {seconds:g} s, the file has "
-                            f"{n / rate:g} s")
-        readable.append(k)
-        files.append((whole.path(k), n / rate if seconds is None else seconds, rate))
-        frames.append(n)
-    return readable, files, np.array(frames, np.int64), unreadable
+        if listed is not None and listed > frames / rate + _PAST_END:
+            raise UserError(f"{path} says that {audio.printable(whole.path(k))} lasts {listed:g} s, the file has "
+                            f"{frames / rate:g} s")
+        heard[k] = frames, rate, frames / rate if listed is None else listed
+    if unreadable:
+        lost = f"for example {audio.printable(unreadable[0][0])}: {unreadable[0][1].detail}"
+        if not heard:
+            raise UserError(f"{path}: none of its {len(whole)} recordings can be read, {lost}")
+        warn(f"{path}: {len(unreadable)} of {len(whole)} recordings can't be read, {lost}: left out")
+    return heard, unreadable
 
 
-def _events(source, path, whole, recordings, seconds):
-    """All events of a list, each with its recording's path as in the rows; and the recordings' indices int64 (E,).
-
-    One that ends after its recording (seconds (R,)) is an error in own tasks; BEANS's lists are taken as they are.
+def _events(source, path, files, calls, seconds):
+    """The calls of each recording -> all of them, each with its recording's path as in the rows, and the recordings'
+    indices. One that ends after its recording (seconds (R,)) is an error in own tasks; BEANS's are taken as they are.
     """
     events, of_file, outside = [], [], 0
-    for k, (file, _, calls) in enumerate(recordings):
-        for event in calls:
+    for k, (file, *_) in enumerate(files):
+        for event in calls[k]:
             if event.end > seconds[k] + _PAST_END:
                 if not source.home:
                     raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside "
                                     f"{file}, which ends at {seconds[k]:g} s")
                 outside += 1
-            events.append(replace(event, file=whole.path(k)))
+            events.append(replace(event, file=file))
             of_file.append(k)
     if outside:
         warn(f"{path}: {outside} annotations end after their recording")
-    return events, np.array(of_file, int)
+    return events, of_file
 
 
 def count_windows(seconds, width, hop):
