@@ -7,15 +7,13 @@
 
 FILE may be a folder of Hugging Face's (config.json beside model.safetensors). Formats are recognised by their keys.
 GPM-BT's files are SSAST's to the letter but were trained on another front end, and fine-tuned SSAST differs from AST
-only in how it is used, so there the format must be named. Every key is used, known to be droppable, or an error.
-Opening a file runs nothing from it.
+only in how it is used, so there the format must be named. Opening a file runs nothing from it.
 """
 from pathlib import Path
 
 from wren import cli
 from wren.cli import UserError
 from wren.formats import FORMATS, dasheng, ours, read, ssast, write_safetensors
-from wren.recipes import PRESETS
 
 
 def parse_args(argv=None):
@@ -29,30 +27,23 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
+    import torch
+
+    from model import Encoder, load_exactly
     args = parse_args(argv)
     found = read(args.file, args.format)
-    check(found, args.file)
+    with torch.device("meta"):
+        encoder = Encoder(found.config)
+    load_exactly(encoder, found.state, args.file, assign=True)  # every weight is there, in its shape, and nothing else
     print("\n".join(describe(found)))
     if args.out:
         write(found, args.out, args.to, args.file)
         print(f"written to {args.out}")
 
 
-def check(found, path):
-    """Every weight the encoder needs is there, in its shape, and nothing else."""
-    import torch
-
-    from model import Encoder, load_exactly
-    with torch.device("meta"):
-        encoder = Encoder(found.config)
-    load_exactly(encoder, found.state, path, assign=True)
-
-
 def describe(found):
     """Lines that say what a checkpoint is."""
     c, dropped = found.config, found.dropped
-    traits = ("dim", "depth", "heads", "frontend", "window", "positions", "norm", "patch", "stride", "specials")
-    same = [name for name, p in PRESETS.items() if all(getattr(p, t) == getattr(c, t) for t in traits)]
     ends = {"wave": "raw wave, Sinc filters and convolutions", "mel-db": f"mel in dB, floor {c.floor_db:g} dB",
             "kaldi": "Kaldi log-mel", "octave": "log-mel of a band a semitone"}[c.frontend]
     if c.frontend != "wave":
@@ -60,11 +51,9 @@ def describe(found):
                  f"mean {c.mean:g}, scale {c.scale:g}")
     yield f"format      {found.format}"
     yield f"encoder     {c.name}: {c.dim} wide, {c.depth} blocks, {c.heads} heads"
-    yield f"preset      {', '.join(same[:3]) or 'none of ours'}"
     yield f"parameters  {sum(v.numel() for v in found.state.values()) / 1e6:.1f} M"
     yield f"sound       {c.sample_rate} Hz, {c.clip_seconds:g} s; {ends}"
-    yield (f"tokens      {c.grid[0]} × {c.grid[1]} (time × frequency), {c.specials} special; pad {c.pad}, "
-           f"pool {c.pool}")
+    yield f"tokens      {c.grid[0]} × {c.grid[1]} (time × frequency), {c.specials} special; pad {c.pad}, pool {c.pool}"
     for name, head in found.heads.items():
         yield f"head        {name}: {', '.join(f'{k} {tuple(v.shape)}' for k, v in list(head.items())[:4])}"
     if found.labels:
@@ -75,16 +64,14 @@ def describe(found):
 
 def write(found, out, to, source):
     """Write a checkpoint as ours (with its heads) or in a published layout."""
-    from model import Encoder, write_atomically
+    from model import write_atomically
     suffix, about = Path(out).suffix, None
     if suffix not in (".pt", ".pth", ".safetensors", ".onnx"):
         raise UserError(f"{out}: write to a name that ends in .pt, .pth, .safetensors or .onnx")
     if suffix == ".onnx":
         if to != "wren":
             raise UserError(f"{out}: ONNX has no layout {to}; leave --to out")
-        encoder = Encoder(found.config).eval()
-        encoder.load_state_dict(found.state)
-        return write_onnx(encoder, out)
+        return write_onnx(found, out)
     if to == "ssast":
         content = ssast.write(found, source)
     elif to == "dasheng":
@@ -99,13 +86,17 @@ def write(found, out, to, source):
         write_atomically(content, out)
 
 
-def write_onnx(encoder, path):
-    """An encoder for programs without PyTorch; needs the packages onnx and onnxscript."""
+def write_onnx(found, path):
+    """The encoder for programs without PyTorch; needs the packages onnx and onnxscript."""
     import torch
+
+    from model import Encoder
     try:
         import onnxscript  # noqa: F401
     except ImportError:
         raise UserError(f"{path}: writing ONNX needs two more packages: pip install onnx onnxscript") from None
+    encoder = Encoder(found.config).eval()
+    encoder.load_state_dict(found.state)
     torch.onnx.export(exported(encoder), dynamo=True, verbose=False).save(str(path))
 
 

@@ -8,7 +8,7 @@ from wren.cli import UserError
 from wren.formats import ours
 
 WEIGHTS = ("encoder.pt", "model.safetensors", "pytorch_model.bin")  # what a folder's weights are called
-_KNOWN = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"),
+_KNOWN = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2"),
           ("torch._utils", "_rebuild_parameter"), ("torch", "Size")}
 
 
@@ -57,34 +57,27 @@ def open_file(path):
     if path.is_dir():
         path = newest_encoder(path)
     try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        return _content(path)
     except Exception as error:  # whatever a damaged file makes the readers raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:90]
         raise UserError(f"{path}: cannot be opened: it is damaged or no checkpoint ({reason})") from None
 
 
-def _read_pickle(path):
-    """torch.load of weights only, or with stubs for unknown classes."""
+def _content(path):
+    """{key: tensor} or the content of a file of ours from .safetensors; what torch.save wrote, with stubs."""
     import torch
+    from safetensors import safe_open
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            tensors, about = {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("wren")
+        return tensors if about is None else ours.from_tensors(tensors, about)
     with open(path, "rb") as file:
         if not file.read(2).startswith((b"PK", b"\x80")):
             raise ValueError("neither a zip or pickle of PyTorch nor .safetensors")
     mapped = zipfile.is_zipfile(path)
     if mapped and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         raise ValueError("a TorchScript archive")
-    options = dict(map_location="cpu", mmap=mapped)
-    try:
-        return torch.load(str(path), weights_only=True, **options)
-    except pickle.UnpicklingError:
-        return torch.load(str(path), weights_only=False, pickle_module=_STUBS, **options)
-
-
-def _read_safetensors(path):
-    """{key: tensor}, or the content of a file of ours."""
-    from safetensors import safe_open
-    with safe_open(path, "pt") as file:
-        tensors, about = {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("wren")
-    return tensors if about is None else ours.from_tensors(tensors, about)
+    return torch.load(str(path), map_location="cpu", mmap=mapped, weights_only=False, pickle_module=_STUBS)
 
 
 def write_safetensors(tensors, path, about=None):

@@ -31,9 +31,6 @@ _NAMES = {
     "low": ("low", "low freq", "low frequency", "min freq", "low f"),
     "high": ("high", "high freq", "high frequency", "max freq", "high f"),
     "file offset": ("file offset",), "selection": ("selection",), "view": ("view",)}
-_RAVEN = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)",
-          "Begin Path", "File Offset (s)", "Annotation", "Score")
-_CSV = ("file", "start", "end", "label", "score", "low", "high")
 
 
 @dataclass
@@ -100,7 +97,7 @@ def meant(file, table, files):
 
 def _read(path, label):
     """-> (events, {recording that the file names: its length in seconds or None})."""
-    text, lengths = read_text(path), {}
+    text, lengths, events, unnamed = read_text(path), {}, [], []
     first = text.lstrip().partition("\n")[0]
     if first.startswith("{"):
         rows = _jsonl(path, text, lengths)
@@ -108,17 +105,18 @@ def _read(path, label):
         rows = _audacity(path, text)
     else:
         rows = _table(path, text, lengths, label) if first else []  # a label track without labels is empty
-    events, unnamed = [], []
     for number, event in rows:
         if not 0 <= event.start <= event.end < math.inf:
             raise UserError(f"{path}, line {number}: {event.label!r} from {event.start:g} to {event.end:g} s is no "
                             "stretch of a recording")
-        event.label = event.label or label or ""
-        events += [event] * bool(event.label)
-        unnamed += [number] * (not event.label)
+        event.label = event.label or label
+        if event.label:
+            events.append(event)
+        else:
+            unnamed.append(str(number))
     if unnamed:
-        rows = ", ".join(map(str, unnamed[:5])) + (" …" if len(unnamed) > 5 else "")
-        warn(f"{len(unnamed)} selection{'s' * (len(unnamed) > 1)} without a label in {path}, row {rows}: left out")
+        warn(f"{len(unnamed)} selection{'s' * (len(unnamed) > 1)} without a label in {path}, row "
+             f"{', '.join(unnamed[:5])}{' …' * (len(unnamed) > 5)}: left out")
     return events, lengths
 
 
@@ -149,15 +147,12 @@ def _jsonl(path, text, lengths):
             file, length = str(row["path"]), row.get("length")
             lengths[file] = None if length is None else float(length)
             for call in row["annotations"]:
-                yield number, Event(file, float(call["st"]), float(call["ed"]), _label_text(call["label"]))
+                label = call["label"]  # pandas writes the integer 1 as 1.0 where a column has gaps
+                label = f"{label:.15g}" if isinstance(label, float) else str(label)
+                yield number, Event(file, float(call["st"]), float(call["ed"]), label)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path}, line {number} is not {{"path": …, "length": …, "annotations": [{{"st": …, '
                             f'"ed": …, "label": …}}]}} ({type(error).__name__}: {error})') from None
-
-
-def _label_text(value):
-    """A label as text; pandas writes the integer 1 as 1.0 where a column has gaps."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _audacity(path, text):
@@ -165,13 +160,13 @@ def _audacity(path, text):
     last -> [(line, Event)]."""
     events = []
     for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split("\t")
+        first, *rest = line.split("\t")
         try:
-            if fields[0] == "\\":
+            if first == "\\":
                 last = events[-1][1]
-                last.low, last.high = (None if float(f) < 0 else float(f) for f in fields[1:3])  # -1: not said
+                last.low, last.high = (None if float(f) < 0 else float(f) for f in rest[:2])  # -1: not said
             elif line.strip():
-                events.append((number, Event("", float(fields[0]), float(fields[1]), "\t".join(fields[2:]).strip())))
+                events.append((number, Event("", float(first), float(rest[0]), "\t".join(rest[1:]).strip())))
         except (ValueError, IndexError):
             raise UserError(f"{path}, line {number} is no Audacity label (start, end, label by tabs): "
                             f"{line[:80]!r}") from None
@@ -191,12 +186,12 @@ def columns(header):
     """Which of a table's columns are what: names -> {"start": index, "end": …, "label": …, "file": …}."""
     plain = [re.sub(r" *\(?\b(s|sec|seconds|hz)\)?$", "", name.lower().split(":")[0].replace("_", " ").strip())
              for name in header]
-    return {ours: plain.index(next(name for name in names if name in plain))
-            for ours, names in _NAMES.items() if not set(plain).isdisjoint(names)}
+    hits = {ours: [plain.index(name) for name in names if name in plain] for ours, names in _NAMES.items()}
+    return {ours: found[0] for ours, found in hits.items() if found}
 
 
 def _table(path, text, lengths, label):
-    """A Raven table or a CSV with a header -> [(line, Event)]; fills {recording: None}."""
+    """A Raven table or a CSV with a header -> (line, Event) of each call; fills {recording: None}."""
     header, rows = rows_of(text)
     column = columns(header)
     missing = [name for name in ("start", "end", "label") if name not in column]
@@ -205,37 +200,35 @@ def _table(path, text, lengths, label):
                   "--label NAME" if missing == ["label"] else "annotations are a Raven table, Audacity labels (start, "
                   "end, label by tabs), a CSV with file, start, end, label, or BEANS's JSON lines")
         raise UserError(f"{path} has no column for {' and '.join(missing)} (there are {', '.join(header)}): {remedy}")
-    if "selection" in column and "view" in column:
+    rows = [(number, {name: row[k] for name, k in column.items()}) for number, row in rows]
+    if {"selection", "view"} <= column.keys():
         # Raven writes a selection once for each view: the spectrogram's is kept, which has the frequencies
-        rows.sort(key=lambda row: row[1][column["view"]].startswith("Spectrogram"))
-        rows = sorted({row[column["selection"]]: (number, row) for number, row in rows}.values())
-    events = []
-    for number, row in rows:
-        fields = {name: row[k] for name, k in column.items()}
-        if fields.get("file"):
-            lengths.setdefault(fields["file"])
-        if fields["start"] or fields["end"] or fields.get("label"):  # else: a recording without annotations
-            events.append((number, _event(path, number, fields)))
-    if "file offset" not in column and "selection" in column and len({event.file for _, event in events}) > 1:
+        rows.sort(key=lambda row: row[1]["view"].startswith("Spectrogram"))
+        rows = sorted({row["selection"]: (number, row) for number, row in rows}.values())
+    if "selection" in column and "file offset" not in column and len({row.get("file") for _, row in rows}) > 1:
         raise UserError(f"{path} covers several files but has no column File Offset (s), without which a call's "
                         "place in its file is unknown: in Raven choose that column and save the table again")
-    return events
+    for number, row in rows:
+        if row.get("file"):
+            lengths.setdefault(row["file"])
+        if row["start"] or row["end"] or row.get("label"):  # else: a recording without annotations
+            yield number, _event(path, number, row)
 
 
 def _event(path, number, row):
     """A row's texts by our column names -> Event."""
-    def value(name):
+    values = dict.fromkeys(("start", "end", "file offset", "score", "low", "high"))
+    for name in values:
         try:
-            return float(row[name]) if row.get(name) else None
+            values[name] = float(row[name]) if row.get(name) else None
         except ValueError:
             raise UserError(f"{path}, line {number}: {name} {row[name]!r} is no number") from None
-
-    start, end = value("start"), value("end")
+    start, end, offset, *rest = values.values()
     if start is None or end is None:
         raise UserError(f"{path}, line {number}: {'start' if start is None else 'end'} is empty")
-    if (offset := value("file offset")) is not None:  # cumulative times: the place in the file is in its own column
+    if offset is not None:  # cumulative times: the place in the file is in its own column
         start, end = offset, round(offset + end - start, 6)
-    return Event(row.get("file", ""), start, end, row.get("label", ""), value("score"), value("low"), value("high"))
+    return Event(row.get("file", ""), start, end, row.get("label", ""), *rest)
 
 
 # ------------------------------------------------------------------------------------------------------- writing
@@ -244,12 +237,17 @@ def write_annotations(path, events, format, files=()):
     """Write events (list of Event) as "raven", "audacity" (of one recording) or "csv"; whole or not at all.
 
     files: (path, seconds, sample rate) of the recordings that the table covers, in the order in which Raven is to show
-    them; Raven's table needs them. Raven and CSV rows are in order of file and time.
+    them; Raven's table needs them. Rows are in order of file and time.
     """
     named = [*(str(file) for file, _, _ in files), *(event.file for event in events)]
     order = {file: k for k, file in enumerate(dict.fromkeys(named))}
     events = sorted(events, key=lambda event: (order[event.file], event.start))
-    write_text(path, {"raven": _raven, "audacity": _audacity_track, "csv": _csv}[format](events, files))
+    if format == "audacity":
+        return write_text(path, "".join(map(_label_lines, events)))
+    rows = _raven(events, files) if format == "raven" else _csv(events)
+    out = io.StringIO()
+    csv.writer(out, delimiter="\t" if format == "raven" else ",", lineterminator="\n").writerows(rows)
+    write_text(path, out.getvalue())
 
 
 def _raven(events, files):
@@ -259,39 +257,33 @@ def _raven(events, files):
     for file, seconds, rate in files:
         place[str(file)] = passed, rate / 2
         passed = round(passed + seconds, 6)  # rounded here, so that a call's length survives the subtraction
-    rows = []
+    yield ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)",
+           "Begin Path", "File Offset (s)", "Annotation", "Score")
     for number, event in enumerate(events, 1):
         before, nyquist = place[event.file]
         start, end = round(event.start, 6), round(event.end, 6)
         low, high = event.low or 0.0, nyquist if event.high is None else event.high
-        rows.append((number, "Spectrogram 1", 1, f"{before + start:.6f}", f"{before + end:.6f}",
-                     _number(min(low, nyquist)), _number(min(high, nyquist)), event.file, f"{start:.6f}", event.label,
-                     _number(event.score)))
-    return _text(_RAVEN, rows, "\t")
+        yield (number, "Spectrogram 1", 1, f"{before + start:.6f}", f"{before + end:.6f}", _number(min(low, nyquist)),
+               _number(min(high, nyquist)), event.file, f"{start:.6f}", event.label, _number(event.score))
 
 
-def _audacity_track(events, files):
-    lines = []
+def _csv(events):
+    """A header and rows, without columns of scores or frequencies that would be empty."""
+    more = [name for name in ("score", "low", "high") if any(getattr(event, name) is not None for event in events)]
+    yield "file", "start", "end", "label", *more
     for event in events:
-        lines.append(f"{event.start:.6f}\t{event.end:.6f}\t{' '.join(event.label.split())}\n")
-        if event.low is not None or event.high is not None:
-            low, high = (_number(-1 if value is None else value) for value in (event.low, event.high))
-            lines.append(f"\\\t{low}\t{high}\n")
-    return "".join(lines)
+        yield (event.file, f"{event.start:.6f}", f"{event.end:.6f}", event.label,
+               *(_number(getattr(event, name)) for name in more))
 
 
-def _csv(events, files):
-    rows = [(event.file, f"{event.start:.6f}", f"{event.end:.6f}", event.label, _number(event.score),
-             _number(event.low), _number(event.high)) for event in events]
-    keep = [k for k in range(len(_CSV)) if k < 4 or any(row[k] for row in rows)]
-    return _text([_CSV[k] for k in keep], [[row[k] for k in keep] for row in rows], ",")
+def _label_lines(event):
+    """A label of Audacity's."""
+    line = f"{event.start:.6f}\t{event.end:.6f}\t{' '.join(event.label.split())}\n"
+    if event.low is None and event.high is None:
+        return line
+    low, high = (_number(-1 if value is None else value) for value in (event.low, event.high))
+    return f"{line}\\\t{low}\t{high}\n"
 
 
 def _number(value):
     return "" if value is None else repr(float(value))
-
-
-def _text(header, rows, delimiter):
-    out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([header, *rows])
-    return out.getvalue()

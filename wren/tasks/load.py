@@ -13,12 +13,6 @@ from wren.tasks.task import SPLITS, Source
 from wren.tasks.windows import detection_task
 
 
-def _beans_home(name, root):
-    """The folder data/ that holds a set of BEANS, or None: `root` itself or the one in it."""
-    homes = (Path(root or ".") / "data", Path(root or "."))
-    return next((home for home in homes if (home / BEANS[name].lists.format("train")).exists()), None)
-
-
 def task_names(names, root=None):
     """Names as `--task` takes them, with "beans" replaced by those of the twelve that are present, in their order."""
     present = [name for name in BEANS if "beans" in names and _beans_home(name, root)]
@@ -37,36 +31,46 @@ def load_task(task, root=None, low=False, fold=None, label=None):
     train. fold: that fold is the test split, the one before it valid, the others train. label: of calls in
     tables that have none. Classes of own tasks are the sorted labels of the training split; others come after them.
     """
-    name, home = str(task), None
-    if name in BEANS and (home := _beans_home(name, root)):
+    name, settings, home = str(task), Beans(), _beans_home(str(task), root)
+    if home:
         settings = BEANS[name]
         lists = {split: home / settings.lists.format(split) for split in SPLITS}
     else:
-        folder = _folder(task, root)
-        name, lists, settings = folder.resolve().name, _own_lists(folder, task), Beans()
+        folder = _folder(name, Path(root or "."))
+        name, lists = folder.resolve().name, _own_lists(folder, task)
+    train = next(iter(lists.values()))
     if low:
         if fold is not None:
             raise UserError(f"task {name}: a fold and the low-data list exclude each other")
-        lists["train"] = _low_list(lists.get("train", next(iter(lists.values()))))
+        lists["train"] = train.with_name(train.name.replace("train", "train-low"))
+        if lists["train"] == train or not lists["train"].exists():
+            raise UserError(f"{train}: this task has no low-data list, train-low, beside it")
     for path in lists.values():
         if not path.exists():
             raise UserError(f"{path} is missing: task {name} has a list for each of train, valid and test")
     source = Source(name, settings, home, root)
-    if not (settings.hop or (not home and _lists_events(next(iter(lists.values()))))):
+    calls = settings.hop if home else (train.is_dir() or train.suffix == ".jsonl"
+                                       or {"start", "end"} <= columns(rows_of(read_text(train))[0]).keys())
+    if not calls:
         return clip_task(source, lists, fold)
     if fold is not None or "all" in lists:
         raise UserError(f"task {name} lists calls in recordings: it wants train, valid and test; folds are for clips")
     return detection_task(source, lists, label)
 
 
-def _folder(task, root):
+def _beans_home(name, root):
+    """The folder data/ that holds a set of BEANS, or None: `root` itself or the one in it."""
+    homes = (Path(root or ".") / "data", Path(root or "."))
+    return next((home for home in homes if name in BEANS and (home / BEANS[name].lists.format("train")).exists()), None)
+
+
+def _folder(task, place):
     """The folder that `--task` names."""
-    place = Path(root or ".")
-    if found := next((path for path in (place / str(task), Path(task)) if path.is_dir()), None):
+    if found := next((path for path in (place / task, Path(task)) if path.is_dir()), None):
         return found
     other = f"nor one of BEANS's twelve ({', '.join(BEANS)})"
-    if str(task) in BEANS:
-        other = f"nor is {place / 'data' / BEANS[str(task)].lists.format('train')} there, or the same without data/"
+    if task in BEANS:
+        other = f"nor is {place / 'data' / BEANS[task].lists.format('train')} there, or the same without data/"
     raise UserError(f"--task {task}: neither a folder nor a folder in {place}, {other}")
 
 
@@ -81,16 +85,3 @@ def _own_lists(folder, task):
     raise UserError(f"--task {task}: {folder}/train.csv is missing; a task has lists train, valid and test: .csv "
                     "with path and label (or file, start, end, label), .jsonl, folders of recordings and tables, or "
                     f"one annotations.csv with a column fold (there is {inside or 'nothing'})")
-
-
-def _low_list(path):
-    """The list of the low-data protocol beside a training list."""
-    low = path.with_name(path.name.replace("train", "train-low"))
-    if low == path or not low.exists():
-        raise UserError(f"{path}: this task has no low-data list, train-low, beside it")
-    return low
-
-
-def _lists_events(path):
-    """Whether a list is of events in recordings rather than of clips."""
-    return path.is_dir() or path.suffix == ".jsonl" or {"start", "end"} <= columns(rows_of(read_text(path))[0]).keys()

@@ -58,12 +58,11 @@ def _windows(source, path, recordings, labels, width, hop):
         raise UserError(f"{path} doesn't say in which recordings its calls are: it wants a column file (Raven's is "
                         "Begin Path)")
     whole = source.place(build(names, bases=(), origin=str(path), **_streams(path, names)), path)
-    heard, unreadable = _headers(path, whole, [seconds for _, seconds, _ in recordings])
-    whole, calls = whole.select(list(heard)), [recordings[k][2] for k in heard]
-    frames, rates, seconds = zip(*heard.values())
+    heard, unreadable = _headers(source, path, whole, recordings)
+    whole, (frames, rates, seconds) = whole.select(list(heard)), zip(*heard.values())
     files = [(whole.path(i), *about) for i, about in enumerate(zip(seconds, rates))]
+    calls = [[replace(event, file=file) for event in recordings[k][2]] for k, (file, *_) in zip(heard, files)]
     frames, rates = np.array(frames, np.int64), np.array(rates, np.int32)
-    events, of_file = _events(source, path, files, calls, frames / rates)
     count = np.array([count_windows(s, width, hop) for s in seconds])
     if not count.sum():
         raise UserError(f"{path}: all {len(files)} recordings are too short for a window of {width:g} s")
@@ -72,10 +71,12 @@ def _windows(source, path, recordings, labels, width, hop):
     rows, rate = whole.select(file_index), rates[file_index]
     rows.sample_rate, rows.start = rate, np.rint(index * hop * rate).astype(np.int64)
     rows.frames = np.minimum(np.rint(width * rate).astype(np.int64), frames[file_index] - rows.start)
+    events = [event for some in calls for event in some]
     codes = source.codes([event.label for event in events], labels, path)
     for event, k in zip(events, codes):
         event.label = labels[k]
     start, end = np.array([(event.start, event.end) for event in events]).reshape(-1, 2).T
+    of_file = np.repeat(np.arange(len(files)), [len(some) for some in calls])
     targets = label_windows(start, end, codes, of_file, count, width, hop, len(labels))
     return Split(rows, targets, source.groups(whole)[file_index], events, files, file_index, unreadable=unreadable)
 
@@ -92,11 +93,12 @@ def _streams(path, files):
     return out
 
 
-def _headers(path, whole, lengths):
-    """What recordings say of themselves -> {index: (frames, rate in Hz, seconds, those listed in `lengths` if any)},
-    and [(path, Verdict)] of those that can't be read."""
+def _headers(source, path, whole, recordings):
+    """What recordings say of themselves -> {index: (frames, rate in Hz, seconds as listed or else counted)}, and
+    [(path, Verdict)] of those that can't be read. Calls after the end are an error, but BEANS's are as they are."""
     heard, unreadable = {}, []
-    for k, listed in enumerate(lengths):
+    for k, (_, listed, calls) in enumerate(recordings):
+        file = audio.printable(whole.path(k))
         try:
             frames, rate, _ = audio.info(whole.locate(k))
             if not frames:
@@ -104,35 +106,20 @@ def _headers(path, whole, lengths):
         except audio.BadAudio as error:
             unreadable.append((whole.path(k), Verdict("unreadable", error.reason)))
             continue
-        if listed is not None and listed > frames / rate + _PAST_END:
-            raise UserError(f"{path} says that {audio.printable(whole.path(k))} lasts {listed:g} s, the file has "
-                            f"{frames / rate:g} s")
-        heard[k] = frames, rate, frames / rate if listed is None else listed
+        seconds = frames / rate
+        if listed is not None and listed > seconds + _PAST_END:
+            raise UserError(f"{path} says that {file} lasts {listed:g} s, the file has {seconds:g} s")
+        for event in () if source.home else calls:
+            if event.end > seconds + _PAST_END:
+                raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside {file}, "
+                                f"which ends at {seconds:g} s")
+        heard[k] = frames, rate, seconds if listed is None else listed
     if unreadable:
         lost = f"for example {audio.printable(unreadable[0][0])}: {unreadable[0][1].detail}"
         if not heard:
             raise UserError(f"{path}: none of its {len(whole)} recordings can be read, {lost}")
         warn(f"{path}: {len(unreadable)} of {len(whole)} recordings can't be read, {lost}: left out")
     return heard, unreadable
-
-
-def _events(source, path, files, calls, seconds):
-    """The calls of each recording -> all of them, each with its recording's path as in the rows, and the recordings'
-    indices. One that ends after its recording (seconds (R,)) is an error in own tasks; BEANS's are taken as they are.
-    """
-    events, of_file, outside = [], [], 0
-    for k, (file, *_) in enumerate(files):
-        for event in calls[k]:
-            if event.end > seconds[k] + _PAST_END:
-                if not source.home:
-                    raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside "
-                                    f"{file}, which ends at {seconds[k]:g} s")
-                outside += 1
-            events.append(replace(event, file=file))
-            of_file.append(k)
-    if outside:
-        warn(f"{path}: {outside} annotations end after their recording")
-    return events, of_file
 
 
 def count_windows(seconds, width, hop):
