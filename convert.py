@@ -65,7 +65,7 @@ def describe(found):
 def write(found, out, to, source):
     """Write a checkpoint as ours (with its heads) or in a published layout."""
     from model import write_atomically
-    suffix, about = Path(out).suffix, None
+    suffix = Path(out).suffix
     if suffix not in (".pt", ".pth", ".safetensors", ".onnx"):
         raise UserError(f"{out}: write to a name that ends in .pt, .pth, .safetensors or .onnx")
     if suffix == ".onnx":
@@ -76,14 +76,9 @@ def write(found, out, to, source):
         content = ssast.write(found, source)
     elif to == "dasheng":
         content = dasheng.write(found, source, huggingface=suffix == ".safetensors")
-    elif suffix == ".safetensors":
-        content, about = ours.to_tensors(found)
     else:
         content = ours.content(found)
-    if suffix == ".safetensors":
-        write_safetensors(content, out, about)
-    else:
-        write_atomically(content, out)
+    (write_safetensors if suffix == ".safetensors" else write_atomically)(content, out)
 
 
 def write_onnx(found, path):

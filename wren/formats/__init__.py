@@ -19,16 +19,13 @@ FORMATS = ("wren", *_FAMILIES)
 
 
 def read(path, format=None):
-    """Open a checkpoint -> Checkpoint in our keys. `path`: a file, a published folder (config.json beside
-    model.safetensors), or a run folder's newest encoder.
-
-    `format` names one of FORMATS where the keys can't decide.
-    """
+    """Open a checkpoint -> Checkpoint in our keys. path: a file, a published folder (config.json beside
+    model.safetensors), or a run folder's newest encoder; format: one of FORMATS where the keys can't decide."""
     if format not in (None, *FORMATS):
         raise UserError(f"format {format!r} is unknown: choose one of {', '.join(FORMATS)}")
     path = newest_encoder(path) if Path(path).is_dir() else Path(path)
     content = open_file(path)
-    if (own := ours.read(content, path)) is not None:
+    if own := ours.read(content, path):
         return own
     state = _tensors(content, path)
     format = format or _recognise(state, path)
@@ -63,16 +60,13 @@ def _recognise(state, path):
     """The format of a published state dict, by its keys."""
     if (prefix := atst.prefix_of(state)) is not None:
         return "atst-clip" if prefix + "cls_token" in state else "atst-frame"
-    if state.keys() & {"time_pos_embed", "encoder.time_pos_embed"}:
-        return "dasheng"
-    if any("modality_encoders.AUDIO." in k for k in state):
-        return "animal2vec"
-    if any("modality_encoders.IMAGE." in k for k in state) or "model.pre_norm.weight" in state:
-        return "eat"
+    for key, format in (("time_pos_embed", "dasheng"), ("modality_encoders.AUDIO.", "animal2vec"),
+                        ("modality_encoders.IMAGE.", "eat"), ("model.pre_norm.weight", "eat"),
+                        ("embeddings.distillation_token", "ast-transformers")):
+        if any(key in k for k in state):
+            return format
     if {"pos_embed", "cls_token", "patch_embed.proj.weight"} <= state.keys():
         return "audiomae"
-    if any(k.endswith("embeddings.distillation_token") for k in state):
-        return "ast-transformers"
     if "v.patch_embed.proj.weight" not in state:
         kind = huggingface.settings(path).get("model_type")
         what = f"a transformers model of type {kind}, which wren does not read" if kind else "no known layout"

@@ -1,11 +1,12 @@
 """Opening a file without running anything from it: PyTorch's with stubs for unknown classes, and .safetensors."""
+import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 from wren.cli import UserError
-from wren.formats import ours
 
 WEIGHTS = ("encoder.pt", "model.safetensors", "pytorch_model.bin")  # what a folder's weights are called
 _KNOWN = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2"),
@@ -64,26 +65,34 @@ def open_file(path):
 
 
 def _content(path):
-    """{key: tensor} or the content of a file of ours from .safetensors; what torch.save wrote, with stubs."""
     import torch
     from safetensors import safe_open
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            tensors, about = {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("wren")
-        return tensors if about is None else ours.from_tensors(tensors, about)
-    with open(path, "rb") as file:
-        if not file.read(2).startswith((b"PK", b"\x80")):
+    if path.suffix != ".safetensors":
+        mapped = zipfile.is_zipfile(path)
+        if not path.open("rb").read(2).startswith((b"PK", b"\x80")):
             raise ValueError("neither a zip or pickle of PyTorch nor .safetensors")
-    mapped = zipfile.is_zipfile(path)
-    if mapped and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
-        raise ValueError("a TorchScript archive")
-    return torch.load(str(path), map_location="cpu", mmap=mapped, weights_only=False, pickle_module=_STUBS)
+        if mapped and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+            raise ValueError("a TorchScript archive")
+        return torch.load(str(path), map_location="cpu", mmap=mapped, weights_only=False, pickle_module=_STUBS)
+    with safe_open(path, "pt") as file:
+        tensors, about = {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("wren")
+    if about is None:
+        return tensors
+    groups = {"model": {}}
+    for key, tensor in tensors.items():
+        group, name = key.split(".", 1)
+        groups.setdefault(group, {})[name] = tensor
+    return json.loads(about) | {"model": groups.pop("model"), "heads": groups}
 
 
-def write_safetensors(tensors, path, about=None):
-    """Write {key: tensor} as .safetensors with {name: text} beside it; a reader sees the old file or the new one."""
+def write_safetensors(content, path):
+    """Write {key: tensor}, or the content of a file of ours (its plain values as JSON beside {"group.key": tensor}), as
+    .safetensors; a reader sees the old file or the new one."""
     from safetensors.torch import save_file
-    temporary = Path(f"{path}.tmp")
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    save_file(tensors, temporary, {"format": "pt"} | (about or {}))
-    temporary.replace(path)
+    about, groups = {"format": "pt"}, {"": content}
+    if "version" in content:
+        about["wren"] = json.dumps({k: v for k, v in content.items() if k not in ("model", "heads")})
+        groups = {"model.": content["model"]} | {f"{name}.": head for name, head in content["heads"].items()}
+    tensors = {group + k: v.detach().cpu().contiguous() for group, state in groups.items() for k, v in state.items()}
+    save_file(tensors, f"{path}.tmp", about)
+    os.replace(f"{path}.tmp", path)

@@ -44,19 +44,3 @@ def content(found):
     """A Checkpoint as what `model.save_encoder` writes."""
     return {"version": VERSION, "config": found.config.to_dict(), "labels": found.labels, "model": found.state,
             "heads": found.heads}
-
-
-def to_tensors(found):
-    """A Checkpoint as what .safetensors can hold: ({"group.key": tensor}, {name: text})."""
-    about = content(found)
-    groups = {"model": about.pop("model")} | about.pop("heads")
-    return {f"{g}.{k}": v for g, group in groups.items() for k, v in group.items()}, {"wren": json.dumps(about)}
-
-
-def from_tensors(tensors, about):
-    """The reverse of `to_tensors` -> the content of a file of ours; `about`: the text under "wren"."""
-    groups = {"model": {}}
-    for key, tensor in tensors.items():
-        group, name = key.split(".", 1)
-        groups.setdefault(group, {})[name] = tensor
-    return json.loads(about) | {"model": groups.pop("model"), "heads": groups}
