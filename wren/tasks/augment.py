@@ -22,9 +22,8 @@ def change_waves(wave, lengths, seeds, gain=0.0, roll=False):
 
 
 def mask_spectrogram(spec, frames, seeds, time=0.0, band=0.0, noise=0.0):
-    """SpecAugment (Park et al. 2019) of the windows that the encoder sees: one mask of up to `time` of a window's
-    valid frames, one of up to `band` of its mel bands, both filled with the window's mean; before that SSAST's noise,
-    U(0, 1) times a level of up to `noise` in each cell.
+    """SpecAugment (Park et al. 2019): one mask of up to `time` of a window's valid frames, one of up to `band` of its
+    mel bands, both filled with the window's mean; before that SSAST's noise, U(0, 1) times a level of up to `noise`.
 
     spec (M, F, T), frames (M,) valid of T, seeds int64 (M,) -> (M, F, T).
     """
@@ -53,12 +52,9 @@ def drop_patches(seeds, grid, share, columns=None):
 
     seeds (M,), grid (T', F'), columns (M,) valid or None -> bool (M, T', F'), True = left out.
     """
-    columns = torch.full_like(seeds, grid[0]) if columns is None else columns
-    out = torch.zeros(len(seeds), *grid, dtype=torch.bool, device=seeds.device)
-    for stream, size, extent, axis in ((_COLUMNS, grid[0], columns, 2),
-                                       (_ROWS, grid[1], torch.full_like(seeds, grid[1]), 1)):
+    def drawn(stream, size, extent):  # (M, size)
         beyond = torch.arange(size, device=seeds.device) >= extent[:, None]
         bits = random_bits(seeds, size, stream).masked_fill(beyond, 1 << 24)
-        rank = bits.argsort(dim=1, stable=True).argsort(dim=1)
-        out |= (rank < (share * extent).long()[:, None]).unsqueeze(axis)
-    return out
+        return bits.argsort(dim=1, stable=True).argsort(dim=1) < (share * extent).long()[:, None]
+    columns, rows = torch.full_like(seeds, grid[0]) if columns is None else columns, torch.full_like(seeds, grid[1])
+    return drawn(_COLUMNS, grid[0], columns)[:, :, None] | drawn(_ROWS, grid[1], rows)[:, None]

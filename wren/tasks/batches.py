@@ -2,27 +2,30 @@
 
 A mixed label always belongs to mixed sound. What is drawn is a pure function of (seed, epoch, place).
 """
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy.special import betaincinv
 
 from wren.sound import loading
 from wren.sound.manifest import unit
+from wren.tasks.task import Split
 
 _DRAW, _MIX, _SHARE, _PARTNER = 111, 112, 113, 114  # numbers of a sample's seed; sound/loading.py has 101 to 105
 
 
+@dataclass(frozen=True)
 class Whole:
     """What a loader takes of a split's row: all that there is, at the rate that a Sampling gives, and its streams."""
-
-    def __init__(self, split, sampling):
-        self.split, self.sampling = split, sampling
+    split: Split
+    sampling: loading.Sampling
 
     def __call__(self, manifest, i, seed=None, purpose=None, rate=None):
         return self.split.take(i, lambda recorded: rate or self.sampling.rate_for(recorded), self.sampling.streams)
 
     def samples(self, rate):
-        """Of a batch: as many as its longest clip has."""
+        return None  # a batch is as long as its longest clip
 
 
 class LabelledLoader(loading.Loader):
@@ -51,20 +54,19 @@ class LabelledLoader(loading.Loader):
                     int(np.searchsorted(self.drawn, unit(self.seed, epoch, place, _DRAW) * self.drawn[-1], "right")))
                    for epoch, place in samples]
 
-    def labelled(self, row, seed, bad, rate=None):
-        """A clip with its index, target [C] and frames [T', C]."""
+    def _labelled(self, row, seed, bad, rate=None):
         clip, row = self.read(row, seed, None, bad, rate)
         frames = {"frames": self.frames(row).astype(np.float32)} if self.frames else {}
         return clip | frames | {"index": row, "target": self.targets[row].astype(np.float32)}
 
     def sample(self, epoch, place, row, bad):
-        """A labelled clip, or two of them mixed with their labels."""
+        """A clip with its target [C] and frames [T', C], or two of them mixed with their labels."""
         seed = loading.sample_seed(self.seed, epoch, place)
-        clip = self.labelled(row, seed, bad) | {"seed": seed}
+        clip = self._labelled(row, seed, bad) | {"seed": seed}
         if unit(seed, _MIX) >= self.mixup:
             return clip
         other = clip["index"] + 1 + int(unit(seed, _PARTNER) * (len(self.manifest) - 1))  # never itself
-        other = self.labelled(other % len(self.manifest), seed, bad, clip["rate"])
+        other = self._labelled(other % len(self.manifest), seed, bad, clip["rate"])
         share = float(betaincinv(self.alpha, self.alpha, unit(seed, _SHARE)))
         for name in {"wave", "target", "frames"} & clip.keys():
             clip[name] = _blend(clip[name], other[name], share)
@@ -74,7 +76,6 @@ class LabelledLoader(loading.Loader):
         return clip
 
     def collate(self, clips):
-        """Clips of one rate -> a batch, as long as its longest clip."""
         batch = super().collate(clips) | {"target": torch.from_numpy(np.stack([clip["target"] for clip in clips]))}
         if self.frames:
             frames = [torch.from_numpy(clip["frames"]) for clip in clips]

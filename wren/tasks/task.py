@@ -35,20 +35,18 @@ class Split:
         return self.take(i, lambda recorded: rate or recorded)["wave"]
 
     def take(self, i, rate_for, wanted=()):
-        """Row i as loaders take it -> {"wave": float32 [S], not padded, "rate": rate_for(its own rate) in Hz}, and what
-        was measured beside the sound, "streams" {name: float32 (channels, n)}, NaN where there is nothing. wanted:
-        (name, channels, rate in Hz) of each stream. Raises BadAudio."""
+        """Row i as loaders take it -> {"wave": float32 [S], not padded, "rate": rate_for(its own rate) in Hz}, and
+        "streams" {name: float32 (channels, n)}, NaN where there is nothing, if any are wanted: (name, channels, rate in
+        Hz) of each. Raises BadAudio."""
         with self.rows.open(i) as clip:
-            recorded, start, frames = clip.rate, clip.first / clip.rate, clip.frames
-            seconds = min(frames / recorded, self.clip_seconds or frames / recorded)
-            wave = clip.read(0, min(frames, ceil(seconds * recorded)))
+            recorded, start, whole = clip.rate, clip.first / clip.rate, clip.frames / clip.rate
+            seconds = min(whole, self.clip_seconds or whole)
+            wave = clip.read(0, min(clip.frames, ceil(seconds * recorded)))
         rate = rate_for(recorded)
         out = {"wave": audio.resample(wave, recorded, rate), "rate": rate}
         if self.clip_seconds:
             out["wave"] = out["wave"][:round(self.clip_seconds * rate)]
-        if wanted:
-            out["streams"] = streams.cut(self.rows, i, start, seconds, wanted)
-        return out
+        return out | ({"streams": streams.cut(self.rows, i, start, seconds, wanted)} if wanted else {})
 
     def select(self, rows):
         """Some rows (indices or a mask), with all events and files."""
