@@ -9,11 +9,12 @@ from wren.tasks.task import Split, Task
 
 def clip_task(source, lists, fold):
     """A task whose items are clips with labels."""
-    name, settings = source.name, source.settings
-    parts = {split: source.place(open_manifest(path, extra=("fold", "recording")), path)
-             for split, path in lists.items()}
-    if lacking := [rows.origin for rows in parts.values() if "label" not in rows.texts]:
-        raise UserError(f"{lacking[0]} has no column label")
+    name, settings, parts = source.name, source.settings, {}
+    for split, path in lists.items():
+        rows = open_manifest(path, extra=("fold", "recording"))
+        if "label" not in rows.texts:
+            raise UserError(f"{path} has no column label")
+        parts[split] = source.place(rows, path)
     folds = {text for rows in parts.values() for text in rows.text("fold")}
     folds = [] if "" in folds else sorted(folds, key=lambda name: (0, int(name)) if name.isdigit() else (1, name))
     if fold is not None or "all" in parts:
@@ -28,12 +29,10 @@ def clip_task(source, lists, fold):
     for split, rows in parts.items():
         if [""] in said[split]:
             raise UserError(f"{rows.origin} has a row with an empty label")
+        targets = codes = source.codes([label for some in said[split] for label in some], labels, rows.origin)
         if multi:
             targets = np.zeros((len(rows), len(labels)), bool)
-            for target, some in zip(targets, said[split]):
-                target[source.codes(some, labels, rows.origin)] = True
-        else:
-            targets = source.codes([text for text, in said[split]], labels, rows.origin)
+            targets[np.repeat(np.arange(len(rows)), list(map(len, said[split]))), codes] = True
         splits[split] = Split(rows, targets, source.groups(rows), clip_seconds=settings.seconds)
     return Task(name, "multilabel" if multi else "classification", "map" if multi else "accuracy", settings.group,
                 labels, splits, settings.sample_rate, settings.seconds, folds=folds)
