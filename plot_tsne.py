@@ -237,11 +237,12 @@ def describe_map(args, name, n, classes, done, scores):
     """The caption: what is shown, how it was made, and numbers that do not depend on the map."""
     how = (f"t-SNE (perplexity {done['perplexity']:.0f}, of {done['dimensions']} principal components, seed "
            f"{args.seed})")
+    of = f" ({args.label})" * (args.label != "species")  # that stands for the task's labels
     first, parts = next(iter(scores.values())), []
     for source, s in scores.items():
         silhouette = "" if s["silhouette"] is None else f", silhouette {s['silhouette']:.3f}"
         parts.append(f"{source}: purity {s['purity']:.3f}{silhouette}")
-    return (f"{name}: {n} clips of {classes} classes ({args.label}), {how}. Purity: share of the {first['k']} "
+    return (f"{name}: {n} clips of {classes} classes{of}, {how}. Purity: share of the {first['k']} "
             f"nearest neighbours in the full space with the clip's label (chance {first['chance']:.3f}). "
             f"{'; '.join(parts)}.")
 
