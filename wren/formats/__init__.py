@@ -34,8 +34,8 @@ def read(path, format=None):
     try:
         found = _FAMILIES[format].read(state, format, path)
     except (KeyError, ValueError, IndexError, RuntimeError, AttributeError, TypeError) as error:
-        what = f"key {error} is missing" if isinstance(error, KeyError) else f"key or shape {error} is off"
-        raise UserError(f"{path}: {format} layout expected, but {what}".replace("\n", " ")) from None
+        what = f"key {error} is missing" if isinstance(error, KeyError) else str(error).replace("\n", " ")
+        raise UserError(f"{path}: {format} layout expected, but {what}") from None
     for part in (found.state, *found.heads.values()):
         part.update({k: v.clone().contiguous() for k, v in part.items()})
     return found

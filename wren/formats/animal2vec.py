@@ -20,7 +20,7 @@ def read(state, format, path):
         a + "project_features.1": "patch.norm", a + "project_features.2": "patch.linear",
         a + r"relative_positional_encoder.(\d).0": r"positions:\1", a + "context_encoder.norm": "token_norm",
         a + "context_encoder." + BLOCK: r"prenet:\1", BLOCK: r"main:\1", "w2v_encoder.proj": "frames:linear",
-        **decoder_rules(a)}, format, path)
+        **decoder_rules(a)})
     if decoder := heads.get("objective"):  # 1-D convolutions become 2-D ones of one row
         heads["objective"] = {k: v[..., None] if v.dim() == 3 else v for k, v in decoder.items()}
     prenet = heads.pop("prenet")

@@ -5,7 +5,6 @@ Longer clips are cut as in the published code, every 601 (Clip) or 1001 frames (
 token: each later window begins 10 ms later than tokens of 40 ms would. Its clip vectors differ in two ways: Frame's
 counts every window alike, however full, and both leave out a window that is at most half full.
 """
-from wren.cli import UserError
 from wren.formats.common import BLOCK, Checkpoint, rename, sized
 
 _PREFIXES = ("model.teacher.encoder.", "module.backbone.", "")  # Lightning's, DINO's, the encoder alone
@@ -23,11 +22,11 @@ def read(state, format, path):
     trained = {k.removeprefix("model.student."): v for k, v in state.items() if k.startswith(heads_of)}
     rest = [k for k in state if not k.startswith((prefix, *heads_of))]
     if odd := [k for k in rest if not k.startswith(("model.student.", "model.teacher.", "head.", "module.head."))]:
-        raise UserError(f"{path}: unknown key {odd[0]} in a checkpoint of format {format}")
+        raise ValueError(f"there is the unknown key {odd[0]}")
     positions, mask = inside.pop("pos_embed")[0], inside.pop("mask_embed")
     specials = inside.pop("cls_token")[0] if clip else None
-    used, heads, dropped = rename(inside, {"patch_embed.patch_embed": "patch", BLOCK: r"\1",
-                                           "norm" if clip else "norm_frame": "norm"}, format, path)
+    norm = "norm" if clip else "norm_frame"
+    used, _, dropped = rename(inside, {"patch_embed.patch_embed": "patch", BLOCK: r"\1", norm: "norm"})
     used["positions.table"] = positions[1:, None]
     if clip:
         used |= {"specials": specials, "positions.specials": positions[:1]}

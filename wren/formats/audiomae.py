@@ -8,7 +8,7 @@ def read(state, format, path):
     fc_norm = "head:norm" if "head.weight" in state else "pool_norm"  # of a clip vector, also without classes
     used, heads, dropped = rename(state, {
         "patch_embed.proj": "patch", BLOCK: r"\1", "norm": "norm", "fc_norm": fc_norm, "head": "head:linear"},
-        format, path, unused=("decoder_", "mask_token"), eps=1e-6)
+        unused=("decoder_", "mask_token"), eps=1e-6)
     dim, pool_norm = len(kernel), "pool_norm.weight" in used
     used |= {"patch.weight": kernel[:, 0].transpose(1, 2).flatten(1), "specials": cls[0],
              "positions.specials": positions[0, :1], "positions.table": positions[0, 1:].view(-1, 8, dim)}

@@ -2,7 +2,6 @@
 import re
 from dataclasses import dataclass, field, replace
 
-from wren.cli import UserError
 from wren.recipes import PRESETS, EncoderConfig
 
 BLOCK = r"(blocks.\d+.(?:norm[12]|attn.qkv|attn.proj|mlp.fc[12]))"
@@ -19,7 +18,7 @@ class Checkpoint:
     labels: list = field(default_factory=list)  # names of the head's classes, where known
 
 
-def rename(state, rules, format, path, unused=(), eps=None):
+def rename(state, rules, unused=(), eps=None):
     """(our state, heads, dropped keys) by {pattern of a module: our name}, where dots mean dots, and a name
     "head:linear" puts the module's tensors under heads.
 
@@ -30,14 +29,15 @@ def rename(state, rules, format, path, unused=(), eps=None):
     used, heads, dropped = {}, {}, []
     for key, tensor in state.items():
         module, _, leaf = key.rpartition(".")
-        fitting = ((re.fullmatch(old.replace(".", r"\."), module), new) for old, new in rules.items())
-        match, new = next((pair for pair in fitting if pair[0]), (None, ""))
+        names = (match.expand(new) for old, new in rules.items()
+                 if (match := re.fullmatch(old.replace(".", r"\."), module)))
+        found = next(names, None) if leaf in _LEAVES else None
         if key.startswith(unused):
             dropped.append(key)
-        elif match is None or leaf not in _LEAVES:
-            raise UserError(f"{path}: unknown key {key} in a checkpoint of format {format}")
+        elif found is None:
+            raise ValueError(f"there is the unknown key {key}")
         else:
-            group, _, name = match.expand(new).rpartition(":")
+            group, _, name = found.rpartition(":")
             (heads.setdefault(group, {}) if group else used)[f"{name}.{leaf}"] = tensor
     if "norm.weight" in heads.get("head", {}):
         heads["head"]["norm.eps"] = torch.tensor(eps, dtype=torch.float64)
@@ -56,5 +56,5 @@ def depth_of(state):
 
 def sized(preset, name, dim, state, **changes):
     """A preset as published, as wide and deep as a state; heads of 64 channels unless `changes` say otherwise."""
-    size = {"name": f"{name}-{dim}", "dim": dim, "depth": depth_of(state), "heads": dim // 64, "pad": "published"}
+    size = dict(name=f"{name}-{dim}", dim=dim, depth=depth_of(state), heads=max(1, dim // 64), pad="published")
     return replace(PRESETS[preset], **size | changes)

@@ -14,11 +14,11 @@ def read(state, format, path):
     state = {k.removeprefix(prefix): v for k, v in state.items()}
     table = state.get("front_end.0.mel_scale.fb")
     if table is not None and (table - mel_filters_hertz(64, 512, 16000, 0, 8000)).abs().max() > 1e-3:
-        raise ValueError("front_end.0.mel_scale.fb: another mel filterbank")
+        raise ValueError("front_end.0.mel_scale.fb holds another mel filterbank")
     kernel, time, rows = (state.pop(k) for k in ("patch_embed.proj.weight", "time_pos_embed", "freq_pos_embed"))
     used, heads, dropped = rename(state, {
         "patch_embed.proj": "patch", BLOCK: r"\1", "norm": "norm", "init_bn.1": "input_norm",
-        "outputlayer.0": "head:norm", "outputlayer.1": "head:linear"}, format, path, unused="front_end.", eps=1e-5)
+        "outputlayer.0": "head:norm", "outputlayer.1": "head:linear"}, unused="front_end.", eps=1e-5)
     used |= {"patch.weight": kernel.flatten(1), "positions.table": time[0, :, 0].T[:, None],
              "positions.rows": rows[0, :, :, 0].T}
     used.setdefault("input_norm.num_batches_tracked", torch.tensor(0))

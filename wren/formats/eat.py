@@ -12,7 +12,7 @@ def read(state, format, path):
     used, heads, dropped = rename(state, {
         e + "local_encoder.proj": "patch", "pre_norm" if huggingface else e + "context_encoder.norm": "token_norm",
         BLOCK: r"\1", "fc_norm": "head:norm", "head": "head:linear", **decoder_rules(e)},
-        format, path, unused=e + "fixed_positional_encoder.positions", eps=1e-5 if huggingface else 1e-6)
+        unused=e + "fixed_positional_encoder.positions", eps=1e-5 if huggingface else 1e-6)
     used |= {"patch.weight": kernel[:, 0].transpose(1, 2).flatten(1), "specials": cls[0]}
     config = sized("eat-base", format, len(kernel), used, chunk=12288)  # its table has 768 columns
     return Checkpoint(format, config, used, heads, dropped)

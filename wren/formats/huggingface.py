@@ -35,12 +35,12 @@ def read(state, format, path):
     cls, distillation, positions, kernel = (state.pop(f"embeddings.{k}") for k in (
         "cls_token", "distillation_token", "position_embeddings", "patch_embeddings.projection.weight"))
     eps = about.get("layer_norm_eps", 1e-12)
-    used, heads, dropped = rename(state, _RULES, format, path, eps=eps)
+    used, heads, dropped = rename(state, _RULES, eps=eps)
     for key in [k for k in used if ".attn.q." in k]:
         used[key.replace(".q.", ".qkv.")] = torch.cat([used.pop(key.replace(".q.", f".{x}.")) for x in "qkv"])
     (dim, channels, *patch), positions = kernel.shape, positions[0]
     if channels != 1:
-        raise ValueError(f"patch_embeddings.projection.weight: {channels} channels, an image model's,")
+        raise ValueError(f"patch_embeddings.projection.weight has {channels} channels, as an image model's")
     mean, scale = features.get("mean", EncoderConfig.mean), 2 * features.get("std", EncoderConfig.scale / 2)
     if not features.get("do_normalize", True):
         mean, scale = 0.0, 1.0

@@ -21,7 +21,7 @@ def read(state, format, path):
         "v.patch_embed.proj": "patch", "v." + BLOCK: r"\1", "v.norm": "norm", "mlp_head.0": "head:norm",
         "mlp_head.1": "head:linear", "v.(head(_dist)?)": r"unused:\1",
         **{rf"{theirs}.(\d)": rf"objective:{ours}.\1" for ours, theirs in _HEADS.items()}},
-        format, path, unused=("p_input_fdim", "p_input_tdim", "mask_correct"), eps=1e-5)
+        unused=("p_input_fdim", "p_input_tdim", "mask_correct"), eps=1e-5)
     used |= {"patch.weight": kernel.flatten(1), "specials": specials, "mask_token": mask_token,
              "positions.specials": positions[:n],
              "positions.table": positions[n:].view(rows, columns, dim).transpose(0, 1)}
@@ -44,7 +44,7 @@ def _grid(state, n, height, width):
     fitting = [grid for grid in grids if grid[0] * grid[1] == n]
     if len(fitting) != 1:
         sizes = ", ".join(f"{columns} × {rows}" for columns, rows, *_ in grids)
-        raise ValueError(f"pos_embed: {n} positions fit {len(fitting) or 'none'} of the published grids {sizes},")
+        raise ValueError(f"pos_embed has {n} positions, which fit {len(fitting) or 'none'} of the grids {sizes}")
     return fitting[0]
 
 
