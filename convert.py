@@ -27,10 +27,10 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
+    args = parse_args(argv)
     import torch
 
     from model import Encoder, load_exactly
-    args = parse_args(argv)
     found = read(args.file, args.format)
     with torch.device("meta"):
         encoder = Encoder(found.config)

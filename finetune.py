@@ -12,11 +12,14 @@ stopped. Results, curves and finetuned.pt are in runs/NAME/finetune/TASK.
 """
 import hashlib
 import json
+import shutil
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 from wren import cli
 from wren.cli import DEMO, UserError
+from wren.recipes import PRESETS
 from wren.recipes.finetuning import (PARTS, PROTOCOLS, RECIPES, Augmentation, Model, Optimisation, encoder_changes,
                                      settings_for)
 
@@ -74,25 +77,26 @@ def chosen_settings(args):
 
 # ------------------------------------------------------------------------------------------------------- one task
 
-def prepare(job, task, override):
-    """Fix in config.json what the folder's trials are, or check that they still are that."""
-    path, procs = job.folder / "config.json", job.machine.procs
+def prepare(job, task, weights, override):
+    """Fix in config.json what the folder's trials are, or check that they still are that. weights: what tells the
+    encoder from others."""
+    path, procs = job.folder / "config.json", job.procs
     now = job.settings.flat() | {
-        "encoder": job.source.weights, "format": job.source.format, "config": job.source.changes,
-        "labels": task.labels, "data": {name: contents(split) for name, split in task.splits.items()}}
+        "encoder": weights, "format": job.format, "config": job.changes, "labels": task.labels,
+        "data": {name: contents(split) for name, split in task.splits.items()}}
     now = json.loads(json.dumps(now))  # as it will be read back: tuples become lists
-    saved = json.loads(path.read_text()) if path.exists() else None
-    changed = saved and difference(saved, now)
+    saved = json.loads(path.read_text()) if path.exists() else now
+    changed = difference(saved, now)
     if changed and not override:
         raise UserError(f"{job.folder} was made with {changed}: name another folder with --out, or start afresh with "
                         "--override")
     procs.barrier()  # all have looked before the first process writes
-    if procs.main and (saved is None or changed):
-        import shutil
-        for old in job.folder.glob("seed*-lr*"):
-            shutil.rmtree(old)
-        for name in ("results.json", "finetuned.pt"):
-            (job.folder / name).unlink(missing_ok=True)
+    if procs.main:
+        if changed:
+            for old in job.folder.glob("seed*-lr*"):
+                shutil.rmtree(old)
+            for name in ("results.json", "finetuned.pt"):
+                (job.folder / name).unlink(missing_ok=True)
         job.folder.mkdir(parents=True, exist_ok=True)
         cli.write_text(path, json.dumps(now, indent=1))
     procs.barrier()
@@ -116,50 +120,35 @@ def contents(split):
     return said.hexdigest()[:16]
 
 
-def find_encoder(checkpoint):
-    """(file, published folder or preset's name, folder for its results) of --checkpoint."""
-    from wren.formats import newest_encoder
-    from wren.recipes import PRESETS
-    if checkpoint in PRESETS:
-        return checkpoint, Path("runs") / checkpoint
-    path = Path(checkpoint or newest_encoder("runs"))
-    if path.is_dir() and not (path / "model.safetensors").exists():
-        path = newest_encoder(path)
-    run = path.parent
-    own = (run / "config.json").exists() and not (run / "model.safetensors").exists()
-    return str(path), run if own else Path("runs") / (path.name if path.is_dir() else path.stem)
-
-
 def run_task(job, task, seeds, about):
     """Train each seed and rate, choose on validation, then test once a seed -> result rows, None after a signal.
     about: what else a row says."""
     from wren.probing.report import METRICS
     from wren.training.supervised import Trial
-    path, main = job.folder / "results.json", job.machine.procs.main
+    path, main = job.folder / "results.json", job.procs.main
     rows = json.loads(path.read_text())["results"] if path.exists() else []
     if main:
         print(describe(task, job.settings), flush=True)
-    for seed in seeds:
-        if any(row["seed"] == seed for row in rows):
-            continue
-        trials, curves = [Trial(job, seed, lr) for lr in job.settings.optimisation.lr], []
-        for trial in trials:
-            curves.append(trial.run())
-            if curves[-1] is None:
+    for seed in [seed for seed in seeds if seed not in {row["seed"] for row in rows}]:
+        curves = {}  # of each trial
+        for lr in job.settings.optimisation.lr:
+            trial = Trial(job, seed, lr)
+            curves[trial] = trial.run()
+            if curves[trial] is None:
                 return None
-        best = max(range(len(trials)), key=lambda i: curves[i]["value"])
+        best = max(curves, key=lambda trial: curves[trial]["value"])
         if curves[best]["epoch"] is None:
             raise UserError(f"{task.name}: the loss was finite with none of the rates "
-                            f"{', '.join(str(trial.lr) for trial in trials)}: lower --lr")
-        row = test(task, job, trials[best], curves[best], rows)
-        rows.append(cli.plain(row | about | {"curves": {c["lr"]: c["curve"] for c in curves}}))
+                            f"{', '.join(str(trial.lr) for trial in curves)}: lower --lr")
+        row = test(task, job, best, curves[best], rows)
+        rows.append(cli.plain(row | about | {"curves": {c["lr"]: c["curve"] for c in curves.values()}}))
         if main:
             cli.write_text(path, json.dumps({"results": rows}, indent=1))
-            for trial in trials:
+            for trial in curves:
                 (trial.folder / "best.pt").unlink(missing_ok=True)
-            print(f"  seed {seed}: epoch {rows[-1]['epoch']} of lr {rows[-1]['lr']:g} chosen (validation "
-                  f"{rows[-1]['valid']:.3f}), test {METRICS[task.metric]} {rows[-1]['value']:.3f}", flush=True)
-        job.machine.procs.barrier()
+            print(f"  seed {seed}: epoch {row['epoch']} of lr {row['lr']:g} chosen (validation {row['valid']:.3f}), "
+                  f"test {METRICS[task.metric]} {row['value']:.3f}", flush=True)
+        job.procs.barrier()
     return [row for row in rows if row["seed"] in seeds]
 
 
@@ -168,24 +157,24 @@ def test(task, job, trial, chosen, earlier):
     better on validation. Thresholds come from the validation split."""
     from wren.probing import scoring
     from wren.training import engine, heads
-    model, procs, workers = trial.best_model(), job.machine.procs, job.machine.workers
-    events, autocast = task.kind == "detection", engine.precision(job.machine.amp, procs.device)[0]
-    valid, split = task.splits["valid"], task.splits["test"]
+    model, valid, split = trial.best_model(), task.splits["valid"], task.splits["test"]
+    events, autocast = task.kind == "detection", engine.precision(job.amp, job.procs.device)[0]
+    predict = partial(scoring.predict, model, procs=job.procs, autocast=autocast, workers=job.workers, frames=events)
     if task.metric != "accuracy":
-        scores, frames = scoring.predict(model, valid, procs, autocast, workers, frames=events)
+        scores, frames = predict(valid)
         model.thresholds = scoring.clip_thresholds(scores, valid.targets)
     if events:
         model.minimum_seconds = scoring.shortest_event(task.splits["train"].events)
         tracks = scoring.recordings(valid, frames, model.frame_seconds)
         model.thresholds = scoring.event_thresholds(tracks, task.labels, valid.events, model.minimum_seconds)
     model.valid, model.chance = chosen["value"], scoring.chance(task, valid)
-    if procs.main and chosen["value"] > max((row["valid"] for row in earlier), default=-1.0):
+    if job.procs.main and chosen["value"] > max((row["valid"] for row in earlier), default=-1.0):
         heads.save(model, job.folder / "finetuned.pt")
-    scores, frames = scoring.predict(model, split, procs, autocast, workers, frames=events)
-    row = {"task": task.name, "group": task.group, "probe": "finetune", "encoder": name_of(job.source.path),
-           "metric": task.metric, "seed": chosen["seed"], "lr": chosen["lr"], "epoch": chosen["epoch"],
+    scores, frames = predict(split)
+    row = {"task": task.name, "group": task.group, "probe": "finetune", "encoder": name_of(job.encoder),
+           "metric": task.metric, "seed": trial.seed, "lr": trial.lr, "epoch": chosen["epoch"],
            "valid": chosen["value"], "valid_chance": model.chance,
-           **scoring.clip_results(task, scores, split, chosen["seed"])}
+           **scoring.clip_results(task, scores, split, trial.seed)}
     if task.metric != "accuracy":
         row["thresholds"] = dict(zip(task.labels, model.thresholds))
     if events:
@@ -288,6 +277,19 @@ def details(row, per_class):
 
 # ----------------------------------------------------------------------------------------------------------- story
 
+def find_encoder(checkpoint):
+    """(file, published folder or preset's name, folder for its results) of --checkpoint."""
+    from wren.formats import newest_encoder
+    if checkpoint in PRESETS:
+        return checkpoint, Path("runs") / checkpoint
+    path = Path(checkpoint or newest_encoder("runs"))
+    if path.is_dir() and not (path / "model.safetensors").exists():
+        path = newest_encoder(path)
+    run = path.parent
+    own = (run / "config.json").exists() and not (run / "model.safetensors").exists()
+    return str(path), run if own else Path("runs") / (path.name if path.is_dir() else path.stem)
+
+
 def open_tasks(args, procs):
     """[(task, fold or None)] of what --task names. One process makes the demo if need be; the others wait."""
     from wren.sound import demo
@@ -309,36 +311,37 @@ def open_tasks(args, procs):
 
 
 def plan(args, procs, stop):
-    """[(Job, Task with its test split, fold)] of what the command line asks for; mistakes show here, before anything is
-    trained or written."""
+    """(folder of all results, [(Job, Task with its test split, fold)]) of what the command line asks for; mistakes show
+    here, before anything is trained or written."""
     from model import fingerprint, load_encoder
-    from wren.recipes import PRESETS
     from wren.tasks import without_broken
     from wren.training import engine
-    from wren.training.supervised import Job, Machine, Source
-    machine = Machine(procs, stop, args.workers, args.micro_batch, args.amp, args.max_bad)
+    from wren.training.supervised import Job
     tasks, (path, home) = open_tasks(args, procs), find_encoder(args.checkpoint)
-    encoder = load_encoder(path, args.format)
-    weights = path if path in PRESETS else fingerprint(encoder)  # of a preset the trial's seed draws them
-    out, jobs = Path(args.out or home / "-".join(filter(None, ("finetune", args.protocol)))), []
+    encoder, out = load_encoder(path, args.format), Path(
+        args.out or home / "-".join(filter(None, ("finetune", args.protocol))))
+    jobs = []
     for task, fold in tasks:
         settings = settings_for(encoder.config, task, args.recipe, args.protocol, chosen_settings(args))
         if settings.optimisation.batch_size % procs.world:
             raise UserError(f"--batch-size {settings.optimisation.batch_size} does not divide by {procs.world} "
                             "processes")
-        changes = encoder_changes(settings.model, encoder.config, task)
-        folder = out / (f"{task.name}-fold{fold}" if fold else task.name)
-        jobs.append(Job(settings, Source(path, args.format, changes, weights), task, folder, machine))
+        jobs.append(Job(settings, task, out / (f"{task.name}-fold{fold}" if fold else task.name), path, procs, stop,
+                        args.format, encoder_changes(settings.model, encoder.config, task), args.workers,
+                        args.micro_batch, args.amp, args.max_bad))
     engine.precision(args.amp, procs.device)  # refused before anything is written
     if len({job.folder for job in jobs}) < len(jobs):
         raise UserError("--task: two folders of one name would share their results: train them apart, with --out")
     if procs.main:
         print(f"{name_of(path)}: {encoder.config.name}, {encoder.config.sample_rate} Hz -> {out}")
+    weights = path if path in PRESETS else fingerprint(encoder)  # of a preset the trial's seed draws them
     plans = []
     for job, (task, fold) in zip(jobs, tasks):
         task = procs.first(lambda: without_broken(task, out, args.max_bad, out, quiet=not procs.main))
         seen = {name: task.splits[name] for name in ("train", "valid")}  # training is not to see the test split
         plans.append((replace(job, task=replace(task, splits=seen)), task, fold))
+    for job, task, _ in plans:
+        prepare(job, task, weights, args.override)
     return out, plans
 
 
@@ -348,15 +351,12 @@ def main(argv=None):
     from wren.training import processes
     procs = processes.start_processes(args.device, args.timeout)
     out, plans = plan(args, procs, stop)
-    for job, task, _ in plans:
-        prepare(job, task, args.override)
     rows, seeds = [], range(args.seed, args.seed + args.seeds)
     for job, task, fold in plans:
         done = run_task(job, task, seeds, {"protocol": args.protocol, "fold": fold})
         if done is None:
             if procs.main:
-                print(f"{out}: stopped by {stop.received or 'a signal to another process'}, saved; the same command "
-                      "goes on")
+                print(f"{out}: stopped by {stop}, saved; the same command goes on")
             break
         rows += done
     else:
@@ -365,13 +365,11 @@ def main(argv=None):
             path = Path(args.json or out / "results.json")
             path.parent.mkdir(parents=True, exist_ok=True)
             cli.write_text(path, json.dumps({"results": rows}, indent=1))
-            if len(plans) > 1:
-                print(f"written to {path}; models are in {out}/TASK/finetuned.pt")
-            else:
-                job, task, _ = plans[0]
-                print(f"written to {path}; the model is {job.folder}/finetuned.pt\nNext:\n  python extract.py FOLDER "
-                      f"{'--events raven' if task.kind == 'detection' else '--predict'} --checkpoint {job.folder}     "
-                      "new recordings")
+            events = "--events raven" if task.kind == "detection" else "--predict"
+            print(f"written to {path}; " + (
+                f"models are in {out}/TASK/finetuned.pt" if len(plans) > 1 else
+                f"the model is {job.folder}/finetuned.pt\nNext:\n  python extract.py FOLDER {events} --checkpoint "
+                f"{job.folder}     new recordings"))
     procs.stop()
 
 

@@ -10,7 +10,6 @@ an unfinished run, exactly, also on another number of processes.
 """
 import json
 import textwrap
-from collections import deque
 from pathlib import Path
 
 from wren import cli
@@ -99,119 +98,68 @@ def print_meta(settings):
 
 # ----------------------------------------------------------------------------------------------------- training
 
-def train(settings, trainer, loader, valid, log, stop):
-    """The loop. Returns the name of the signal that ended it early, or None."""
-    from wren.training import checkpoints, runlog
-    o, run, procs, out = settings.optimisation, settings.run, trainer.procs, Path(settings.run.out)
-    steps, notes = o.steps, Notes(settings, trainer, log, len(loader.manifest))
-    saver, collapse = checkpoints.Saver(out, run.keep, run.milestone), runlog.Collapse()
-    task = probe_task(settings) if run.probe_every else None
-    batches, waiting = trainer.ahead(loader), deque()  # steps whose numbers are not read yet
-    while trainer.step < steps:
-        with notes.meter.waiting():
-            batch = next(batches)
-        numbers = trainer.launch(batch, flags=(stop.received is not None, len(batch["bad"])))
-        step, last = trainer.step, trainer.step == steps
-        waiting.append((step, batch, numbers))
-        pause = last or any(every and step % every == 0 for every in (run.eval_every, run.save_every, run.probe_every))
-        # a GPU is given its next step before the numbers of this one are waited for
-        while len(waiting) > (procs.device.type == "cuda" and not (pause or notes.stopping)):
-            row = notes.add(*waiting.popleft())
-        if step % run.eval_every == 0 or last:
-            scores = evaluate_held_out(trainer, valid, log, out)
-            notes.bar.say(f"step {step:>6}  {describe(scores or row, 'held-out ' if scores else '')}  "
-                          f"{notes.bar.speed}")
+def train(settings, objective, train_rows, valid_rows, stop, procs):
+    """From the newest checkpoint, or from the start; -> whether a signal ended it early."""
+    from wren.training import data, engine, loop, runlog
+    o, run, out = settings.optimisation, settings.run, Path(settings.run.out)
+    optimizer = engine.make_optimizer(objective, o.optimizer, o.lr, o.betas, o.weight_decay, o.eps)
+    trainer = engine.Trainer(
+        objective, optimizer, procs, batch_size=o.batch_size, micro_batch=o.micro_batch, steps=o.steps,
+        warmup=o.warmup, schedule=o.schedule, floor=o.floor, clip=o.clip, weight_decay_end=o.weight_decay_end,
+        amp=run.amp, compile=run.compile, seed=o.seed)
+    steps = loop.Loop(trainer, out, stop, len(train_rows), keep=run.keep, milestone=run.milestone,
+                      log_every=run.log_every, max_bad=settings.data.max_bad, max_skips=run.max_skips)
+    if procs.main:
+        for marker in ("DONE", "PREEMPTED"):
+            (out / marker).unlink(missing_ok=True)
+        print(f"{out}: {'resumed at' if steps.resumed else 'from'} step {trainer.step} to {o.steps}, {len(train_rows)} "
+              f"clips, {len(valid_rows)} held out, {objective.encoder.config.name}, {procs.world} × "
+              f"{procs.device.type} {trainer.amp}")
+    if not steps.resumed:
+        steps.write(runlog.first_row(trainer, settings.flat()))
+        evaluate_held_out(steps, valid_rows, out)
+    loader = data.training_loader(settings, train_rows, objective.encoder.config, procs, trainer.step)
+    collapse = runlog.Collapse()
+    for step, row in steps.run(loader, lambda step: step % run.eval_every == 0 or step % run.save_every == 0):
+        if step % run.eval_every == 0 or step == o.steps:
+            scores = evaluate_held_out(steps, valid_rows, out)
+            steps.bar.say(f"step {step:>6}  {describe(scores or row, 'held-out ' if scores else '')}  "
+                          f"{steps.speed}")
             if o.schedule == "plateau" and scores:
                 trainer.plateau.update(scores.get("accuracy", -scores["loss"]))
             if (complaint := collapse.update(scores, step)) and not run.allow_collapse:
-                if log:
-                    log.write({"step": step, "collapsed": True})
+                steps.write({"step": step, "collapsed": True})
                 raise UserError(complaint)
-        if task is not None and log and (step % run.probe_every == 0 or last):
-            from wren.probing import probes
-            score = probes.online_knn(trainer.objective.exported, task, procs.device, workers=settings.data.workers)
-            log.write({"step": step, "knn": score})
-            notes.bar.say(f"step {step:>6}  kNN on {task.name} (validation) {score:.3f}")
-        if procs.main and (step % run.save_every == 0 or last or notes.stopping):
-            if complaint := saver.save(trainer.state_dict(), step, trainer.objective.exported, last):
-                notes.bar.say(complaint)
-        if notes.stopping and not last:
-            break
-    notes.bar.close()
-    return (stop.received or "a signal to another process") if trainer.step < steps else None
+        if step % run.save_every == 0 or step == o.steps or steps.stopping:
+            steps.save(objective.exported)
+    steps.bar.close()
+    return steps.ended_early
 
 
-class Notes:
-    """What is written down of each step: progress, rows of the log, clips that could not be read or learned from."""
-
-    def __init__(self, settings, trainer, log, clips):
-        from wren.sound import loading
-        from wren.training import runlog
-        o, run, procs = settings.optimisation, settings.run, trainer.procs
-        self.run, self.trainer, self.log, self.clips, self.batch_size = run, trainer, log, clips, o.batch_size
-        self.bar = cli.Progress(o.steps, trainer.step, procs.main)
-        self.bad = loading.BadLog(Path(run.out) / "bad.jsonl", settings.data.max_bad)
-        self.meter = runlog.Meter(procs, o.batch_size, trainer.objective)
-        self.stopping = 0  # whether a process was told to stop
-
-    def add(self, step, batch, numbers):
-        """numbers: what `Trainer.launch` returned for this step and batch. -> its row."""
-        from wren.sound import loading
-        row = numbers()
-        stopping, unreadable = row.pop("flags")
-        self.stopping = self.stopping or stopping
-        self.bad.add(batch["bad"], unreadable, self.batch_size)
-        self.meter.add(row)
-        self.bar.beat(step, row["loss"])
-        skipped = [] if row["finite"] else [i for part in loading.parts([batch]) for i in part["index"].tolist()]
-        if skipped:
-            self.bar.say(f"step {step}: skipped, its gradient is not finite (clips {skipped})")
-        if step % self.run.log_every == 0 or step == self.trainer.steps or skipped:
-            entry = self.meter.entry(step, self.clips, self.trainer.skips)
-            entry |= {"skipped_clips": skipped} if skipped else {}
-            if self.log:
-                self.log.write(entry)
-            self.bar.update(entry)
-        if self.trainer.skipped_in_a_row >= self.run.max_skips:
-            raise UserError(f"step {step}: {self.run.max_skips} steps in a row were not finite; the last checkpoint is "
-                            f"whole: lower --lr, or look at the skipped_clips in {Path(self.run.out) / 'log.jsonl'}")
-        return row
-
-
-def probe_task(settings):
-    from wren.tasks import load_task
-    task = settings.run.probe_task
-    return load_task(task or "species", root=None if task else DEMO)
-
-
-def evaluate_held_out(trainer, valid, log, out):
+def evaluate_held_out(steps, valid, out):
     """Loss and accuracy on the held-out clips, logged; {} when there is less than one for each process. Clips that can
     no longer be read are counted, and named in OUT/bad.jsonl."""
-    procs, bad = trainer.procs, []
-    if len(valid) < procs.world:
-        return {}
     from wren.training.data import held_out
-    scores = trainer.evaluate(held_out(valid, trainer.objective.encoder.config, procs, bad))
-    if unreadable := procs.total(len(bad)):
+    trainer, bad = steps.trainer, []
+    if len(valid) < trainer.procs.world:
+        return {}
+    scores = trainer.evaluate(held_out(valid, trainer.objective.encoder.config, trainer.procs, bad))
+    row = {"step": trainer.step} | {f"valid_{k}": v for k, v in scores.items() if k != "count"}
+    if unreadable := trainer.procs.total(len(bad)):
         with open(out / "bad.jsonl", "a") as file:
-            file.write("".join(json.dumps(row | {"step": trainer.step}) + "\n" for row in bad))
+            file.write("".join(json.dumps(entry | {"step": trainer.step}) + "\n" for entry in bad))
         cli.warn(f"step {trainer.step}: {unreadable} of {len(valid)} held-out clips can't be read, the evaluation goes "
                  f"without them; listed in {out / 'bad.jsonl'}" + (f": {bad[0]['error']}" if bad else ""))
-    if log:
-        log.write({"step": trainer.step, **{f"valid_{k}": v for k, v in scores.items() if k != "count"},
-                   **({"valid_unreadable": unreadable} if unreadable else {})})
+        row["valid_unreadable"] = unreadable
+    steps.write(row)
     return scores
 
 
 def describe(scores, what="held-out "):
     """One line of scores."""
-    text = f"{what}loss {scores['loss']:.3f}"
-    if "accuracy" not in scores:
-        text += f"  spread {scores['spread']:.3f}"
-    if "accuracy" in scores:
-        text += (f"  accuracy {scores['accuracy']:.1%} "
-                 f"({scores['accuracy'] / scores['chance']:.1f} × chance)")
-    return text
+    more = (f"accuracy {scores['accuracy']:.1%} ({scores['accuracy'] / scores['chance']:.1f} × chance)"
+            if "accuracy" in scores else f"spread {scores['spread']:.3f}")
+    return f"{what}loss {scores['loss']:.3f}  {more}"
 
 
 def next_commands(out, data):
@@ -243,59 +191,29 @@ def main(argv=None):
 
 def run(settings, stop, procs):
     """One training run, new, continued, or finished already."""
-    from wren.training import data, identity, starting
-    out, o = Path(settings.run.out), settings.optimisation
-    if o.batch_size % procs.world:
-        raise UserError(f"--batch-size {o.batch_size} does not divide by {procs.world} processes")
+    from wren.training import data, starting
+    out, batch_size, done = Path(settings.run.out), settings.optimisation.batch_size, Path(settings.run.out) / "DONE"
+    if batch_size % procs.world:
+        raise UserError(f"--batch-size {batch_size} does not divide by {procs.world} processes")
     train_rows, valid_rows = data.open_data(settings.data, out, procs)
     settings = settings.with_steps(len(train_rows))
-    fixed, done = identity.identity_of(settings, train_rows), out / "DONE"
-    if identity.check_unchanged(settings, out, fixed) and done.exists() and not settings.run.extend:
+    identity = starting.identity_of(settings, train_rows)
+    saved = starting.check_unchanged(settings, identity)
+    if saved and done.exists() and not settings.run.extend:
         if procs.main:
             print(f"{out} is finished ({done.read_text().strip()}). To go on with it: --extend --steps N; to start "
                   f"another run: --out FOLDER\n{next_commands(out, settings.data.data)}")
         return
     start, heads = starting.starting_point(settings.encoder.init, settings.encoder.format, settings.data.clip_seconds)
-    config = identity.fix_config(settings, out, train_rows, valid_rows, fixed, procs=procs, encoder_config=lambda saved:
-                                 starting.checked_config(settings, train_rows, start, saved))
+    config = starting.fix_config(settings, saved, identity, train_rows, valid_rows, start, procs)
     objective = starting.build(settings, config, start, heads).to(procs.device)
-    ended_by = resume_and_train(settings, objective, train_rows, valid_rows, stop, procs)
-    if procs.main:
-        steps = settings.optimisation.steps
-        cli.write_text(out / ("PREEMPTED" if ended_by else "DONE"), f"{ended_by or f'{steps} steps'}\n")
-        print(f"{out}: stopped by {ended_by}, saved; the same command goes on" if ended_by else
-              summary(settings, out, procs.device))
-
-
-def resume_and_train(settings, objective, train_rows, valid_rows, stop, procs):
-    """From the newest checkpoint, or from the start; returns the name of the signal that ended it early, or None."""
-    from wren.training import checkpoints, data, engine, runlog
-    o, out, config = settings.optimisation, Path(settings.run.out), objective.encoder.config
-    optimizer = engine.make_optimizer(objective, o.optimizer, o.lr, o.betas, o.weight_decay, o.eps)
-    trainer = engine.Trainer(
-        objective, optimizer, procs, batch_size=o.batch_size, micro_batch=o.micro_batch or o.batch_size, steps=o.steps,
-        warmup=o.warmup, schedule=o.schedule, floor=o.floor, clip=o.clip, weight_decay_end=o.weight_decay_end,
-        amp=settings.run.amp, compile=settings.run.compile, seed=o.seed)
-    state = checkpoints.load_checkpoint(out)
-    if state:
-        trainer.load_state_dict(state)
-    procs.barrier()  # all have read the folder before the first process writes to it
-    log = None
-    if procs.main:
-        for marker in ("DONE", "PREEMPTED"):
-            (out / marker).unlink(missing_ok=True)
-        log = runlog.Log(out / "log.jsonl", trainer.step if state else -1)
-        print(f"{out}: {'resumed at' if state else 'from'} step {trainer.step} to {o.steps}, {len(train_rows)} "
-              f"clips, {len(valid_rows)} held out, {config.name}, {procs.world} × {procs.device.type} {trainer.amp}")
-        if not state:
-            log.write(runlog.first_row(trainer, settings.flat()))
-    if not state:
-        evaluate_held_out(trainer, valid_rows, log, out)
-    loader = data.training_loader(settings, train_rows, config, procs, trainer.step)
-    ended_by = train(settings, trainer, loader, valid_rows, log, stop)
-    if log:
-        log.close()
-    return ended_by
+    ended_early = train(settings, objective, train_rows, valid_rows, stop, procs)
+    if procs.main and ended_early:
+        cli.write_text(out / "PREEMPTED", f"{stop}\n")
+        print(f"{out}: stopped by {stop}, saved; the same command goes on")
+    elif procs.main:
+        cli.write_text(done, f"{settings.optimisation.steps} steps\n")
+        print(summary(settings, out, procs.device))
 
 
 def summary(settings, out, device):

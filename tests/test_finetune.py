@@ -233,9 +233,8 @@ def job(tiny, tmp_path):
     def make(name="species", **changes):
         task = load_task(name, tiny)
         chosen = dict(batch_size=16, warmup=0.0, **{} if "steps" in changes else {"epochs": 4}) | changes
-        machine = supervised.Machine(ONE, SimpleNamespace(received=None))
-        return supervised.Job(finetuning.settings_for(LAPTOP, task, chosen=chosen),
-                              supervised.Source(str(tmp_path / "encoder.pt")), task, tmp_path / "trials", machine)
+        return supervised.Job(finetuning.settings_for(LAPTOP, task, chosen=chosen), task, tmp_path / "trials",
+                              str(tmp_path / "encoder.pt"), ONE, SimpleNamespace(received=None))
     return make
 
 
@@ -249,23 +248,19 @@ def test_a_few_clips_are_learned_by_heart(job):
 
 
 @pytest.mark.parametrize("name", ["species", "detection"])
-def test_a_trial_killed_within_an_epoch_ends_as_if_it_had_not_been(job, name):
-    def trial(folder, stop_at=None):
+def test_a_trial_killed_within_an_epoch_ends_as_if_it_had_not_been(job, name, monkeypatch):
+    def trial(folder):
         one = job(name)
-        one = replace(one, folder=one.folder / folder)
-        out = supervised.Trial(one, 0, 1e-3)
-        if stop_at:
-            out._start()
-            train = out.trainer.train
-
-            def stopping(batch, flags):
-                one.machine.stop.received = "SIGTERM" if out.trainer.step + 1 == stop_at else None
-                return train(batch, flags=(one.machine.stop.received is not None, flags[1]))
-            out.trainer.train, out._start = stopping, lambda: None
-        return out
+        return supervised.Trial(replace(one, folder=one.folder / folder), 0, 1e-3)
     straight = trial("straight")
     wanted = straight.run()
-    assert trial("killed", stop_at=3).run() is None and not (trial("killed").folder / "trial.json").exists()
+    launch, killed = engine.Trainer.launch, trial("killed")
+
+    def stopping(self, batch, flags):
+        return launch(self, batch, (self.step == 2, flags[1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Trainer, "launch", stopping)
+        assert killed.run() is None and not (killed.folder / "trial.json").exists()
     resumed = trial("killed")
     assert resumed.run() == wanted
     a, b = (torch.load(t.folder / "best.pt") for t in (straight, resumed))
@@ -282,7 +277,7 @@ def test_clips_that_vanish_while_training_are_counted_and_listed(job, tiny, tmp_
     one, task = job(steps=4), load_task(tmp_path / "own")
     (tmp_path / "own" / "7.wav").unlink()
     splits = {"train": task.splits["train"], "valid": task.splits["valid"].select(np.arange(7))}
-    one = replace(one, task=replace(task, splits=splits), machine=replace(one.machine, max_bad=0.5))
+    one = replace(one, task=replace(task, splits=splits), max_bad=0.5)
     supervised.Trial(one, 0, 1e-3).run()
     with open(tmp_path / "trials" / "seed0-lr0.001" / "bad.jsonl") as file:
         listed = [json.loads(line)["path"] for line in file]
@@ -295,12 +290,6 @@ def test_a_finished_trial_is_not_trained_again(job, monkeypatch):
     first = supervised.Trial(one, 0, 1e-3).run()
     monkeypatch.setattr(supervised, "build", None)
     assert supervised.Trial(one, 0, 1e-3).run() == first
-
-
-def test_patience_ends_a_trial_that_gets_no_better(job):
-    one = job(patience=2, epochs=20)
-    result = supervised.Trial(one, 0, 1e-9).run()
-    assert len(result["curve"]) == 3, "the first epoch, and two that are no better"
 
 
 def test_rates_fall_from_the_head_to_the_embeddings(job):
@@ -328,7 +317,7 @@ def test_what_is_frozen_stays_as_it_was(job, trainable, changed):
 
 def test_a_frozen_batch_norm_keeps_its_statistics(job):
     one = job(trainable="head")
-    one = replace(one, source=supervised.Source("dasheng-laptop", changes={"depth": 1}))
+    one = replace(one, encoder="dasheng-laptop", changes={"depth": 1})
     objective = supervised.build(one, 0).train()
     before = objective.encoder.input_norm.running_mean.clone()
     objective(torch.randn(2, 16000), None, torch.tensor([0, 1]), torch.rand(2, len(one.task.labels)))

@@ -265,19 +265,6 @@ def test_a_pass_that_fails_leaves_nothing(tiny, tmp_path, monkeypatch):
     assert "\n" not in str(error.value) and not list((tmp_path / "cache").iterdir())
 
 
-def test_online_knn_looks_at_validation_and_leaves_the_encoder_in_training(tiny):
-    task = load_task("species", root=tiny)
-    model = encoder().train()
-    value = probes.online_knn(model, task)
-    assert model.training and 0 <= value <= 1
-    a, b = (vectors({"": model.eval()}, task.splits[s])[""] for s in ("train", "valid"))
-    y, truth = (task.splits[s].targets for s in ("train", "valid"))
-    knn = probes.knn_probe(a, y, b, truth, b, len(task.labels), accuracy)
-    assert value == pytest.approx(accuracy(knn.valid, truth))
-    del task.splits["test"]
-    assert probes.online_knn(model, task) == value, "the test split is not touched"
-
-
 def test_the_last_layers_stand_side_by_side():
     x = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
     assert np.array_equal(Embeddings(x).vectors(2)[1], x[1, 1:].ravel()) and Embeddings(x).vectors().shape == (2, 12)

@@ -361,17 +361,6 @@ def test_a_variance_floor_keeps_faint_patches_faint():
     assert floored[0].var(2).max() < 0.01 and floored[1].var(2).min() > 0.8
 
 
-def test_an_online_probe_is_logged_and_changes_nothing(tiny, tmp_path):
-    pretrain.main(start(tiny, tmp_path / "a"))
-    pretrain.main(start(tiny, tmp_path / "b", "--probe-every", "2", "--probe-task", str(tiny / "species")))
-    rows = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "knn" in row] == [2, 4]
-    a, b = (torch.load(tmp_path / run / "encoder.pt")["model"] for run in "ab")
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    with pytest.raises(UserError, match="--probe-task"):
-        pretrain.main(start(tiny, tmp_path / "c", "--probe-every", "2"))
-
-
 @pytest.mark.parametrize("name", NAMES + ["gpm-bt", "mae"])
 def test_every_setting_of_a_recipe_is_a_flag_and_stands_in_its_help(name, capsys):
     for scale, settings in RECIPES[name].items():

@@ -75,7 +75,7 @@ def test_a_recipe_names_settings_that_there_are_and_leaves_none_of_a_runs_open(r
     ["--recipe", "eat", "--span", "3"], ["--span", "3"], ["--recipe", "atst", "--hidden", "0.3"],
     ["--loss", "mse", "--nce-axis", "paper"], ["--loss", "nce", "--mse-weight", "2"], ["--lower-rate", "0.2"],
     ["--stream-drop", "0.2"], ["--format", "ssast"], ["--init", "x", "--preset", "ssast-laptop-patch"],
-    ["--init", "x", "--normalise", "corpus"], ["--probe-task", "x"], ["--domain", "bio"]])
+    ["--init", "x", "--normalise", "corpus"], ["--domain", "bio"]])
 def test_a_setting_without_effect_is_refused(flags):
     with pytest.raises(UserError, match="has no effect|does not belong"):
         pretrain.parse_args(flags)

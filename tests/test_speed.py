@@ -13,7 +13,7 @@ from test_recipes import NAMES, small
 from wren.objectives import objective_of
 from wren.recipes import PRESETS, RECIPES
 from wren.training import engine, processes
-from wren.training.compiling import compile_parts
+from wren.training.engine import compile_parts
 
 
 def clips(objective, batch=4, short=False, device="cpu"):

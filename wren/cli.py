@@ -130,6 +130,9 @@ class StopSignals:
     def _note(self, number, frame):
         self.received = signal.Signals(number).name
 
+    def __str__(self):
+        return self.received or "a signal to another process"
+
 
 class Pulse:
     """A sign of life where there is no terminal (nohup, Slurm, notebooks): a line on stderr at least every minute.
@@ -153,38 +156,3 @@ class Pulse:
                 left = f", about {took * (self.total - done) / max(done - self.first, 1) / 60:.1f} min left"
             print(f"  {self.what}: {done}{of} {self.unit} in {took / 60:.1f} min{left}{more}", file=sys.stderr,
                   flush=True)
-
-
-class Progress:
-    """A bar on a terminal, plain lines elsewhere; silent on all processes but the first."""
-
-    def __init__(self, steps, first, speaks):
-        self.steps, self.speaks, self.speed, self.bar = steps, speaks, "", None
-        self.pulse = Pulse("training", steps, "steps", first, speaks)
-        if speaks and sys.stderr.isatty():
-            from tqdm import tqdm
-            self.bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True)
-
-    def beat(self, step, loss):
-        """After each step: a sign of life between the rows of the log."""
-        if self.bar is not None:
-            self.bar.update(step - self.bar.n)
-        self.pulse.beat(step, f", loss {loss:.3f}")
-
-    def update(self, entry):
-        left = (self.steps - entry["step"]) * entry["clips"] / entry["step"] / entry["clips_per_second"]
-        self.speed = f"{entry['clips_per_second']:.0f} clips/s, {left // 60:.0f}:{left % 60:02.0f} left"
-        if self.bar is not None:
-            self.bar.update(entry["step"] - self.bar.n)
-            self.bar.set_postfix_str(f"loss {entry['loss']:.3f}")
-
-    def say(self, text):
-        if self.bar is not None:
-            self.bar.write(text)
-        elif self.speaks:
-            print(text, flush=True)
-            self.pulse.said = time.monotonic()
-
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()

@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from wren.cli import Pulse
-from wren.probing.embeddings import vectors
-from wren.probing.scoring import metric_of
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of ridge, times the number of clips
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of logistic regression, beside the mean loss, strongest first
@@ -153,20 +151,6 @@ def knn_probe(train, targets, valid, truth, test, classes, metric, neighbours=(1
     k = max(neighbours, key=lambda k: metric(held[k], truth))
     scores = votes(*nearest(train, test, k), targets, classes)
     return Scored(held[k], scores.numpy(), {"k": k})
-
-
-def online_knn(encoder, task, device="cpu", k=10, batch_size=32, workers=0):
-    """The kNN score of an encoder as it is, in the middle of training: training split against validation split."""
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        train, valid = (vectors({"": encoder}, task.splits[name], device, batch_size, workers)[""]
-                        for name in ("train", "valid"))
-    finally:
-        encoder.train(was_training)
-    fit, truth = (task.splits[name].targets for name in ("train", "valid"))
-    scores = votes(*nearest(train, valid, k), fit, len(task.labels)).numpy()
-    return metric_of(task.metric, scores, truth)
 
 
 # --------------------------------------------------------------------------------------------------------- linear

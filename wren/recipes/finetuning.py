@@ -47,7 +47,6 @@ class Optimisation:
     weight_decay: float = flag(0.05, "of weight matrices", type=cli.not_negative)
     layer_decay: float = flag(0.75, "rate of a block as a share of that of the next", type=cli.share)
     warmup: float = flag(0.1, "share of the steps", type=cli.share)
-    patience: int | None = flag(None, "stop after so many epochs without a better validation", type=cli.positive_int)
     betas: tuple = (0.9, 0.999)
     schedule: str = "cosine"
     floor: float = 0.0

@@ -83,9 +83,6 @@ class Run:
     eval_every: int | None = flag(None, "steps between evaluations on the held-out clips", type=cli.positive_int)
     allow_collapse: bool = flag(False, "go on when the encoder gives all held-out clips the same features",
                                 action="store_true")
-    probe_every: int | None = flag(None, "log a kNN score on --probe-task's validation split so often",
-                                   type=cli.positive_int, metavar="STEPS")
-    probe_task: str | None = flag(None, "folder of a task (default: the demo's species)", metavar="TASK")
     log_every: int = flag(10, "steps between rows of log.jsonl", type=cli.positive_int)
     extend: bool = flag(False, "let a finished run go on to --steps", action="store_true")
     override: bool = flag(False, "resume although settings have changed", action="store_true")
@@ -191,8 +188,6 @@ def refuse_idle(recipe, objective, values, given):
         raise UserError("--steps and --epochs say the same thing twice: give one")
     if max(values["betas"]) == 1:
         raise UserError("--betas 1: a running mean that takes nothing in; give numbers below 1")
-    if given.get("probe_every") and "probe_task" not in given and given.get("data", DEMO) != DEMO:
-        raise UserError("--probe-every needs a task with labels: name a folder with --probe-task")
     clips = objective == "ATST" and not values.get("frames")
     loss = values.get("loss", "joint")
     for names, idle, why in (
@@ -204,7 +199,6 @@ def refuse_idle(recipe, objective, values, given):
         (("preset", "normalise", "drop_path"), "init" in given, "the encoder of --init is taken as it is"),
         (("lower_rate",), given.get("rate") != "any", "it needs --rate any"),
         (("stream_drop",), not given.get("streams"), "it needs --streams"),
-        (("probe_task",), "probe_every" not in given, "it needs --probe-every"),
         (("domain",), given.get("subset", "all") == "all", "it belongs to a counted --subset"),
     ):
         for name in names:

@@ -1,18 +1,27 @@
-"""What pre-training and fine-tuning share: precision, optimiser, schedule, step.
+"""What pre-training and fine-tuning share: precision, compilation, optimiser, schedule, step.
 
 A run is a pure function of its settings: the order of clips, crops and masks come from (seed, epoch, index), the
 learning rate from the step, random layers from a generator seeded by (seed, step). So the state of a run is the
 weights, the optimiser and one integer, and it continues exactly, on any number of processes, after any interruption.
 """
 from contextlib import nullcontext
-from math import cos, pi
+from functools import partial
+from math import cos, inf, pi
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from wren import cli
 from wren.cli import UserError
+from wren.nets.positions import Convolutional
+from wren.nets.transformer import Block
+from wren.nets.wave import WaveEmbed
+from wren.objectives.data2vec import ConvDecoder
 from wren.sound.ahead import ahead, sent
-from wren.training.compiling import compile_parts
+from wren.tasks.augment import change_waves
+
+COMPILED = (Block, ConvDecoder, Convolutional, WaveEmbed)  # one graph for all of a kind
+COMPILED_METHODS = ("losses", "average")  # of objectives
 
 
 def precision(name, device):
@@ -29,30 +38,53 @@ def precision(name, device):
     return (lambda: torch.autocast(device.type, dtype) if dtype else nullcontext()), scaler, name
 
 
+def compile_parts(objective, how, device):
+    """how: "on", "off", or "auto", on for GPUs. Batch and length are dynamic, so that a shorter clip or another block
+    of the same width needs no graph of its own. Where nothing can be compiled one line says why."""
+    if how == "off" or how == "auto" and device.type != "cuda" or not compiler_works(device):
+        return
+    torch._dynamo.config.recompile_limit = 64  # kinds: widths, with or without gradients, masks, skipped halves
+    torch._dynamo.config.suppress_errors = True  # a part that can't be compiled runs as it is
+    for module in objective.modules():  # of the encoder, a decoder, a teacher
+        if isinstance(module, COMPILED):
+            module.compile(dynamic=True)
+    for name in COMPILED_METHODS:
+        if hasattr(objective, name):
+            setattr(objective, name, torch.compile(getattr(objective, name), dynamic=True))
+
+
+def compiler_works(device):
+    """Whether a small function can be compiled, forwards and backwards."""
+    try:
+        torch.compile(lambda x: x.exp().sum())(torch.ones(8, device=device, requires_grad=True)).backward()
+        return True
+    except Exception as error:  # a compiler, its headers or Triton are missing, each with an exception of its own
+        cli.warn(f"torch.compile does not work here, training goes on without: {str(error).strip().splitlines()[0]}")
+        return False
+
+
 # --------------------------------------------------------------------------------------- optimiser and schedule
 
-def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, eps=1e-6):
-    """Fused AdamW with decay on weight matrices only, or SSAST's Adam with L2 on everything.
+def make_optimizer(module, kind="adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, eps=1e-6,
+                   share=lambda name: 1.0):
+    """Fused AdamW or SGD with decay on weight matrices only, or SSAST's Adam with L2 on everything. share: of the rate,
+    by a parameter's name.
 
     Some parameters have no effect on the loss (the bias of attention's keys, that of the last layer before a softmax
     over predictions): their gradients are rounding noise of about 1e-9, which eps 1e-8 would turn into real steps,
-    other ones for every way of cutting the batch. Biases, norms, positions and
-    special tokens are not decayed. `initial_lr` is what the schedule multiplies, `initial_weight_decay` where a
-    schedule of the decay starts.
+    other ones for every way of cutting the batch. Biases, norms, positions and special tokens are not decayed.
+    `initial_lr` is what the schedule multiplies, `initial_weight_decay` where a schedule of the decay starts.
     """
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    if kind == "adam":
-        groups = [{"params": [p for _, p in named], "weight_decay": weight_decay}]
-        optimizer = torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
-    else:
-        decay = [p for n, p in named if p.ndim >= 2 and n.endswith("weight")]
-        kept = {id(p) for p in decay}
-        groups = [{"params": decay, "weight_decay": weight_decay},
-                  {"params": [p for _, p in named if id(p) not in kept], "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
-    for group in optimizer.param_groups:
-        group["initial_lr"], group["initial_weight_decay"] = lr, group["weight_decay"]
-    return optimizer
+    groups = {}
+    for name, p in module.named_parameters():
+        decayed = kind == "adam" or p.ndim >= 2 and name.endswith("weight")
+        if p.requires_grad:
+            groups.setdefault((decayed, lr * share(name)), []).append(p)
+    groups = [{"params": groups[decayed, rate], "lr": rate, "initial_lr": rate, "weight_decay": weight_decay * decayed,
+               "initial_weight_decay": weight_decay * decayed} for decayed, rate in sorted(groups, reverse=True)]
+    make = {"adamw": partial(torch.optim.AdamW, betas=betas, eps=eps),
+            "adam": partial(torch.optim.Adam, betas=betas, eps=eps), "sgd": partial(torch.optim.SGD, momentum=0.9)}
+    return make[kind](groups, lr=lr, fused=True)
 
 
 def learning_rate(step, steps, warmup, kind="cosine", floor=0.0):
@@ -69,7 +101,7 @@ class Plateau:
 
     def __init__(self, factor=0.5, patience=2):
         self.factor, self.patience = factor, patience
-        self.scale, self.best, self.waited = 1.0, -float("inf"), 0
+        self.scale, self.best, self.waited = 1.0, -inf, 0
 
     def update(self, value):
         if value > self.best:
@@ -98,13 +130,14 @@ class Trainer:
     """One optimisation step over a global batch, on any number of processes and micro-batches.
 
     The objective returns a mean and its count; gradients are summed over everything and divided once by the global
-    count, so the mathematics does not depend on how the batch is cut.
+    count, so the mathematics does not depend on how the batch is cut. augment: arguments of `change_waves`.
     """
 
-    def __init__(self, objective, optimizer, procs, *, batch_size, micro_batch, steps, warmup, schedule="cosine",
+    def __init__(self, objective, optimizer, procs, *, batch_size, micro_batch=None, steps, warmup, schedule="cosine",
                  floor=0.0, clip=0.0, weight_decay_end=None, amp="auto", compile="auto", seed=0, augment=None):
         self.objective, self.optimizer, self.procs = objective, optimizer, procs
-        self.micro_batch, self.clip, self.seed, self.augment = micro_batch, clip, seed, augment
+        self.batch_size, self.micro_batch, self.clip, self.seed = batch_size, micro_batch or batch_size, clip, seed
+        self.augment = augment if augment and any(augment.values()) else None
         self.steps, self.warmup, self.schedule, self.floor = steps, warmup, schedule, floor
         self.weight_decay_end = weight_decay_end  # reached on a cosine; None: weight decay is constant
         self.autocast, self.scaler, self.amp = precision(amp, procs.device)
@@ -114,15 +147,9 @@ class Trainer:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.nominal = float(batch_size) / procs.world * objective.encoder.config.n_tokens
         compile_parts(objective, compile, procs.device)
-        if procs.world > 1:
-            ids = [procs.device] if procs.device.type == "cuda" else None
-            self.ddp = DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True,
-                                               broadcast_buffers=False)
-        else:
-            self.ddp = objective
-
-    def lr_scale(self):
-        return learning_rate(self.step, self.steps, self.warmup, self.schedule, self.floor) * self.plateau.scale
+        self.ddp = objective if procs.world == 1 else DistributedDataParallel(
+            objective, device_ids=[procs.device] if procs.device.type == "cuda" else None,
+            gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def train(self, batch, flags=()):
         """One step, awaited: `launch`'s numbers."""
@@ -138,26 +165,25 @@ class Trainer:
         """
         self.ddp.train()
         torch.manual_seed(hash((self.seed, self.step)) % 2 ** 63)  # for drop path and dropout, should a recipe use them
-        scale, passed = self.lr_scale(), (1 - cos(pi * min(1.0, self.step / self.steps))) / 2
+        scale = learning_rate(self.step, self.steps, self.warmup, self.schedule, self.floor) * self.plateau.scale
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
-            if self.weight_decay_end is not None and group["initial_weight_decay"]:
-                start = group["initial_weight_decay"]
+            if self.weight_decay_end is not None and (start := group["initial_weight_decay"]):
+                passed = (1 - cos(pi * min(1.0, self.step / self.steps))) / 2
                 group["weight_decay"] = start + (self.weight_decay_end - start) * passed
         self.optimizer.zero_grad(set_to_none=True)
-        cuts = batch.get("cuts") or self._placed(batch, self.micro_batch)["cuts"]
-        totals, names = 0.0, None
+        cuts = batch["cuts"] if "cuts" in batch else self._placed(batch, self.micro_batch)["cuts"]
+        totals = 0.0
         for k, cut in enumerate(cuts, 1):
-            arguments, extra = self._arguments(cut, self.augment)
+            arguments, streams = self._arguments(cut, self.augment)
             with nullcontext() if k == len(cuts) or self.procs.world == 1 else self.ddp.no_sync():
                 with self.autocast():
-                    loss, metrics = self.ddp(*arguments, **extra)
+                    loss, metrics = self.ddp(*arguments, **streams)
                 self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
             names, sums = weighted(metrics)
             totals = totals + sums
         sums = torch.cat([totals, sent(torch.tensor([*flags], dtype=torch.float64), self.procs.device)])
-        self.procs.sum(sums)
-        return self._update(sums, names, scale)
+        return self._update(self.procs.sum(sums), names)
 
     def ahead(self, batches, size=None):
         """Batches with their "cuts" of at most `size` clips (default: micro-batches) on the device, where the next ones
@@ -171,8 +197,8 @@ class Trainer:
         for whole in batch.get("parts", [batch]):
             for start in range(0, len(whole["wave"]), size):
                 part = slice(start, start + size)
-                move = {k: sent(v[part], device) for k, v in whole.items()
-                        if k in (*self.takes, "partner", "partner_lengths")}
+                taken = {*self.takes, "partner", "partner_lengths"} & whole.keys()
+                move = {k: sent(whole[k][part], device) for k in taken}
                 full = {lengths for lengths, waves in (("lengths", "wave"), ("partner_lengths", "partner"))
                         if lengths in whole and bool((whole[lengths][part] >= whole[waves].shape[1]).all())}
                 extra = {"rate": whole["rate"]} if "rate" in whole else {}
@@ -181,20 +207,19 @@ class Trainer:
                 cuts.append((move, full, extra))
         return batch | {"cuts": cuts}
 
-    def _arguments(self, cut, augment=None):
+    def _arguments(self, cut, changes=None):
         """The objective's (wave, lengths or None, seeds, …) of a micro-batch, augmented on the device. Lengths are left
         out when all clips are full, so that attention runs without a mask."""
         move, full, extra = cut
-        if augment:
-            move = move | {"wave": augment(move)}
+        if changes:
+            move = move | {"wave": change_waves(move["wave"], move["lengths"], move["seed"], **changes)}
         return [None if k in full else move.get(k) for k in self.takes], extra
 
-    def _update(self, sums, names, lr_scale):
+    def _update(self, sums, names):
         """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process: DDP has
         spread a bad value to all). None of this waits for the device, which itself leaves out a bad step."""
-        count, lr = sums[names.index("count")], self.optimizer.param_groups[0]["initial_lr"] * lr_scale
         self.scaler.unscale_(self.optimizer)
-        divisor = (count / (self.nominal * self.procs.world)).float()
+        divisor = (sums[names.index("count")] / (self.nominal * self.procs.world)).float()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) / divisor
         if self.clip:
             divisor = divisor * ((norm + 1e-6) / self.clip).clamp(min=1.0)
@@ -205,6 +230,7 @@ class Trainer:
             self.objective.after_step(self.step)
         self.scaler.update()
         self.step += 1
+        lr = self.optimizer.param_groups[0]["lr"]
         values = torch.cat([sums, norm.double()[None]]).to("cpu", non_blocking=True)
         copied = torch.cuda.current_stream().record_event() if sums.is_cuda else None
 
@@ -212,9 +238,8 @@ class Trainer:
             if copied:
                 copied.synchronize()
             *numbers, norm = values.tolist()
-            finite = norm < float("inf")  # false for NaN too
-            self.skips, self.skipped_in_a_row = (self.skips, 0) if finite else (self.skips + 1,
-                                                                                self.skipped_in_a_row + 1)
+            finite = norm < inf  # false for NaN too
+            self.skips, self.skipped_in_a_row = self.skips + (not finite), 0 if finite else self.skipped_in_a_row + 1
             return means(names, numbers) | {"lr": lr, "grad_norm": norm, "finite": finite,
                                             "flags": numbers[len(names):]}
         return read

@@ -14,25 +14,21 @@ PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 1
 
 
 class Log:
-    """log.jsonl of a run: one row per interval, appended; rows beyond a restored step are dropped."""
+    """log.jsonl of a run: one row per interval, appended at once; rows beyond a restored step are dropped."""
 
     def __init__(self, path, from_step=0):
-        self.path = Path(path)
-        rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+        kept = []
+        for line in path.read_text().splitlines() if path.exists() else ():
             with suppress(ValueError):  # a line cut by a kill
                 if json.loads(line).get("step", 0) <= from_step:
-                    rows.append(f"{line}\n")
-        write_text(self.path, "".join(rows))
-        self.file = open(self.path, "a", buffering=1)
+                    kept.append(f"{line}\n")
+        write_text(path, "".join(kept))
+        self.file = open(path, "a", buffering=1)
 
     def write(self, row):
         """row: plain values; floats keep six digits."""
         short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
         self.file.write(json.dumps(short) + "\n")
-
-    def close(self):
-        self.file.close()
 
 
 class Meter:

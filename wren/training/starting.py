@@ -1,4 +1,5 @@
-"""What a pre-training run starts from: the encoder, its settings fitted to the corpus, and the objective around it."""
+"""What a pre-training run starts from: config.json, the encoder fitted to the corpus, and the objective around it."""
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,12 +7,59 @@ import numpy as np
 import torch
 
 from model import Encoder, load_encoder
-from wren.formats import newest_encoder
+from wren import cli
 from wren.cli import UserError
+from wren.formats import newest_encoder
 from wren.objectives import MASKS, objective_of
-from wren.recipes import PRESETS, any_rate
+from wren.recipes import PRESETS, EncoderConfig, any_rate
 from wren.sound import loading, streams
 from wren.training.checkpoints import checkpoints
+
+MEASURED = 256  # clips over which a corpus is measured
+
+
+# ------------------------------------------------------------------------- config.json: what may not change in a run
+
+def identity_of(settings, train):
+    """Everything that may not change within a run, as config.json holds it; the data by their fingerprint."""
+    return json.loads(json.dumps(settings.identity() | {"data": train.fingerprint()}))
+
+
+def check_unchanged(settings, identity):
+    """Refuse to go on with the run in --out under other settings, or to call it finished. -> its config.json, or
+    None."""
+    run, path = settings.run, Path(settings.run.out) / "config.json"
+    if not path.exists():
+        return None
+    saved = json.loads(path.read_text())
+    before, finished = saved["identity"], path.with_name("DONE").exists() and not run.extend
+    changed = [k for k in identity if before.get(k) != identity[k] and not (run.extend and k in ("steps", "ema_steps"))]
+    if changed and (finished or not run.override):
+        key = changed[0]
+        flag = "--extend" if key == "steps" else "" if finished else "--override"
+        remedy = f", or go on regardless with {flag}" if flag else ""
+        raise UserError(f"{run.out} was {'made' if finished else 'started'} with {key} {before.get(key)}, now it is "
+                        f"{identity[key]}: start another run with --out{remedy}")
+    return saved
+
+
+def fix_config(settings, saved, identity, train, valid, start, procs):
+    """Write config.json, unless it was `saved` before; -> the encoder's settings. One process makes them and the others
+    read, so that all train the same encoder to the last digit of its normalisation."""
+    path = Path(settings.run.out) / "config.json"
+    procs.barrier()  # all have looked before the first process writes
+    if procs.main and (saved is None or settings.run.extend):
+        config = EncoderConfig.from_dict(saved["encoder"]) if saved else encoder_config(settings, train, start)
+        check_mask(settings.terms, config)
+        with torch.device("meta"):  # described, not made: mistakes show here, before a step
+            objective_around(settings, Encoder(config) if start is None else start)
+        path.parent.mkdir(parents=True, exist_ok=True)  # from here on there is a run
+        cli.write_text(path, json.dumps({
+            "identity": identity, "encoder": config.to_dict(), "flags": settings.flat(),
+            "data": {"source": settings.data.data, "subset": settings.data.subset, "clips": len(train),
+                     "held_out": len(valid), "fingerprint": identity["data"]}}, indent=1))
+    procs.barrier()
+    return EncoderConfig.from_dict(json.loads(path.read_text())["encoder"])
 
 
 def check_mask(terms, config):
@@ -27,23 +75,24 @@ def check_mask(terms, config):
             raise UserError(f"--hidden {hidden}: {error}") from None
 
 
+# --------------------------------------------------------------------------------------------------------- encoder
+
 def starting_point(init, format=None, clip_seconds=None):
     """(encoder, pre-training heads) of --init, of a run folder its newest checkpoint; or (None, {})."""
     if not init:
         return None, {}
-    source = init
-    if source not in PRESETS and Path(source).is_dir():
-        source = newest_encoder(source)
-        source = next(iter(checkpoints(source.parent)), source)
-    encoder = load_encoder(source, format)
+    if init not in PRESETS and Path(init).is_dir():
+        init = newest_encoder(init)
+        init = next(iter(checkpoints(init.parent)), init)
+    encoder = load_encoder(init, format)
     if clip_seconds:
-        encoder = load_encoder(source, format, frames=round(clip_seconds / encoder.config.hop))
+        encoder = load_encoder(init, format, frames=round(clip_seconds / encoder.config.hop))
     return encoder, encoder.heads.pop("objective", {})  # encoder.pt is not to hold them as they were at the start
 
 
 def encoder_config(settings, train, start):
     """The encoder's settings: of --init, or of the preset fitted to this corpus."""
-    chosen, seconds = settings.encoder, settings.data.clip_seconds
+    chosen, seconds, seed = settings.encoder, settings.data.clip_seconds, settings.optimisation.seed
     if start is not None:
         if chosen.rate == "any" and start.config.rate != "any":
             raise UserError(f"--rate any: {chosen.init} hears {start.config.sample_rate} Hz alone; leave one of --rate "
@@ -51,79 +100,65 @@ def encoder_config(settings, train, start):
         if chosen.streams:
             raise UserError("--streams: the encoder of --init hears what it was made for; leave one of the two out")
         return start.config
-    config = PRESETS[chosen.preset]
+    config = replace(PRESETS[chosen.preset], **{"drop_path": chosen.drop_path} if chosen.drop_path else {})
     try:
-        if seconds:
-            config = replace(config, frames=round(seconds / config.hop))
+        config = replace(config, frames=round(seconds / config.hop)) if seconds else config
     except ValueError as error:
         raise UserError(f"--clip-seconds {seconds:g}: {error}") from None
-    if chosen.drop_path:
-        config = replace(config, drop_path=chosen.drop_path)
     if chosen.rate == "any":
         if not train.sample_rate.all():
             raise UserError(f"--rate any: {train.origin} does not say the sample rate of each row; make it with python "
                             "data.py index")
         config = any_rate(config, int(train.sample_rate.max()))
-        config = replace(config, streams=measure_streams(chosen.streams, train, config, settings.optimisation.seed))
+        config = replace(config, streams=tuple(measure_stream(text, train, config, seed) for text in chosen.streams))
     elif chosen.streams:
         raise UserError("--streams: what is recorded beside the sound is placed by time; give --rate any too")
     if chosen.normalise == "corpus":
         if config.frontend == "wave":
             raise UserError("--normalise corpus: a raw wave is brought to variance 1 clip by clip; use preset")
-        config = replace(config, **measure(train, config, settings.optimisation.seed))
+        config = replace(config, **measure(train, config, seed))
     return config
 
 
-def checked_config(settings, train, start, saved=None):
-    """`encoder_config`, or the `saved` one, when masks and objective fit it; mistakes show here, before a step."""
-    config = encoder_config(settings, train, start) if saved is None else saved
-    check_mask(settings.terms, config)
-    with torch.device("meta"):  # described, not made
-        objective_around(settings, start if start is not None else Encoder(config))
-    return config
-
-
-def measure_streams(wanted, train, config, seed, clips=256):
-    """The config's entry for each of --streams, NAME:HZ: how many values a token column holds, and the mean
+def measure_stream(wanted, train, config, seed):
+    """The config's entry for NAME:HZ, one of --streams: its name, how many values a token column holds, and the mean
     and deviation of each channel over some clips that have it."""
-    out = []
-    for text in wanted:
-        name, _, hertz = text.partition(":")
-        if name not in train.streams or not hertz.replace(".", "", 1).isdigit() or not float(hertz):
-            raise UserError(f"--streams {text}: give NAME:HZ; {train.origin or 'the manifest'} has the streams "
-                            f"{', '.join(train.streams) or 'none (columns stream:NAME)'}")
-        rows = np.flatnonzero(train.text(f"stream:{name}"))
-        column = config.stride[1] * config.hop
-        values = max(1, round(float(hertz) * column))
-        channels = len(streams.load(train.stream(rows[0], name))[1])
-        sampling = loading.Sampling(config.sample_rate, streams=((name, channels, values / column),))
-        batches = loading.Loader(train.select(rows), loading.Cropper(sampling, config.clip_seconds), 1, seed,
-                                 steps=min(clips, len(rows)))
-        found = np.concatenate([batch["streams"][name][0] for batch in batches], 1)
-        mean, scale = np.nanmean(found, 1), np.maximum(np.nanstd(found, 1), 1e-6)
-        out.append((name, values, [float(f"{m:.3g}") for m in mean], [float(f"{s:.3g}") for s in scale]))
-    return tuple(out)
+    name, _, hertz = wanted.partition(":")
+    if name not in train.streams or not hertz.replace(".", "", 1).isdigit() or not float(hertz):
+        raise UserError(f"--streams {wanted}: give NAME:HZ; {train.origin or 'the manifest'} has the streams "
+                        f"{', '.join(train.streams) or 'none (columns stream:NAME)'}")
+    rows = train.select(np.flatnonzero(train.text(f"stream:{name}")))
+    column = config.stride[1] * config.hop
+    values = max(1, round(float(hertz) * column))
+    channels = len(streams.load(rows.stream(0, name))[1])
+    sampling = loading.Sampling(config.sample_rate, streams=((name, channels, values / column),))
+    batches = loading.Loader(rows, loading.Cropper(sampling, config.clip_seconds), 1, seed,
+                             steps=min(MEASURED, len(rows)))
+    found = np.concatenate([batch["streams"][name][0] for batch in batches], 1)
+    mean, scale = np.nanmean(found, 1), np.maximum(np.nanstd(found, 1), 1e-6)
+    return name, values, [float(f"{m:.3g}") for m in mean], [float(f"{s:.3g}") for s in scale]
 
 
-def measure(train, config, seed, clips=256):
+def measure(train, config, seed):
     """{"mean", "scale"} of the log-mel over some training clips, which bring its deviation to 1 (SSAST's to 0.5: small
     encoders learn more slowly from it, docs/results.md)."""
     config = replace(config, mean=0.0, scale=1.0, depth=0, prenet=0, pad="masked", streams=())
-    encoder, total, square, count = Encoder(config), 0.0, 0.0, 0
-    clips = min(clips, len(train))
+    frontend, total, square, count = Encoder(config).frontend, 0.0, 0.0, 0
     crop = loading.Cropper(loading.Sampling.of(config), config.clip_seconds)
-    for batch in loading.Loader(train, crop, 1, seed, steps=clips):
-        batch, = loading.parts([batch])
+    for batch in loading.parts(loading.Loader(train, crop, 1, seed, steps=min(MEASURED, len(train)))):
+        rate = batch.get("rate")
+        layout = config.at_rate(rate)
         with torch.inference_mode():
-            layout = config.at_rate(batch.get("rate"))
-            spec = encoder.frontend(batch["wave"][:, :int(batch["lengths"])], rate=batch.get("rate")).double()
-            spec = spec[:, :layout.n_mels - layout.absent]
+            spec = frontend(batch["wave"][:, :int(batch["lengths"])], rate=rate).double()
+        spec = spec[:, :layout.n_mels - layout.absent]
         total, square, count = total + spec.sum().item(), square + spec.square().sum().item(), count + spec.numel()
     mean = total / count
     deviation = max(1e-3, (square / count - mean ** 2) ** 0.5)
     # rounded, so that rounding errors of another machine or number of threads don't make another encoder
     return {"mean": round(mean, 3), "scale": float(f"{deviation:.3g}")}
 
+
+# ------------------------------------------------------------------------------------------------------- objective
 
 def objective_around(settings, encoder):
     """The recipe's objective; a setting that does not fit the encoder is one line."""
@@ -139,12 +174,11 @@ def objective_around(settings, encoder):
 def build(settings, config, start, heads):
     """The objective around its encoder, from scratch or from --init, with the published pre-training heads that fit."""
     torch.manual_seed(settings.optimisation.seed)
-    encoder = start if start is not None else Encoder(config)
+    encoder = Encoder(config) if start is None else start
     encoder.checkpoint_activations = settings.run.checkpoint_activations
     objective = objective_around(settings, encoder)
     own = objective.state_dict()
-    fitting = {k: v for k, v in heads.items() if k in own and own[k].shape == v.shape}
-    objective.load_state_dict(own | fitting)
+    objective.load_state_dict(own | {k: v for k, v in heads.items() if k in own and own[k].shape == v.shape})
     if hasattr(objective, "teacher"):
         objective.restart_teacher()
     return objective
