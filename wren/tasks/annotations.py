@@ -173,39 +173,35 @@ def _audacity(path, text):
     return events
 
 
-def rows_of(text):
-    """A CSV or TSV with a header -> its columns, and [(line, fields)] without empty lines."""
+def records(text):
+    """A CSV or TSV with a header -> its columns, by our names where they are known, and [(line, {column: text})]."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
-    header = next(reader, [])
-    missing = [""] * len(header)  # editors drop empty fields at a line's end
-    return header, [(reader.line_num, [field.strip() for field in row + missing[len(row):]])
-                    for row in reader if any(map(str.strip, row))]
-
-
-def columns(header):
-    """Which of a table's columns are what: names -> {"start": index, "end": …, "label": …, "file": …}."""
-    plain = [re.sub(r" *\(?\b(s|sec|seconds|hz)\)?$", "", name.lower().split(":")[0].replace("_", " ").strip())
-             for name in header]
-    hits = {ours: [plain.index(name) for name in names if name in plain] for ours, names in _NAMES.items()}
-    return {ours: found[0] for ours, found in hits.items() if found}
+    names = [name.strip().lower() for name in next(reader, [])]
+    plain = [name.split(":")[0].replace("_", " ").strip() for name in names]
+    plain = [re.sub(r" *\(?\b(s|sec|seconds|hz)\)?$", "", name) for name in plain]
+    for ours, theirs in _NAMES.items():
+        if hit := next((name for name in theirs if name in plain), None):
+            names[plain.index(hit)] = ours
+    missing = [""] * len(names)  # editors drop empty fields at a line's end
+    return names, [(reader.line_num, dict(zip(names, map(str.strip, row + missing)))) for row in reader
+                   if any(map(str.strip, row))]
 
 
 def _table(path, text, lengths, label):
     """A Raven table or a CSV with a header -> (line, Event) of each call; fills {recording: None}."""
-    header, rows = rows_of(text)
-    column = columns(header)
-    missing = [name for name in ("start", "end", "label") if name not in column]
+    columns, rows = records(text)
+    missing = [name for name in ("start", "end", "label") if name not in columns]
     if missing and (missing != ["label"] or not label):
         remedy = ("add an annotation column in Raven and save the table again, or say what all its calls are with "
                   "--label NAME" if missing == ["label"] else "annotations are a Raven table, Audacity labels (start, "
                   "end, label by tabs), a CSV with file, start, end, label, or BEANS's JSON lines")
-        raise UserError(f"{path} has no column for {' and '.join(missing)} (there are {', '.join(header)}): {remedy}")
-    rows = [(number, {name: row[k] for name, k in column.items()}) for number, row in rows]
-    if {"selection", "view"} <= column.keys():
+        header = text.partition("\n")[0].replace("\t", ", ")
+        raise UserError(f"{path} has no column for {' and '.join(missing)} (there are {header}): {remedy}")
+    if {"selection", "view"} <= set(columns):
         # Raven writes a selection once for each view: the spectrogram's is kept, which has the frequencies
         rows.sort(key=lambda row: row[1]["view"].startswith("Spectrogram"))
         rows = sorted({row["selection"]: (number, row) for number, row in rows}.values())
-    if "selection" in column and "file offset" not in column and len({row.get("file") for _, row in rows}) > 1:
+    if "selection" in columns and "file offset" not in columns and len({row.get("file") for _, row in rows}) > 1:
         raise UserError(f"{path} covers several files but has no column File Offset (s), without which a call's "
                         "place in its file is unknown: in Raven choose that column and save the table again")
     for number, row in rows:

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from wren.cli import UserError
-from wren.tasks.annotations import columns, read_text, rows_of
+from wren.tasks.annotations import read_text, records
 from wren.tasks.beans import BEANS, Beans
 from wren.tasks.clips import clip_task
 from wren.tasks.task import SPLITS, Source
@@ -50,7 +50,7 @@ def load_task(task, root=None, low=False, fold=None, label=None):
             raise UserError(f"{path} is missing: task {name} has a list for each of train, valid and test")
     source = Source(name, settings, home, root)
     calls = settings.hop if home else (train.is_dir() or train.suffix == ".jsonl"
-                                       or {"start", "end"} <= columns(rows_of(read_text(train))[0]).keys())
+                                       or {"start", "end"} <= set(records(read_text(train))[0]))
     if not calls:
         return clip_task(source, lists, fold)
     if fold is not None or "all" in lists:

@@ -10,7 +10,7 @@ from wren.sound import audio
 from wren.sound.manifest import STREAM, build
 from wren.sound.quality import Verdict
 from wren.sound.scan import find
-from wren.tasks.annotations import columns, meant, read_recordings, read_text, rows_of, tables
+from wren.tasks.annotations import meant, read_recordings, read_text, records, tables
 from wren.tasks.task import Split, Task
 
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 1.0  # of own recordings; BEANS's for birds
@@ -85,10 +85,10 @@ def _streams(path, files):
     """{column: list of str} of the streams that a CSV list of calls names in any row of each recording."""
     if path.suffix not in (".csv", ".tsv"):
         return {}
-    (header, rows), out = rows_of(read_text(path)), {}
-    for k, name in enumerate(map(str.lower, header)):
+    (names, rows), out = records(read_text(path)), {}
+    for name in names:
         if name.startswith(STREAM):
-            said = {row[columns(header)["file"]]: row[k] for _, row in rows if row[k]}
+            said = {row["file"]: row[name] for _, row in rows if row[name]}
             out[STREAM + name.removeprefix(STREAM).strip()] = [said.get(file, "") for file in files]
     return out
 
