@@ -1,8 +1,4 @@
-"""Opening a task: one of BEANS's twelve by name, or a folder in one of the layouts of docs/data.md.
-
-    load_task("watkins", root=BEANS)    root holds the folder data/ that the BEANS scripts make
-    load_task("FOLDER")
-"""
+"""Opening a task: one of BEANS's twelve by name, or a folder in one of the layouts of docs/data.md."""
 from pathlib import Path
 
 from wren.cli import UserError
@@ -49,8 +45,10 @@ def load_task(task, root=None, low=False, fold=None, label=None):
         if not path.exists():
             raise UserError(f"{path} is missing: task {name} has a list for each of train, valid and test")
     source = Source(name, settings, home, root)
-    calls = settings.hop if home else (train.is_dir() or train.suffix == ".jsonl"
-                                       or {"start", "end"} <= set(records(read_text(train))[0]))
+    calls = settings.hop or train.is_dir() or train.suffix == ".jsonl"
+    if not calls and not home:
+        columns, _ = records(read_text(train).partition("\n")[0])
+        calls = {"start", "end"} <= set(columns)
     if not calls:
         return clip_task(source, lists, fold)
     if fold is not None or "all" in lists:
