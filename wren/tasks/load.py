@@ -66,10 +66,9 @@ def _folder(task, place):
     """The folder that `--task` names."""
     if found := next((path for path in (place / task, Path(task)) if path.is_dir()), None):
         return found
-    other = f"nor one of BEANS's twelve ({', '.join(BEANS)})"
-    if task in BEANS:
-        other = f"nor is {place / 'data' / BEANS[task].lists.format('train')} there, or the same without data/"
-    raise UserError(f"--task {task}: neither a folder nor a folder in {place}, {other}")
+    lists = place / "data" / BEANS.get(task, BEANS["watkins"]).lists.format("train")
+    raise UserError(f"--task {task}: neither a folder nor a folder in {place}, nor one of BEANS's twelve "
+                    f"({', '.join(BEANS)}) with its lists below data/ (such as {lists}) or in {place} itself")
 
 
 def _own_lists(folder, task):
