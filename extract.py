@@ -89,7 +89,6 @@ def _add_scores(p):
                    "detector of --head query (default: what it was trained with)")
     g.add_argument("--smooth", type=cli.not_negative, default=0.0, metavar="S", help="seconds over which scores are "
                    "smoothed, centred (animal2vec: 0.1)")
-    g.add_argument("--smoothing", choices=("mean", "max"), default="mean", help="what of the scores in that time")
     g.add_argument("--threshold", type=cli.share, help="score from which on there is an event (default: the "
                    "checkpoint's, a class each, chosen on validation; without them 0.5)")
     g.add_argument("--minimum", type=cli.not_negative, metavar="S", help="seconds; shorter events are dropped "
@@ -286,7 +285,7 @@ def detect(args, run):
         file, end = run.path(stretch), float(stretch.seconds(stretch.samples))
         files[file] = max(end, files.get(file, (0.0,))[0]), stretch.rate
         events += decode_events(scores, starts, ends, run.model.labels, limits, args.smooth, minimum, args.merge,
-                                file, args.smoothing)
+                                file)
     events = [replace(event, score=round(event.score, 6)) for event in events]  # digits that a person reads
     run.finish(args.out)
     Path(args.out).mkdir(parents=True, exist_ok=True)

@@ -487,7 +487,7 @@ def test_thresholds_smoothing_merging_and_length_decide_what_is_an_event(loud, c
         run(calls / "one.wav", "--events", "csv", "--checkpoint", "x", "--out", calls / "out", *flags)
         return len(read_annotations(calls / "out" / "events.csv"))
     assert count() == 5 and count("--minimum", 1) == 1 and count("--merge", 3) == 3
-    assert count("--smooth", 3, "--threshold", 0.99) == 0 < count("--smooth", 3, "--smoothing", "max")
+    assert count("--smooth", 3, "--threshold", 0.99) == 0 < count("--smooth", 3, "--threshold", 0.01)
     with pytest.raises(UserError, match="none of its annotations"):
         write_annotations(calls / "else.csv", [Event("else.wav", 0, 1, "loud")], "csv")
         count("--against", calls / "else.csv")

@@ -208,7 +208,6 @@ def test_frames_that_meet_within_a_sample_are_one_event():
 def test_smoothing_is_centred_and_sees_at_the_edges_what_is_there():
     values = [0, 0, 0.9, 0, 0, 0.6]
     assert frames(values, smooth=1.5, threshold=0.29) == [(0.5, 2.0, 0.3), (2.5, 3.0, 0.3)]
-    assert frames(values, smooth=1.5, threshold=0.5, smoothing="max") == [(0.5, 3.0, 0.9)]
     assert frames(values, smooth=0.5, threshold=0.5) == [(1.0, 1.5, 0.9), (2.5, 3.0, 0.6)]  # one frame: none
 
 

@@ -68,19 +68,18 @@ def _checked(scores, truth):
 
 # ------------------------------------------------------------------------------------------------------- events
 
-def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minimum=0.0, gap=0.0, file="",
-                  smoothing="mean"):
+def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minimum=0.0, gap=0.0, file=""):
     """Scores of frames or windows of one recording -> list of Event in order of time.
 
     scores (T, C); starts, ends (T,): each frame's time in seconds, ascending, overlapping or not; labels: C names;
-    threshold: a number or (C,), reached by `>=`; smooth: length in seconds of a centred mean or maximum (`smoothing`)
-    over frames; gap: frames of one class at most this far apart (s) are one event; minimum: shorter events (s) are
-    dropped. An event reaches from the onset of its first frame to the offset of its last; its score is the peak of
-    its frames' smoothed scores.
+    threshold: a number or (C,), reached by `>=`; smooth: length in seconds of a centred mean over frames; gap:
+    frames of one class at most this far apart (s) are one event; minimum: shorter events (s) are dropped. An event
+    reaches from the onset of its first frame to the offset of its last; its score is the peak of its frames' smoothed
+    scores.
     """
     scores, starts, ends = np.asarray(scores, np.float64), np.asarray(starts, float), np.asarray(ends, float)
     if len(scores) > 1 and smooth > 0:
-        scores = _smoothed(scores, smooth / float(np.median(np.diff(starts))), smoothing)
+        scores = _smoothed(scores, smooth / float(np.median(np.diff(starts))))
     slack = 0.01 * float(np.median(ends - starts)) if len(scores) else 0.0  # frames begin and end at whole samples
     events = []
     for k, limit in enumerate(np.broadcast_to(threshold, (len(labels),))):
@@ -97,12 +96,10 @@ def decode_events(scores, starts, ends, labels, threshold=0.5, smooth=0.0, minim
     return sorted(events, key=lambda event: (event.start, event.end))
 
 
-def _smoothed(scores, frames, smoothing):
-    """A centred mean or maximum over an odd number of frames (at least `frames`); the edges see what is there."""
-    from scipy.ndimage import maximum_filter1d, uniform_filter1d
+def _smoothed(scores, frames):
+    """A centred mean over an odd number of frames (at least `frames`); the edges see what is there."""
+    from scipy.ndimage import uniform_filter1d
     size = 2 * int(np.ceil((frames - 1) / 2 - 1e-9)) + 1
-    if smoothing == "max":
-        return maximum_filter1d(scores, size, axis=0, mode="constant", cval=-np.inf)
     weight = uniform_filter1d(np.ones(len(scores)), size, mode="constant")
     return uniform_filter1d(scores, size, axis=0, mode="constant") / weight[:, None]
 
