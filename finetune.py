@@ -20,8 +20,8 @@ from pathlib import Path
 from wren import cli
 from wren.cli import DEMO, UserError
 from wren.recipes import PRESETS
-from wren.recipes.finetuning import (PARTS, PROTOCOLS, RECIPES, Augmentation, Model, Optimisation, encoder_changes,
-                                     settings_for)
+from wren.recipes.flags import name_of
+from wren.recipes.finetuning import PROTOCOLS, RECIPES, Settings, encoder_changes, settings_for
 
 
 def parse_args(argv=None):
@@ -45,12 +45,9 @@ def parse_args(argv=None):
                    "1e-5 5e-5 1e-4 5e-4, patch stride 10, native rate; beans: 50 epochs, 1e-5 5e-5 1e-4")
     g.add_argument("--seeds", type=cli.positive_int, default=1, help="runs with seeds SEED, SEED + 1, …")
     g.add_argument("--seed", type=cli.natural, default=0, help="of the head, the order of clips and their augmentation")
-    for title, part in (("model", Model), ("loss and optimisation", Optimisation),
-                        ("augmentation of the training split", Augmentation)):
-        g = p.add_argument_group(title)
-        for setting in fields(part):
-            if setting.metadata:  # a flag that is not given says nothing: the recipe does
-                g.add_argument(f"--{setting.name.replace('_', '-')}", **setting.metadata | {"default": None})
+    flags = [setting for setting in fields(Settings) if setting.metadata]
+    for setting in flags:  # one that is not given says nothing: the recipe does
+        g.add_argument(name_of(setting.name), **setting.metadata | {"default": None})
 
     g = p.add_argument_group("run")
     g.add_argument("--max-bad", type=cli.share, default=0.01, help="largest share of a test split that may be left "
@@ -66,13 +63,9 @@ def parse_args(argv=None):
     g.add_argument("--timeout", type=cli.positive, default=300, help="longest wait for another process, s")
     args = p.parse_args(argv)
     args.task = args.task or ["species"]
+    given = {setting.name: getattr(args, setting.name) for setting in flags}
+    args.chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None}
     return args
-
-
-def chosen_settings(args):
-    """{name: value} of the settings that were given as flags."""
-    values = {f.name: getattr(args, f.name) for part in PARTS for f in fields(part) if f.metadata}
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
 
 
 # ------------------------------------------------------------------------------------------------------- one task
@@ -81,7 +74,7 @@ def prepare(job, task, weights, override):
     """Fix in config.json what the folder's trials are, or check that they still are that. weights: what tells the
     encoder from others."""
     path, procs = job.folder / "config.json", job.procs
-    now = job.settings.flat() | {
+    now = vars(job.settings) | {
         "encoder": weights, "format": job.format, "config": job.changes, "labels": task.labels,
         "data": {name: contents(split) for name, split in task.splits.items()}}
     now = json.loads(json.dumps(now))  # as it will be read back: tuples become lists
@@ -131,7 +124,7 @@ def run_task(job, task, seeds, about):
         print(describe(task, job.settings), flush=True)
     for seed in [seed for seed in seeds if seed not in {row["seed"] for row in rows}]:
         curves = {}  # of each trial
-        for lr in job.settings.optimisation.lr:
+        for lr in job.settings.lr:
             trial = Trial(job, seed, lr)
             curves[trial] = trial.run()
             if curves[trial] is None:
@@ -171,7 +164,7 @@ def test(task, job, trial, chosen, earlier):
     if job.procs.main and chosen["value"] > max((row["valid"] for row in earlier), default=-1.0):
         heads.save(model, job.folder / "finetuned.pt")
     scores, frames = predict(split)
-    row = {"task": task.name, "group": task.group, "probe": "finetune", "encoder": name_of(job.encoder),
+    row = {"task": task.name, "group": task.group, "probe": "finetune", "encoder": called(job.encoder),
            "metric": task.metric, "seed": trial.seed, "lr": trial.lr, "epoch": chosen["epoch"],
            "valid": chosen["value"], "valid_chance": model.chance,
            **scoring.clip_results(task, scores, split, trial.seed)}
@@ -185,7 +178,7 @@ def test(task, job, trial, chosen, earlier):
 
 # -------------------------------------------------------------------------------------------------------- printing
 
-def name_of(source):
+def called(source):
     """How a checkpoint is called in tables: its run folder, if it lies in one."""
     return str(Path(source).parent if Path(source).name == "encoder.pt" else source)
 
@@ -202,29 +195,25 @@ def calls_of(task):
         with_calls = {event.file for event in split.events}
         silent += [Path(file).name for file, *_ in split.files if file not in with_calls]
         counts.append(f"{len(split.events)} in {len(split.files)} ({name})")
-    lines = [f"  calls in recordings: {', '.join(counts)}"]
-    if silent:
-        lines.append(f"  taken to hold no calls: {first(silent, 3)}; leave out what nobody has annotated")
-    return lines
+    taken = [f"  taken to hold no calls: {first(silent, 3)}; leave out what nobody has annotated"] if silent else []
+    return [f"  calls in recordings: {', '.join(counts)}", *taken]
 
 
-def describe(task, settings):
-    """What is about to be trained, in two lines or more."""
-    s, model = settings.optimisation, settings.model
+def describe(task, s):
+    """What is about to be trained, in two lines or more. s: Settings."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
     unit = f"windows of {task.window_seconds:g} s" if task.kind == "detection" else "clips"
     lines = [f"\n{task.name}: {sizes} {unit}, {len(task.labels)} classes"]
-    if task.kind == "detection":
-        lines += calls_of(task)
+    lines += calls_of(task) if task.kind == "detection" else []
     if task.metric != "accuracy":  # no threshold can be chosen for what the validation split lacks
         present = task.splits["valid"].targets.any(0)
         if names := [label for label, known in zip(task.labels, present) if not known]:
             what = "their thresholds are" if len(names) > 1 else "its threshold is"
             lines.append(f"  never in validation: {first(names, 5)}; {what} 0.5")
     length = f"{s.steps} steps" if s.steps else f"{s.epochs} epochs"
-    lines.append(f"  {s.optimizer}, lr {' '.join(f'{lr:g}' for lr in s.lr)}, batch {s.batch_size}, {length}, {s.loss}, "
-                 f"pool {model.pool}, mixup {settings.augmentation.mixup:g}, trained: {model.trainable}")
-    return "\n".join(lines)
+    return "\n".join(lines + [
+        f"  {s.optimizer}, lr {' '.join(f'{lr:g}' for lr in s.lr)}, batch {s.batch_size}, {length}, {s.loss}, "
+        f"pool {s.pool}, mixup {s.mixup:g}, trained: {s.trainable}"])
 
 
 def print_tables(rows, per_class):
@@ -317,23 +306,22 @@ def plan(args, procs, stop):
     from wren.tasks import without_broken
     from wren.training import engine
     from wren.training.supervised import Job
-    tasks, (path, home) = open_tasks(args, procs), find_encoder(args.checkpoint)
-    encoder, out = load_encoder(path, args.format), Path(
-        args.out or home / "-".join(filter(None, ("finetune", args.protocol))))
-    jobs = []
+    tasks, (path, home), jobs = open_tasks(args, procs), find_encoder(args.checkpoint), []
+    encoder = load_encoder(path, args.format)
+    out = Path(args.out or home / "-".join(filter(None, ("finetune", args.protocol))))
     for task, fold in tasks:
-        settings = settings_for(encoder.config, task, args.recipe, args.protocol, chosen_settings(args))
-        if settings.optimisation.batch_size % procs.world:
-            raise UserError(f"--batch-size {settings.optimisation.batch_size} does not divide by {procs.world} "
+        settings = settings_for(encoder.config, task, args.recipe, args.protocol, args.chosen)
+        if settings.batch_size % procs.world:
+            raise UserError(f"--batch-size {settings.batch_size} does not divide by {procs.world} "
                             "processes")
         jobs.append(Job(settings, task, out / (f"{task.name}-fold{fold}" if fold else task.name), path, procs, stop,
-                        args.format, encoder_changes(settings.model, encoder.config, task), args.workers,
+                        args.format, encoder_changes(settings, encoder.config, task), args.workers,
                         args.micro_batch, args.amp, args.max_bad))
     engine.precision(args.amp, procs.device)  # refused before anything is written
     if len({job.folder for job in jobs}) < len(jobs):
         raise UserError("--task: two folders of one name would share their results: train them apart, with --out")
     if procs.main:
-        print(f"{name_of(path)}: {encoder.config.name}, {encoder.config.sample_rate} Hz -> {out}")
+        print(f"{called(path)}: {encoder.config.name}, {encoder.config.sample_rate} Hz -> {out}")
     weights = path if path in PRESETS else fingerprint(encoder)  # of a preset the trial's seed draws them
     plans = []
     for job, (task, fold) in zip(jobs, tasks):

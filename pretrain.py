@@ -42,10 +42,9 @@ def parse_args(argv=None):
     """(Settings of the run, "paper" or "meta" where only that is to be printed)."""
     given = {name: tuple(value) if isinstance(value, list) else value
              for name, value in vars(parser(argv).parse_args(argv)).items() if value is not None}
-    scale = given.pop("scale", scale_of(given.get("subset")))
-    recipe = given.pop("recipe", recipe_of(scale))
-    only = [name for name in ("paper", "meta") if given.pop(name)]
-    return settings_for(recipe, scale, given), only[0] if only else None
+    only = next((name for name in ("paper", "meta") if given[name]), None)
+    recipe, scale, _, _ = (given.pop(name, None) for name in ("recipe", "scale", "paper", "meta"))
+    return settings_for(recipe, scale, given), only
 
 
 def recipe_in_words(argv):
@@ -145,7 +144,7 @@ def evaluate_held_out(steps, valid, out):
         return {}
     scores = trainer.evaluate(held_out(valid, trainer.objective.encoder.config, trainer.procs, bad))
     row = {"step": trainer.step} | {f"valid_{k}": v for k, v in scores.items() if k != "count"}
-    if unreadable := trainer.procs.total(len(bad)):
+    if unreadable := sum(trainer.procs.gather(len(bad))):
         with open(out / "bad.jsonl", "a") as file:
             file.write("".join(json.dumps(entry | {"step": trainer.step}) + "\n" for entry in bad))
         cli.warn(f"step {trainer.step}: {unreadable} of {len(valid)} held-out clips can't be read, the evaluation goes "
@@ -197,8 +196,7 @@ def run(settings, stop, procs):
         raise UserError(f"--batch-size {batch_size} does not divide by {procs.world} processes")
     train_rows, valid_rows = data.open_data(settings.data, out, procs)
     settings = settings.with_steps(len(train_rows))
-    identity = starting.identity_of(settings, train_rows)
-    saved = starting.check_unchanged(settings, identity)
+    identity, saved = starting.check_unchanged(settings, train_rows)
     if saved and done.exists() and not settings.run.extend:
         if procs.main:
             print(f"{out} is finished ({done.read_text().strip()}). To go on with it: --extend --steps N; to start "

@@ -295,7 +295,7 @@ def test_a_finished_trial_is_not_trained_again(job, monkeypatch):
 def test_rates_fall_from_the_head_to_the_embeddings(job):
     one = job(layer_decay=0.5, optimizer="adamw")
     objective = supervised.build(one, 0)
-    optimizer = supervised.make_optimizer(objective, one.settings.optimisation, 1.0)
+    optimizer = supervised.make_optimizer(objective, one.settings, 1.0)
     rates = {id(p): g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
     encoder = objective.encoder
     assert rates[id(objective.model.head.linear.weight)] == rates[id(encoder.norm.weight)] == 1.0
@@ -498,11 +498,10 @@ def test_the_gpm_bt_protocol_gives_its_numbers_of_tokens_and_its_masks(seconds, 
     config = replace(PRESETS["gpm-bt-patch"], pad="published")
     task = SimpleNamespace(name="t", kind="classification", window_seconds=None, clip_seconds=seconds,
                            sample_rate=44100)
-    settings = finetuning.settings_for(config, task, protocol="gpm-bt")
-    s, mask = settings.optimisation, settings.augmentation
-    assert replace(config, **finetuning.encoder_changes(settings.model, config, task)).n_tokens == tokens
+    s = finetuning.settings_for(config, task, protocol="gpm-bt")
+    assert replace(config, **finetuning.encoder_changes(s, config, task)).n_tokens == tokens
     assert (s.lr, s.epochs, s.batch_size, s.optimizer) == ((1e-5, 5e-5, 1e-4, 5e-4), 25, 32, "adam")
-    assert mask.band_mask == (48 if seconds < 5 else 24) / 128 and mask.mixup == 0
+    assert s.band_mask == (48 if seconds < 5 else 24) / 128 and s.mixup == 0
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -564,15 +563,14 @@ def test_low_data_lists_and_folds_are_not_mixed_up_silently(tiny, tmp_path):
 
 @pytest.mark.parametrize("table", [*finetuning.RECIPES.values(), *finetuning.PROTOCOLS.values()])
 def test_recipes_and_protocols_name_only_settings_that_exist(table):
-    assert table.keys() <= finetuning.settings_for(LAPTOP, SimpleNamespace(
-        name="t", kind="classification", window_seconds=None, sample_rate=None)).flat().keys()
+    assert table.keys() <= vars(finetuning.Settings()).keys()
 
 
 def test_a_recipe_s_wishes_that_an_encoder_can_t_have_are_recorded_as_not_had():
     task = SimpleNamespace(name="t", kind="detection", window_seconds=2, sample_rate=None)
-    flat = finetuning.settings_for(PRESETS["animal2vec-laptop"], task, recipe="eat").flat()
+    flat = vars(finetuning.settings_for(PRESETS["animal2vec-laptop"], task, recipe="eat"))
     assert (flat["pool"], flat["band_mask"], flat["roll"], flat["smoothing"]) == ("mean", 0.0, False, 0.0)
-    flat = finetuning.settings_for(LAPTOP, task, chosen={"trainable": "head"}).flat()
+    flat = vars(finetuning.settings_for(LAPTOP, task, chosen={"trainable": "head"}))
     assert (flat["layer_decay"], flat["drop_path"]) == (1.0, 0.0)
 
 
@@ -580,7 +578,7 @@ def test_small_encoders_are_fine_tuned_on_vectors_of_rows_and_published_ones_on_
     task = SimpleNamespace(name="t", kind="detection", window_seconds=2, clip_seconds=None, sample_rate=None)
     for name, pool in (("wren-laptop", "rows"), ("eat-laptop", "rows"), ("animal2vec-laptop", "rows"),
                        ("dasheng-base", "mean"), ("eat-base", "specials"), ("atst-base", "both")):
-        chosen = finetuning.settings_for(PRESETS[name], task).model
+        chosen = finetuning.settings_for(PRESETS[name], task)
         assert finetuning.encoder_changes(chosen, PRESETS[name], task)["pool"] == pool
 
 

@@ -238,6 +238,6 @@ def test_every_flag_that_the_readme_names_is_one_of_a_stage():
     flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", PAGES))
     known = set("".join(path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("examples/*.py")]).split('"'))
     known |= {option for action in pretrain.parser()._actions for option in action.option_strings}
-    known |= {name_of(setting.name) for part in finetuning.PARTS for setting in fields(part)}
+    known |= {name_of(setting.name) for setting in fields(finetuning.Settings)}
     assert flags - known - {"--nproc_per_node", "--nproc", "--nnodes", "--rdzv-backend", "--rdzv-endpoint",
                             "--max-restarts", "--help"} == set()

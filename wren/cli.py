@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from math import inf, isfinite, nan
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class Parser(argparse.ArgumentParser):
     """argparse with defaults shown, the docstring's example kept as typed, and one-line errors."""
 
     def __init__(self, description, **kwargs):
-        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False, **kwargs)
+        super().__init__(description=description, allow_abbrev=False,
+                         formatter_class=partial(_Help, max_help_position=30, width=118), **kwargs)
 
     def error(self, message):
         raise UserError(f"{message} (see python {self.prog} --help)")
@@ -33,9 +35,6 @@ class Parser(argparse.ArgumentParser):
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Raw description; `(default: …)` after each help line whose option has one."""
-
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=30, width=118)
 
     def _get_help_string(self, action):
         hidden = any(action.default is value for value in (None, False, True, argparse.SUPPRESS, "", ()))  # 0 is shown

@@ -1,23 +1,22 @@
-"""How figures look and where they go: colours, legends, spectrogram axes, files.
+"""How figures look and where they go.
 
 A figure is a function `draw(width in inches) -> matplotlib Figure`. `save` calls it for the full width of a page
 (7 in) and for a column (3.4 in), and writes NAME.png, NAME.pdf, NAME-column.png, NAME-column.pdf, the drawn numbers
 as NAME.csv, and NAME.json with the caption and the settings. Text is never smaller than 7 pt.
+
+The functions `plot…(args)` of this room take the arguments of plot_tsne.py and return what `save` wants: (name, draw,
+caption, rows of data, settings).
 """
 import json
-from functools import lru_cache
-from pathlib import Path
 from textwrap import fill
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 
 from wren import cli
-from wren.recipes import octave_band
 
 WIDTHS = {"": 7.0, "-column": 3.4}  # inches
 SIZE = 7  # pt
@@ -36,8 +35,6 @@ STYLE = {
     "pdf.fonttype": 42, "savefig.dpi": 300, "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03}
 
-
-# --------------------------------------------------------------------------------------------------------- pages
 
 def page(width, height, caption, handles=()):
     """(figure, its part for the panels): panels of `height` inches, a legend of `handles` below, then the caption."""
@@ -64,14 +61,14 @@ def across(count, width):
 def panels(width, count, height, caption, handles=(), **kwargs):
     """(figure, axes of panels of `height` inches, row by row): a `page` of equal panels."""
     columns = across(count, width)
-    figure, body = page(width, height * -(-count // columns), caption, handles)
-    axes = list(body.subplots(-(-count // columns), columns, squeeze=False, **kwargs).flat)
+    rows = -(-count // columns)
+    figure, body = page(width, height * rows, caption, handles)
+    axes = body.subplots(rows, columns, squeeze=False, **kwargs).flatten()
     for ax in axes[count:]:
         ax.remove()
     return figure, axes[:count]
 
 
-@lru_cache(maxsize=4096)
 def inches(text):
     """Printed width of a line of text."""
     return TextToPath().get_text_width_height_descent(text, FontProperties(size=SIZE), ismath=False)[0] / 72
@@ -95,61 +92,9 @@ def handle(label, **looks):
     return Line2D([], [], **{"linestyle": "none", "markersize": 4, "markeredgewidth": 0.3, **looks}, label=label)
 
 
-# -------------------------------------------------------------------------------------------------- spectrograms
-
-def band(hertz, config):
-    """Where a frequency in Hz lies among an encoder's bands (the centre of band k is k)."""
-    if config.frontend == "octave":
-        return octave_band(hertz) - 0.5
-    hertz = np.array([config.f_min, config.f_max or config.sample_rate / 2, hertz])
-    low, high, place = np.log1p(hertz / 700)  # HTK's mel scale
-    return (place - low) / (high - low) * (config.n_mels + 1) - 1
-
-
-def kilohertz(ax, config):
-    """Label an axis of mel bands in kHz, at octaves that lie apart enough to be read."""
-    ticks = {}
-    for hertz in 1000.0 * 2.0 ** np.arange(-3, 9):
-        place = band(hertz, config)
-        if -0.5 <= place <= config.n_mels - 0.5 and place - max(ticks, default=-np.inf) >= config.n_mels / 9:
-            ticks[place] = f"{hertz / 1000:g}"
-    ax.set_yticks(list(ticks), list(ticks.values()))
-    ax.set_ylabel("frequency (kHz)")
-
-
-def mel_image(ax, spec, config, start=0.0, **looks):
-    """Draw an encoder's spectrogram (F, T): time in s from `start`, frequency in kHz on the mel scale."""
-    image = ax.imshow(spec, origin="lower", aspect="auto",
-                      extent=(start, start + spec.shape[1] * config.hop, -0.5, spec.shape[0] - 0.5), **looks)
-    kilohertz(ax, config)
-    return image
-
-
-def power_image(ax, wave, rate, start=0.0):
-    """Draw a spectrogram of a wave (S,) at `rate` Hz in dB above each frequency's median over time, which flattens
-    steady noise; linear frequency. White: less than 3 dB.
-
-    The window is 25 ms, or 1024 samples of a faster recording; at most about 2000 frames, as many as can be printed.
-    """
-    from scipy.signal import ShortTimeFFT, get_window
-    size = min(1024, max(64, round(0.025 * rate)), len(wave))
-    hop = max(size // 4, len(wave) // 2000)
-    power = ShortTimeFFT(get_window("hann", size), hop, rate, mfft=max(size, 512)).spectrogram(wave)  # (F, T)
-    db = 10 * np.log10(power + 1e-12 * power.max() + 1e-20)
-    db -= np.median(db, axis=1, keepdims=True)
-    image = ax.imshow(db, origin="lower", aspect="auto", vmin=3, vmax=max(20, np.percentile(db, 99.9)),
-                      extent=(start, start + power.shape[1] * hop / rate, 0, rate / 2000))
-    ax.set_xlim(start, start + len(wave) / rate)
-    ax.set_ylabel("frequency (kHz)")
-    return image
-
-
-# --------------------------------------------------------------------------------------------------------- files
-
 def save(draw, out, name, caption, rows, about):
-    """Write a figure at both widths, its numbers (rows: list of dicts with the same keys) and what it is (about:
-    plain values). Returns the path of the full-width PNG. Each file appears whole or not at all."""
-    out = Path(out)
+    """Write a figure at both widths into folder `out`, its numbers (rows: list of dicts with the same keys) and what it
+    is (about: plain values). Returns the path of the full-width PNG. Each file appears whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     for suffix, width in WIDTHS.items():
         with matplotlib.rc_context(STYLE):

@@ -62,7 +62,7 @@ def predict(model, split, procs, autocast, workers=0, frames=False):
     scores = procs.sum(scores).cpu().numpy()
     if not frames:
         return scores, None
-    out = torch.zeros(len(split), int(procs.largest(longest)), len(model.labels), device=procs.device)
+    out = torch.zeros(len(split), max(procs.gather(longest)), len(model.labels), device=procs.device)
     for rows, part in found:
         out[rows, :part.shape[1]] = part
     return scores, procs.sum(out).cpu().numpy()

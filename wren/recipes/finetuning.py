@@ -1,9 +1,6 @@
-"""How encoders are fine-tuned: recipes of each family, protocols of benchmarks, and the settings that follow.
-
-Plain values, no torch: `--help` answers at once. A setting made by `flag` is one of finetune.py's, with its help.
-"""
+"""How encoders are fine-tuned: recipes of each family, protocols of benchmarks, and the settings that follow."""
 from argparse import ArgumentTypeError, BooleanOptionalAction
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 from wren import cli
 from wren.cli import UserError
@@ -18,8 +15,10 @@ def _trainable(text):
 
 
 @dataclass(frozen=True)
-class Model:
-    """What is made of an encoder."""
+class Settings:
+    """Everything that a trial depends on beside its encoder, its data, its rate and its seed. A setting made by `flag`
+    is one of finetune.py's. warmup is a share of the steps, floor of the rate; masks are shares of the window, dropped
+    patches of the grid."""
     trainable: str = flag("all", "all, head, or a number: that many last blocks and the head", type=_trainable)
     pool: str = flag("mean", "patch tokens; rows: mean and deviation over time of each frequency row of them; special "
                      "tokens, or mean and these", choices=("mean", "rows", "cls", "both"))
@@ -32,10 +31,6 @@ class Model:
     patch_stride: int | None = flag(None, "overlap (GPM-BT: 10 of 16 frames, or 1 of 2)", type=cli.positive_int)
     drop_path: float = flag(0.1, "share of clips that skip the last block", type=cli.share)
 
-
-@dataclass(frozen=True)
-class Optimisation:
-    """Loss, optimiser, schedule, and which epoch is taken. warmup is a share of the steps, floor of the rate."""
     loss: str | None = flag(None, "default: ce where classes exclude each other, focal with --head query, else bce",
                             choices=("ce", "bce", "focal"))
     smoothing: float = flag(0.1, "of labels, with ce", type=cli.share)
@@ -52,10 +47,6 @@ class Optimisation:
     floor: float = 0.0
     clip: float = 1.0
 
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Of the training split, alone. mask_spectrogram's masks are shares of the window, drop_patches's of the grid."""
     balanced: bool = flag(False, "draw all classes alike", action="store_true")
     mixup: float = flag(0.0, "share of clips mixed with another, labels in the same proportion", type=cli.share)
     alpha: float = flag(10.0, "the proportion is drawn from Beta(alpha, alpha)", type=cli.positive)
@@ -65,18 +56,6 @@ class Augmentation:
     roll: bool = flag(False, "turn clips around a circle", action=BooleanOptionalAction)
     gain: float = flag(0.0, "level drawn from -GAIN to GAIN, dB", type=cli.not_negative)
     patch_drop: float = flag(0.0, "share of patch columns and of rows left out", type=cli.share)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that a trial depends on beside its encoder, its data, its rate and its seed."""
-    model: Model
-    optimisation: Optimisation
-    augmentation: Augmentation
-
-    def flat(self):
-        """{name: value} of all of them; no name is there twice."""
-        return vars(self.model) | vars(self.optimisation) | vars(self.augmentation)
 
 
 # What differs from the defaults above. Published values where there are any.
@@ -102,23 +81,13 @@ RECIPES = {
                        loss="focal"),
     "dasheng": {},  # nothing published but frozen probes
 }
-# What a benchmark fixes, on top of the recipe. GPM-BT: its released code; masks and mixing by `gpm_bt_augmentation`.
+# What a benchmark fixes, on top of the recipe. GPM-BT: its released code; masks and mixing follow from the task, below.
 _PLAIN = dict(optimizer="adam", betas=(0.9, 0.999), weight_decay=0.0, schedule="constant", warmup=0.0, clip=0.0,
               batch_size=32, layer_decay=1.0, drop_path=0.0, smoothing=0.0, mixup=0.0, alpha=10.0, time_mask=0.0,
               band_mask=0.0, noise=0.0, roll=False, gain=0.0, patch_drop=0.0, head="linear", loss=None)
 PROTOCOLS = {"beans": _PLAIN | dict(epochs=50, lr=(1e-5, 5e-5, 1e-4), rate="model"),
              "gpm-bt": _PLAIN | dict(epochs=25, lr=(1e-5, 5e-5, 1e-4, 5e-4), rate="native", noise=0.1,
                                      pool="mean", patch_stride=10)}
-PARTS = (Model, Optimisation, Augmentation)
-
-
-def gpm_bt_augmentation(seconds, kind):
-    """GPM-BT's masks: up to 48 bands and 48 frames of windows shorter than 5 s, else 24 and 96; detection mixes 60 %.
-    There the masks fall on the whole minute and a file is mixed with itself; here on the window and with another
-    clip. Its roll by up to ten frames is left out."""
-    bands, frames = (48, 48) if (seconds or 10) < 5 else (24, 96)
-    return dict(band_mask=bands / 128, time_mask=min(1.0, frames / (100 * (seconds or 10))),
-                mixup=0.6 if kind == "detection" else 0.0)
 
 
 def settings_for(config, task, recipe="auto", protocol=None, chosen=None):
@@ -129,88 +98,87 @@ def settings_for(config, task, recipe="auto", protocol=None, chosen=None):
         families = sorted(RECIPES, key=len, reverse=True)  # atst-frame before atst
         recipe = "laptop" if "laptop" in config.name else next(
             (name for name in families if config.name.startswith(name)), "ssast")
-    values = {f.name: f.default for part in PARTS for f in fields(part)} | RECIPES[recipe] | PROTOCOLS.get(protocol, {})
+    values = asdict(Settings()) | RECIPES[recipe] | PROTOCOLS.get(protocol, {})
     if protocol == "gpm-bt":
-        values |= gpm_bt_augmentation(task.window_seconds or task.clip_seconds, task.kind)
-        values["rate"] = "native" if task.sample_rate and config.rate != "any" else "model"
+        # up to 48 bands and 48 frames of windows shorter than 5 s, else 24 and 96; detection mixes 60 %. There masks
+        # fall on the whole minute and a file is mixed with itself; its roll by up to ten frames is left out
+        seconds = task.window_seconds or task.clip_seconds or 10
+        bands, frames = (48, 48) if seconds < 5 else (24, 96)
+        values |= dict(band_mask=bands / 128, time_mask=min(1.0, frames / (100 * seconds)),
+                       mixup=0.6 if task.kind == "detection" else 0.0,
+                       rate="native" if task.sample_rate and config.rate != "any" else "model")
     values |= chosen
     values["head"] = values["head"] or ("frames" if task.kind == "detection" else "linear")
     values["loss"] = values["loss"] or ("ce" if task.kind == "classification" else
                                         "focal" if values["head"] == "query" else "bce")
-    values |= {k: v for k, v in _without_effect(values, config).items() if k not in chosen}
-    settings = Settings(*(part(**{f.name: values[f.name] for f in fields(part)}) for part in PARTS))
-    _check(settings, chosen, config, task)
+    if values["head"] == "query":
+        values["resolution"] = values["resolution"] or 0.01
+    if values["patch_stride"] and "patch_stride" not in chosen:
+        values["patch_stride"] = 1 if config.patch[0] == config.n_mels else min(values["patch_stride"], *config.patch)
+    _leave_out_idle(values, chosen, config)
+    _check(settings := Settings(**values), chosen, config, task)
     return settings
 
 
-def _without_effect(values, config):
-    """What a recipe or protocol can't ask of this encoder, head and loss, at the value that does nothing."""
-    out = {}
-    if values["head"] == "query":
-        out["resolution"] = 0.01
-    if values["head"] != "linear":  # a call that wraps around has no onset, a frame without patches no score
-        out |= dict(roll=False, patch_drop=0.0)
-    if values["patch_stride"]:
-        out["patch_stride"] = 1 if config.patch[0] == config.n_mels else min(values["patch_stride"], *config.patch)
-    if not config.specials and values["pool"] in ("cls", "both"):
-        out["pool"] = "mean"
-    if config.frontend == "wave":
-        out["band_mask"] = 0.0
-    if values["loss"] != "ce":
-        out["smoothing"] = 0.0
-    if values["trainable"] == "head":
-        out |= dict(drop_path=0.0, layer_decay=1.0)
-    return out
+def _leave_out_idle(values, chosen, config):
+    """What a recipe or protocol can't ask of this encoder, head and loss gets the value that does nothing; a flag that
+    asks for it is refused."""
+    head, wave = values["head"], config.frontend == "wave"
+    frames, frozen = head != "linear", values["trainable"] == "head"
+    blocks = "--trainable head: --drop-path and --layer-decay are of blocks that are trained; leave them out"
+    for name, idle, unfit, complaint in (
+        ("smoothing", 0.0, values["loss"] != "ce", f"--smoothing: only of --loss ce, not of {values['loss']}"),
+        ("resolution", None, head != "query", f"--resolution: --head {head} has a score a token column; only --head "
+                                              "query can be asked at other times"),
+        ("roll", False, frames, "--roll with frames: a call that wraps around has no onset; use --no-roll"),
+        ("patch_drop", 0.0, frames, "--patch-drop leaves frames without tokens; use --head linear"),
+        ("patch_drop", 0.0, config.streams or config.features == "ffn", "--patch-drop: this encoder hears streams, "
+         "which may be missing, or its features are of all its tokens"),
+        ("band_mask", 0.0, wave, "--band-mask: a raw wave has no bands; use --time-mask"),
+        ("pool", "mean", not config.specials and values["pool"] in ("cls", "both"),
+         f"--pool {values['pool']}: this encoder has no special tokens; use mean or rows"),
+        ("drop_path", 0.0, frozen, blocks), ("layer_decay", 1.0, frozen, blocks),
+    ):
+        if unfit and values[name] != idle:
+            if name in chosen:
+                raise UserError(complaint)
+            values[name] = idle
 
 
-def _check(settings, chosen, config, task):
-    """Refuse what does not fit together, before anything is trained."""
-    model, loss, mask = settings.model, settings.optimisation, settings.augmentation
-    head, frames = model.head, model.head != "linear"
+def _check(s, chosen, config, task):
+    """Refuse settings that do not fit together, before anything is trained."""
+    head, wave = s.head, config.frontend == "wave"
     for wrong, complaint in (
-        (loss.loss == "ce" and task.kind != "classification", f"--loss ce: several labels of {task.name} may be true "
-                                                              "at once; use bce or focal"),
-        (loss.smoothing and loss.loss != "ce", f"--smoothing: only of --loss ce, not of {loss.loss}"),
+        (s.loss == "ce" and task.kind != "classification",
+         f"--loss ce: several labels of {task.name} may be true at once; use bce or focal"),
         ({"steps", "epochs"} <= chosen.keys(), "--steps and --epochs: give one of them"),
-        ("alpha" in chosen and not mask.mixup, "--alpha: nothing is mixed; give --mixup too"),
-        (frames and task.kind != "detection", f"--head {head}: {task.name} has no onsets and offsets; it needs "
-                                              "annotated recordings"),
-        (frames and mask.roll, "--roll with frames: a call that wraps around has no onset; use --no-roll"),
-        (frames and mask.patch_drop, "--patch-drop leaves frames without tokens; use --head linear"),
-        (model.resolution and head != "query", f"--resolution: --head {head} has a score a token column; only --head "
-                                               "query can be asked at other times"),
-        (head == "query" and not 0.001 <= model.resolution <= (task.window_seconds or 1),
-         f"--resolution {model.resolution}: give seconds, from 0.001 to the window's length"),
-        (head == "frames" and config.rate == "any" and config.frontend == "wave",
+        ("alpha" in chosen and not s.mixup, "--alpha: nothing is mixed; give --mixup too"),
+        (head != "linear" and task.kind != "detection",
+         f"--head {head}: {task.name} has no onsets and offsets; it needs annotated recordings"),
+        (head == "query" and not 0.001 <= s.resolution <= (task.window_seconds or 1),
+         f"--resolution {s.resolution}: give seconds, from 0.001 to the window's length"),
+        (head == "frames" and config.rate == "any" and wave,
          "--head frames: a raw wave of any rate has frames as often as its rate says; use --head query"),
-        (mask.patch_drop and (config.streams or config.features == "ffn"),
-         "--patch-drop: this encoder hears streams, which may be missing, or its features are of all its tokens"),
-        (mask.band_mask and config.frontend == "wave", "--band-mask: a raw wave has no bands; use --time-mask"),
-        (model.pool in ("cls", "both") and not config.specials,
-         f"--pool {model.pool}: this encoder has no special tokens; use mean or rows"),
-        (model.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use "
-                                                          "model"),
-        (model.rate == "native" and (config.frontend == "wave" or config.rate == "any"),
+        (s.rate == "native" and not task.sample_rate, f"--rate native: {task.name} names no sample rate; use model"),
+        (s.rate == "native" and (wave or config.rate == "any"),
          "--rate native: an encoder of raw waves or of any rate has its own way with rates; use model"),
-        (model.trainable.isdigit() and not 0 < int(model.trainable) <= config.depth,
-         f"--trainable {model.trainable}: this encoder has {config.depth} blocks"),
-        (model.trainable == "head" and (model.drop_path or loss.layer_decay != 1),
-         "--trainable head: --drop-path and --layer-decay are of blocks that are trained; leave them out"),
-        (model.patch_stride and config.positions not in ("learned", "fixed", "factorised"),
+        (s.trainable.isdigit() and not 0 < int(s.trainable) <= config.depth,
+         f"--trainable {s.trainable}: this encoder has {config.depth} blocks"),
+        (s.patch_stride and config.positions not in ("learned", "fixed", "factorised"),
          f"--patch-stride: positions of kind {config.positions} can't be fitted to overlapping patches"),
     ):
         if wrong:
             raise UserError(complaint)
 
 
-def encoder_changes(model, config, task):
-    """What a `Model` changes of the encoder's config: pooling, drop path, overlap, the data set's rate and length."""
-    out = {"pool": {"cls": "specials"}.get(model.pool, model.pool), "drop_path": model.drop_path}
-    if model.rate == "native":
+def encoder_changes(settings, config, task):
+    """What the settings change of the encoder's config: pooling, drop path, overlap, the data set's rate and length."""
+    out = {"pool": {"cls": "specials"}.get(settings.pool, settings.pool), "drop_path": settings.drop_path}
+    if settings.rate == "native":
         out["sample_rate"] = task.sample_rate
-    if model.patch_stride:
+    if settings.patch_stride:
         height, width = config.patch
-        out["stride"] = (height if height == config.n_mels else model.patch_stride, model.patch_stride)
+        out["stride"] = (height if height == config.n_mels else settings.patch_stride, settings.patch_stride)
     seconds = task.window_seconds or task.clip_seconds
     if config.attends_padding and seconds:  # the published codes pad to the data set's length, not to the training's
         out["frames"] = max(config.patch[1], min(config.frames, round(seconds / config.hop)))

@@ -96,7 +96,7 @@ def _streams(path, files):
 def _headers(source, path, whole, recordings):
     """What recordings say of themselves -> {index: (frames, rate in Hz, seconds as listed or else counted)}, and
     [(path, Verdict)] of those that can't be read. Calls after the end are an error, but BEANS's are as they are."""
-    heard, unreadable = {}, []
+    heard, unreadable, outside = {}, [], 0
     for k, (_, listed, calls) in enumerate(recordings):
         file = audio.printable(whole.path(k))
         try:
@@ -109,16 +109,20 @@ def _headers(source, path, whole, recordings):
         seconds = frames / rate
         if listed is not None and listed > seconds + _PAST_END:
             raise UserError(f"{path} says that {file} lasts {listed:g} s, the file has {seconds:g} s")
-        for event in () if source.home else calls:
-            if event.end > seconds + _PAST_END:
-                raise UserError(f"{path}: {event.label!r} from {event.start:g} to {event.end:g} s lies outside {file}, "
-                                f"which ends at {seconds:g} s")
+        late = [event for event in calls if event.end > seconds + _PAST_END]
+        if late and not source.home:
+            first = late[0]
+            raise UserError(f"{path}: {first.label!r} from {first.start:g} to {first.end:g} s lies outside {file}, "
+                            f"which ends at {seconds:g} s")
+        outside += len(late)
         heard[k] = frames, rate, seconds if listed is None else listed
     if unreadable:
         lost = f"for example {audio.printable(unreadable[0][0])}: {unreadable[0][1].detail}"
         if not heard:
             raise UserError(f"{path}: none of its {len(whole)} recordings can be read, {lost}")
         warn(f"{path}: {len(unreadable)} of {len(whole)} recordings can't be read, {lost}: left out")
+    if outside:
+        warn(f"{path}: {outside} annotations end after their recording")
     return heard, unreadable
 
 

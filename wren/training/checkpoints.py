@@ -4,10 +4,8 @@ from pathlib import Path
 
 import torch
 
-from model import save_encoder, write_atomically
+from model import VERSION, save_encoder, write_atomically
 from wren.cli import UserError
-
-VERSION = 1  # of checkpoint files
 
 
 def step_of(path):
@@ -58,14 +56,9 @@ def load_checkpoint(folder):
     damaged = []
     for path in checkpoints(folder):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a damaged file makes the reader raise
             damaged.append(f"{path.name}: {str(error).splitlines()[0][:80]}")
-            continue
-        if state["version"] != VERSION:
-            raise UserError(f"{path}: written by another version of wren (file version {state['version']}, here "
-                            f"{VERSION}); start a new run with --out")
-        return state
     if damaged:
         raise UserError(f"{folder}: no checkpoint opens ({damaged[0]}); start a new run with --out")
     return None

@@ -6,6 +6,7 @@ weights, the optimiser and one integer, and it continues exactly, on any number 
 """
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from math import cos, inf, pi
 
 import torch
@@ -248,20 +249,18 @@ class Trainer:
     def evaluate(self, batches):
         """Mean metrics over held-out batches, each process giving its share; the same masks at every call."""
         self.objective.eval()
-        totals, names = 0.0, None
+        own, totals = [], {}
         for batch in self.ahead(batches, 1 << 30):
             for cut in batch["cuts"]:
                 with self.autocast():
                     arguments, extra = self._arguments(cut)
-                    names, sums = weighted(self.objective(*arguments, **extra)[1])
-                totals = totals + sums
-        names = self.procs.first_of(names)
-        if names is None:
+                    own.append(weighted(self.objective(*arguments, **extra)[1]))
+        for names, sums in chain(*self.procs.gather([(names, sums.tolist()) for names, sums in own])):
+            totals = {name: totals.get(name, 0.0) + value for name, value in zip(names, sums)}
+        if not totals:
             raise UserError("none of the held-out clips can be read any more: mend them (python data.py check lists "
                             "them), or start another run without them")
-        if not torch.is_tensor(totals):  # none of this process's own
-            totals = torch.zeros(len(names), dtype=torch.float64, device=self.procs.device)
-        return means(names, self.procs.sum(totals).tolist())
+        return means([*totals], [*totals.values()])
 
     def state_dict(self):
         return {"step": self.step, "objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict(),

@@ -101,12 +101,13 @@ class FineTuned(nn.Module):
         super().__init__()
         self.encoder, self.labels, self.activation, self.kind = encoder, list(labels), activation, kind
         self.thresholds, self.window_seconds, self.hop_seconds = thresholds, window_seconds, hop_seconds
-        self.minimum_seconds, self.resolution, c = minimum_seconds, resolution, encoder.config
-        self.valid = self.chance = None
-        self.head = Head(c.width, len(self.labels))
-        self.frame_head = Head(c.dim, len(self.labels)) if kind == "frames" else None
+        self.minimum_seconds, self.resolution, self.valid, self.chance = minimum_seconds, resolution, None, None
+        c, classes = encoder.config, len(self.labels)
+        self.head, self.frame_head = Head(c.width, classes), None
+        if kind == "frames":
+            self.frame_head = Head(c.dim, classes)
         if kind == "query":
-            self.frame_head = QueryHead(c.dim, c.grid[1], len(self.labels), c.stride[1] * c.hop)
+            self.frame_head = QueryHead(c.dim, c.grid[1], classes, c.stride[1] * c.hop)
 
     def train(self, mode=True):
         """What is frozen stays in eval mode: no running statistics, no drop path."""
@@ -124,9 +125,8 @@ class FineTuned(nn.Module):
 
     def frame_counts(self, wave, lengths=None, rate=None):
         """wave (B, S), lengths (B,) -> (B,) int64: how many frames of `resolution` it takes to reach a clip's end."""
-        rate = rate or self.encoder.config.sample_rate
         samples = torch.full((len(wave),), wave.shape[1], device=wave.device) if lengths is None else lengths
-        frames = samples.double() / (rate * self.resolution)
+        frames = samples.double() / ((rate or self.encoder.config.sample_rate) * self.resolution)
         return (frames - 1e-6).ceil().long().clamp(min=1)
 
     def forward(self, wave, lengths=None, seeds=None, masks=None, patch_drop=0.0, queries=None, rate=None,
@@ -137,55 +137,54 @@ class FineTuned(nn.Module):
         is masked; when patches are dropped there are no frame logits (None). queries (B, Q) int64: the frames that a
         query head is asked about, T' = Q of them (default: all).
         """
-        encoder, layout = self.encoder, self.encoder.config.at_rate(rate)
+        encoder = self.encoder
         windows = encoder.cut(wave, lengths, rate, streams)
         seeds = None if seeds is None else seeds[windows.clip] ^ windows.place
         if seeds is not None and masks:
-            valid = torch.full_like(windows.clip, windows.spec.shape[2]) if windows.extent is None else windows.extent
-            windows.spec = mask_spectrogram(windows.spec, valid.clamp(max=windows.spec.shape[2]), seeds, **masks)
+            frames = windows.spec.shape[2]
+            valid = torch.full_like(windows.clip, frames) if windows.extent is None else windows.extent
+            windows.spec = mask_spectrogram(windows.spec, valid.clamp(max=frames), seeds, **masks)
         if seeds is not None and patch_drop:
-            pooled, total = self._of_the_rest(windows, layout, rate, seeds, patch_drop)
-            return self.head(pooled).float(), None, total
+            encoded = self._of_the_rest(windows, rate, seeds, patch_drop)
+            return self.head(encoder.pool(encoded)).float(), None, windows.total(encoded.columns)
         encoded = encoder.encode_windows(windows, rate=rate)
         pooled = encoder.pool(encoded)
         logits = self.head(pooled).float()
-        if self.kind != "query":
-            return logits, self._frame_logits(encoded, pooled).float(), windows.total(encoded.columns)
-        return logits, *self._answers(wave, lengths, encoded, layout, queries)
+        if self.kind == "query":
+            total = self.frame_counts(wave, lengths, rate)
+            if queries is None:
+                queries = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1)
+            return logits, self._answers(encoded, queries, encoder.config.at_rate(rate)), total
+        return logits, self._frame_logits(encoded, pooled).float(), windows.total(encoded.columns)
 
-    def _answers(self, wave, lengths, encoded, layout, queries):
-        """Frame logits (B, Q, C) of a query head and the valid frames (B,)."""
-        windows, valid = encoded.windows, encoded.valid[..., None]
-        columns = valid_until(encoded.columns, encoded.valid.shape[1])
-        keep = windows.joined(columns)
-        total = self.frame_counts(wave, lengths, layout.sample_rate)
-        token_times = _token_times(layout, keep.shape[1], columns.shape[1]).to(wave.device)
-        if queries is None:
-            queries = torch.arange(int(total.max()), device=wave.device).expand(len(wave), -1)
-        times = (queries + 0.5) * self.resolution
-        tokens = windows.joined(self._all_rows(encoded.grid * valid))
-        return self.frame_head(tokens, token_times, times, keep).float(), total
+    def _answers(self, encoded, queries, layout):
+        """Frame logits (B, Q, C) of a query head; a token column's time is its middle's, window after window."""
+        columns = encoded.valid.shape[1]
+        keep = encoded.windows.joined(valid_until(encoded.columns, columns))
+        k = torch.arange(keep.shape[1], device=keep.device)
+        begin = k // columns * (layout.chunk_samples / layout.sample_rate)
+        token_times = begin + (k % columns * layout.stride[1] + layout.patch[1] / 2) * layout.hop
+        return self.frame_head(self._rows(encoded), token_times, (queries + 0.5) * self.resolution, keep).float()
 
-    def _all_rows(self, tokens):
-        """Tokens (M, T', F', D) with zeros for rows that this sample rate lacks."""
-        c = self.encoder.config
-        streams, lacking = len(c.streams), c.grid[1] - tokens.shape[2]
-        sound, rest = tokens.tensor_split([tokens.shape[2] - streams], 2)
-        return torch.cat([sound, sound.new_zeros(*sound.shape[:2], lacking, sound.shape[3]), rest], 2)
+    def _rows(self, encoded):
+        """The clips' grids (B, T', F', D), with zeros where nothing is valid and for rows that this sample rate
+        lacks."""
+        c, tokens = self.encoder.config, encoded.grid * encoded.valid[..., None]
+        sound, rest = tokens.tensor_split([tokens.shape[2] - len(c.streams)], 2)
+        lacking = sound.new_zeros(*sound.shape[:2], c.grid[1] - tokens.shape[2], sound.shape[3])
+        return encoded.windows.joined(torch.cat([sound, lacking, rest], 2))
 
-    def _of_the_rest(self, windows, layout, rate, seeds, share):
-        """Clip vectors (B, W) of windows from which a share of the columns and rows of patches is dropped, and the
-        valid columns (B,) of each clip."""
-        encoder, c = self.encoder, self.encoder.config
+    def _of_the_rest(self, windows, rate, seeds, share):
+        """`Encoded` windows from which a share of the columns and rows of patches is dropped."""
+        encoder, specials = self.encoder, self.encoder.config.specials
         grid, valid = encoder.grid_of(windows, rate)
-        columns = layout.valid_columns(windows.extent)
+        columns = encoder.config.at_rate(rate).valid_columns(windows.extent)
         columns = torch.full((len(grid),), grid.shape[1], device=grid.device) if columns is None else columns
         hidden = drop_patches(seeds, tuple(grid.shape[1:3]), share, columns)
         tokens = encoder.contextual(grid, valid, hidden, visible_only=True, rate=rate)
         visible = ~hidden if valid is None else ~hidden & valid
-        back = scattered(tokens[:, c.specials:], visible.flatten(1), tokens.new_zeros(()))
-        encoded = Encoded(windows, torch.cat([tokens[:, :c.specials], back], 1), visible, columns)
-        return encoder.pool(encoded), windows.total(columns)
+        back = scattered(tokens[:, specials:], visible.flatten(1), tokens.new_zeros(()))
+        return Encoded(windows, torch.cat([tokens[:, :specials], back], 1), visible, columns)
 
     def _frame_logits(self, encoded, pooled):
         """-> (B, T', C); without a head of its own a frame goes through the clip's, as a clip of one column."""
@@ -195,8 +194,7 @@ class FineTuned(nn.Module):
         if c.pool == "both":
             frames = torch.cat([pooled[:, None, :c.dim].expand(-1, frames.shape[1], -1), frames], 2)
         if c.pool == "rows":
-            rows = self._all_rows(encoded.grid * encoded.valid[..., None])
-            frames = encoded.windows.joined(rows)[:, :frames.shape[1]].flatten(2)
+            frames = self._rows(encoded)[:, :frames.shape[1]].flatten(2)
         frames = F.pad(frames, (0, c.width - frames.shape[2]))  # no deviation; no stream says anything of a frame
         return self.head(frames)
 
@@ -214,13 +212,6 @@ class FineTuned(nn.Module):
         return self.probabilities(frames) * valid_until(columns, frames.shape[1])[..., None]
 
 
-def _token_times(layout, count, columns):
-    """Middles, in seconds, of `count` token columns of windows of `columns` one after the other -> (count,)."""
-    k = torch.arange(count)
-    begin = k // columns * (layout.chunk_samples / layout.sample_rate)
-    return begin + (k % columns * layout.stride[1] + layout.patch[1] / 2) * layout.hop
-
-
 # ------------------------------------------------------------------------------------------------------------ loss
 
 def focal_loss(logits, target, alpha=0.25, gamma=2.0):
@@ -231,15 +222,13 @@ def focal_loss(logits, target, alpha=0.25, gamma=2.0):
 
 
 def clip_loss(logits, target, kind="ce", smoothing=0.0):
-    """logits (…, C), target (…, C) in [0, 1], for ce a distribution -> (…): cross entropy over classes, or the mean
-    over classes of binary cross entropy or of focal loss."""
+    """logits (…, C), target (…, C) in [0, 1] -> (…): the mean over classes of binary cross entropy or of focal loss;
+    or, of a distribution (B, C), cross entropy, the only one with smoothing."""
     if kind == "ce":
-        target = (1 - smoothing) * target + smoothing / target.shape[-1]
-        return -(target * logits.log_softmax(-1)).sum(-1)
-    target = (1 - smoothing) * target + smoothing / 2
-    each = focal_loss(logits, target) if kind == "focal" else F.binary_cross_entropy_with_logits(
-        logits, target, reduction="none")
-    return each.mean(-1)
+        return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+    if kind == "focal":
+        return focal_loss(logits, target).mean(-1)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
 
 
 class Supervised(nn.Module):
@@ -279,21 +268,19 @@ class Supervised(nn.Module):
                 keep = torch.arange(n, device=wave.device) < columns[..., None]
                 metrics["frame_loss"] = ((each * keep).sum(1) / columns).mean()
                 loss = loss + metrics["frame_loss"]
-        count = loss.new_full((), len(wave))
-        return loss, metrics | {"loss": loss, "count": count}
+        return loss, metrics | {"loss": loss, "count": loss.new_full((), len(wave))}
 
 
 # ---------------------------------------------------------------------------------------------- loading and saving
 
 def save(model, path):
     """Write a fine-tuned model as plain types; `model.load_encoder` opens the same file for its encoder alone."""
-    state = {k: v.detach().cpu() for k, v in model.head.state_dict().items()}
-    if model.frame_head is not None:
-        state |= {f"frames.{k}": v.detach().cpu() for k, v in model.frame_head.state_dict().items()}
-    head = {"state": state} | {name: getattr(model, name) for name in FineTuned.SAVED}
-    encoder = {k: v.detach().cpu() for k, v in model.encoder.state_dict().items()}
-    config = model.encoder.config.to_dict()
-    write_atomically({"version": VERSION, "config": config, "model": encoder, "head": head}, path)
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    encoder = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    head = {"state": {k: v for k, v in state.items() if not k.startswith("encoder.")}}
+    head |= {name: getattr(model, name) for name in FineTuned.SAVED}
+    write_atomically({"version": VERSION, "config": model.encoder.config.to_dict(), "model": encoder, "head": head},
+                     path)
 
 
 def load(path, format=None):
@@ -301,24 +288,20 @@ def load(path, format=None):
     animal2vec), in eval mode. Published scores are sigmoids, as AudioSet's are; classes without names are numbered."""
     content = formats.open_file(path)
     saved = content.get("head") if isinstance(content, dict) else None
-    found = formats.read(path, None if isinstance(saved, dict) else format)
-    encoder = Encoder(found.config)
-    load_exactly(encoder, found.state, path)
-    if isinstance(saved, dict):
+    own = isinstance(saved, dict)
+    found = formats.read(path, None if own else format)
+    encoder, head = Encoder(found.config), found.heads.get("head") or found.heads.get("frames")
+    if own:
         model = FineTuned(encoder, saved["labels"], saved["activation"], saved["kind"], resolution=saved["resolution"])
-        for name in FineTuned.SAVED:
-            setattr(model, name, saved[name])
-        frames = {k.removeprefix("frames."): v for k, v in saved["state"].items() if k.startswith("frames.")}
-        load_exactly(model.head, {k: v for k, v in saved["state"].items() if not k.startswith("frames.")}, path)
-        if model.frame_head is not None:
-            load_exactly(model.frame_head, frames, path)
-        return model.eval()
-    head = found.heads.get("head") or found.heads.get("frames")
-    if head is None:
+        vars(model).update({name: saved[name] for name in FineTuned.SAVED})
+        state = saved["state"]
+    elif head is None:
         raise UserError(f"{path}: holds no head, so it can't score; give a finetuned.pt that finetune.py wrote, or a "
                         "published fine-tuned file")
-    model = FineTuned(encoder, found.labels or [f"class {k}" for k in range(len(head["linear.bias"]))], "sigmoid")
-    eps = float(head["norm.eps"]) if "norm.eps" in head else None
-    model.head = Head(head["linear.weight"].shape[1], len(model.labels), eps)
-    load_exactly(model.head, {k: v for k, v in head.items() if k != "norm.eps"}, path)
+    else:
+        classes, width = head["linear.weight"].shape
+        model = FineTuned(encoder, found.labels or [f"class {k}" for k in range(classes)], "sigmoid")
+        model.head = Head(width, classes, float(head["norm.eps"]) if "norm.eps" in head else None)
+        state = {f"head.{k}": v for k, v in head.items() if k != "norm.eps"}
+    load_exactly(model, state | {f"encoder.{k}": v for k, v in found.state.items()}, path)
     return model.eval()

@@ -37,24 +37,12 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, value):
-        """The largest of a number over all processes."""
-        tensor = torch.tensor(float(value), device=self.device)
+    def gather(self, value):
+        """A plain value of every process, by rank."""
+        values = [value] * self.world
         if self.world > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return tensor.item()
-
-    def total(self, value):
-        """The sum of a whole number over all processes."""
-        return int(self.sum(torch.tensor(int(value), device=self.device)).item())
-
-    def first_of(self, value):
-        """The value of the first process that has one, or None."""
-        if self.world == 1:
-            return value
-        values = [None] * self.world
-        dist.all_gather_object(values, value)
-        return next((v for v in values if v is not None), None)
+            dist.all_gather_object(values, value)
+        return values
 
     def barrier(self):
         if self.world > 1:
@@ -66,11 +54,10 @@ class Processes:
         if self.world == 1:
             return function()
         with ThreadPoolExecutor(1) as pool:
-            work, waiting = pool.submit(function) if self.main else None, True
-            while waiting:
+            work = pool.submit(function) if self.main else None
+            while any(self.gather(self.main and not work.done())):
                 if self.main:
                     wait([work], every)
-                waiting = self.largest(float(self.main and not work.done())) > 0
         return work.result() if self.main else function()
 
     def missing(self, wait_seconds=3.0):

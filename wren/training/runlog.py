@@ -57,7 +57,7 @@ class Meter:
         entry = {"step": step, "clips": step * self.batch_size, "epoch": step * self.batch_size / clips}
         entry |= {k: sum(r[k] for r in good) / len(good) for k in good[0] if k not in ("finite", "count", "flags")}
         entry |= {"clips_per_second": rate, "audio_per_second": rate * self.clip_seconds,
-                  "data_wait": self.procs.largest(self.waited / took), "skips": skips}
+                  "data_wait": max(self.procs.gather(self.waited / took)), "skips": skips}
         if self.procs.device.type == "cuda":
             entry["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
             peak = peak_flops(self.procs.device)

@@ -18,19 +18,13 @@ from wren.training.checkpoints import checkpoints
 MEASURED = 256  # clips over which a corpus is measured
 
 
-# ------------------------------------------------------------------------- config.json: what may not change in a run
-
-def identity_of(settings, train):
-    """Everything that may not change within a run, as config.json holds it; the data by their fingerprint."""
-    return json.loads(json.dumps(settings.identity() | {"data": train.fingerprint()}))
-
-
-def check_unchanged(settings, identity):
-    """Refuse to go on with the run in --out under other settings, or to call it finished. -> its config.json, or
-    None."""
+def check_unchanged(settings, train):
+    """Refuse to go on with the run in --out under other settings, or to call it finished. -> (everything that may not
+    change within a run, the data by their fingerprint; config.json as it is, or None)."""
     run, path = settings.run, Path(settings.run.out) / "config.json"
+    identity = json.loads(json.dumps(settings.identity() | {"data": train.fingerprint()}))
     if not path.exists():
-        return None
+        return identity, None
     saved = json.loads(path.read_text())
     before, finished = saved["identity"], path.with_name("DONE").exists() and not run.extend
     changed = [k for k in identity if before.get(k) != identity[k] and not (run.extend and k in ("steps", "ema_steps"))]
@@ -40,7 +34,7 @@ def check_unchanged(settings, identity):
         remedy = f", or go on regardless with {flag}" if flag else ""
         raise UserError(f"{run.out} was {'made' if finished else 'started'} with {key} {before.get(key)}, now it is "
                         f"{identity[key]}: start another run with --out{remedy}")
-    return saved
+    return identity, saved
 
 
 def fix_config(settings, saved, identity, train, valid, start, procs):
@@ -74,8 +68,6 @@ def check_mask(terms, config):
         except ValueError as error:
             raise UserError(f"--hidden {hidden}: {error}") from None
 
-
-# --------------------------------------------------------------------------------------------------------- encoder
 
 def starting_point(init, format=None, clip_seconds=None):
     """(encoder, pre-training heads) of --init, of a run folder its newest checkpoint; or (None, {})."""
@@ -157,8 +149,6 @@ def measure(train, config, seed):
     # rounded, so that rounding errors of another machine or number of threads don't make another encoder
     return {"mean": round(mean, 3), "scale": float(f"{deviation:.3g}")}
 
-
-# ------------------------------------------------------------------------------------------------------- objective
 
 def objective_around(settings, encoder):
     """The recipe's objective; a setting that does not fit the encoder is one line."""

@@ -40,23 +40,22 @@ class Job:
 
 def build(job, seed):
     """The objective around encoder and new head, with what is not trained frozen."""
-    model, task = job.settings.model, job.task
-    loss, mask = job.settings.optimisation, job.settings.augmentation
+    s, task = job.settings, job.task
     torch.manual_seed(seed)
     encoder = load_encoder(job.encoder, job.format, **job.changes)
-    if model.trainable != "all":
+    if s.trainable != "all":
         encoder.requires_grad_(False)
-        for module in (encoder.norm, *encoder.blocks[-int(model.trainable):]) if model.trainable != "head" else ():
+        for module in (encoder.norm, *encoder.blocks[-int(s.trainable):]) if s.trainable != "head" else ():
             module.requires_grad_(True)
-    tuned = heads.FineTuned(encoder, task.labels, "softmax" if loss.loss == "ce" else "sigmoid", model.head,
+    tuned = heads.FineTuned(encoder, task.labels, "softmax" if s.loss == "ce" else "sigmoid", s.head,
                             window_seconds=task.window_seconds, hop_seconds=task.hop_seconds,
-                            resolution=model.resolution)
-    masks = {"time": mask.time_mask, "band": mask.band_mask, "noise": mask.noise}
-    objective = heads.Supervised(tuned, loss.loss, loss.smoothing, masks if any(masks.values()) else None,
-                                 mask.patch_drop)
+                            resolution=s.resolution)
+    masks = {"time": s.time_mask, "band": s.band_mask, "noise": s.noise}
+    objective = heads.Supervised(tuned, s.loss, s.smoothing, masks if any(masks.values()) else None,
+                                 s.patch_drop)
     # what the loss does not depend on, the mask token for one: other processes would wait for its gradient
     wave, target = torch.zeros(1, encoder.config.sample_rate), torch.zeros(1, len(task.labels))
-    value, _ = objective.eval()(wave, None, None, target, target[None] if model.head != "linear" else None)
+    value, _ = objective.eval()(wave, None, None, target, target[None] if s.head != "linear" else None)
     trained = [p for p in objective.parameters() if p.requires_grad]
     for p, gradient in zip(trained, torch.autograd.grad(value, trained, allow_unused=True)):
         p.requires_grad_(gradient is not None)
@@ -85,7 +84,7 @@ class Trial:
     def __init__(self, job, seed, lr):
         self.job, self.seed, self.lr = job, seed, lr
         self.folder = job.folder / f"seed{seed}-lr{lr:g}"
-        s = job.settings.optimisation
+        s = job.settings
         per_epoch = len(job.task.splits["train"]) / s.batch_size
         self.steps = s.steps or ceil(s.epochs * per_epoch)
         self.epochs = ceil(self.steps / per_epoch) if s.steps else s.epochs
@@ -128,22 +127,22 @@ class Trial:
 
     def _loop(self):
         """Model and optimiser, from the newest checkpoint if there is one."""
-        job, s, mask = self.job, self.job.settings.optimisation, self.job.settings.augmentation
+        job, s = self.job, self.job.settings
         objective = build(job, self.seed)
         trainer = engine.Trainer(
             objective, make_optimizer(objective, s, self.lr), job.procs, batch_size=s.batch_size,
             micro_batch=job.micro_batch, steps=self.steps, warmup=round(s.warmup * self.steps), schedule=s.schedule,
-            floor=s.floor, clip=s.clip, amp=job.amp, seed=self.seed, augment={"gain": mask.gain, "roll": mask.roll})
+            floor=s.floor, clip=s.clip, amp=job.amp, seed=self.seed, augment={"gain": s.gain, "roll": s.roll})
         return Loop(trainer, self.folder, job.stop, len(job.task.splits["train"]), keep=1, max_bad=job.max_bad)
 
     def _batches(self, trainer):
         """The training split from the trainer's step on."""
-        job, mask, model = self.job, self.job.settings.augmentation, trainer.objective.model
+        job, s, model = self.job, self.job.settings, trainer.objective.model
         split, labels, size = job.task.splits["train"], job.task.labels, trainer.batch_size
         return LabelledLoader(
             split, loading.Sampling.of(model.encoder.config), len(labels), size, self.seed, first=trainer.step * size,
             steps=self.steps - trainer.step, rank=job.procs.rank, world=job.procs.world, workers=job.workers,
-            mixup=mask.mixup, alpha=mask.alpha, balanced=mask.balanced,
+            mixup=s.mixup, alpha=s.alpha, balanced=s.balanced,
             frames=None if model.kind == "linear" else FrameTargets(split, labels, model.frame_seconds))
 
     def _judge(self, loop, curve):
