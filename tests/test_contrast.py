@@ -64,6 +64,12 @@ def test_a_part_lies_within_its_clip_and_has_at_least_the_asked_share():
         assert torch.equal(row[:n], row[0] + torch.arange(float(n))) and row[n - 1] < length and not row[n:].any()
 
 
+def test_parts_of_a_clip_longer_than_they_are_come_from_all_of_it():
+    spec = torch.arange(100.0).expand(400, 1, 100).contiguous()
+    part, valid = views.crop_frames(spec, None, 10, 1.0, torch.arange(400), 3)
+    assert (valid == 10).all() and torch.histc(part[:, 0, 0], 4, 0, 90).min() > 60, "100 in each quarter"
+
+
 @pytest.mark.parametrize("preset", ["wren-laptop", "ssast-laptop-patch", "dasheng-laptop", "eat-laptop"])
 def test_padding_and_neighbours_of_it_change_nothing(preset):
     objective, lengths = small(preset).eval(), torch.tensor([16000, 9000, 4000, 12000, 30000, 2000])
