@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -403,6 +404,22 @@ def test_the_plateau_schedule_halves_after_patience_runs_out():
         plateau.update(value)
         scales.append(plateau.scale)
     assert scales == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_a_continued_run_has_the_rate_that_its_plateaus_have_come_to():
+    from model import Encoder
+    from wren.objectives import SSAST
+    from wren.recipes import PRESETS
+
+    def fresh():
+        objective = SSAST(Encoder(replace(PRESETS["ssast-laptop-patch"], dim=32, depth=1, heads=2)))
+        return engine.Trainer(objective, engine.make_optimizer(objective), processes.start_processes("cpu"),
+                              batch_size=4, steps=10, warmup=0, schedule="plateau")
+    first, second = fresh(), fresh()
+    for value in (0.3, 0.2, 0.2, 0.2):
+        first.plateau.update(value)
+    second.load_state_dict(first.state_dict())
+    assert second.plateau.scale == 0.5 and vars(second.plateau) == vars(first.plateau)
 
 
 def test_decay_spares_biases_norms_positions_and_special_tokens():
