@@ -371,6 +371,9 @@ def test_search_finds_the_windows_that_sound_like_a_clip(folder, checkpoint, tmp
     assert [float(line.split()[0]) for line in lines] == pytest.approx(expected, abs=2e-3)
     run("--search", folder / "a.wav", "--in", tmp_path / "out")
     assert str(folder / "a.wav") not in capsys.readouterr().out.split("file (times")[1], "itself is no news"
+    soundfile.write(tmp_path / "two.wav", np.concatenate([wave[16000:32000], noise(16000, 9, 0.5)]), 16000)
+    run("--search", tmp_path / "two.wav", "--in", tmp_path / "out", "--top", 1)
+    assert capsys.readouterr().out.splitlines()[2].split()[:2] == ["1.000", "1.00"], "one of its windows is like it"
     with pytest.raises(UserError, match="no embeddings here"):
         run("--search", tmp_path / "part.wav", "--in", tmp_path)
 
@@ -519,12 +522,14 @@ def test_a_recording_s_labels_are_a_table_and_those_of_many_a_csv(finetuned, fol
     header, *rows = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
     assert header == "file,start,end,rank,label,score" and len(rows) == 5 * 3
     path, model = finetuned("sigmoid")
-    run(folder / "a.wav", "--predict", "--checkpoint", path, "--window", 1, "--out", tmp_path / "out")
+    parts = tmp_path / "parts.wav"  # that don't sound alike
+    soundfile.write(parts, np.concatenate([noise(16000), np.sin(np.arange(16000) / 9), noise(8000, 1, 0.001)]), 16000)
+    run(parts, "--predict", "--checkpoint", path, "--window", 1, "--out", tmp_path / "out")
     rows = [row.split(",") for row in (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:]]
     assert [row[1:4] for row in rows[::3]] == [["0.000000", "1.000000", "1"], ["1.000000", "2.000000", "1"],
                                               ["2.000000", "2.500000", "1"]]
     capsys.readouterr()
-    run(folder / "a.wav", "--predict", "--checkpoint", path, "--out", tmp_path / "out")
+    run(parts, "--predict", "--checkpoint", path, "--out", tmp_path / "out")
     highest = {label: max(float(r[5]) for r in rows if r[4] == label) for label in model.labels}
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines()[-3:])
     assert {k: float(v) for k, v in shown.items()} == pytest.approx(highest, abs=6e-4)
@@ -582,7 +587,7 @@ def test_a_timestamp_is_where_the_sound_is_that_its_embedding_hears():
         (a, times), (b, _) = (hear.get_timestamp_embeddings(x, model) for x in (sound, clicked))
         change = (a - b).abs().sum(2)
         centre = (change * times).sum(1) / change.sum(1)
-        assert abs(float((centre - clicks / 16).mean())) < 0.05 * step / 16 + 5, preset.frontend
+        assert abs(float((centre - clicks / 16).mean())) < 4, f"{preset.frontend}: half a hop would be 5 ms"
 
 
 def test_the_x_ares_encoder_passes_its_checker(checkpoint, monkeypatch):
