@@ -72,6 +72,15 @@ def test_frame_labels_are_mixed_like_clip_labels():
     assert torch.allclose(batch["frames"][:, 0], batch["target"]) and batch["frames"].shape[1] == 4
 
 
+def test_streams_are_mixed_in_the_proportion_of_their_sound():
+    class Moving(Units):
+        def take(self, *order):
+            clip = super().take(*order)
+            return clip | {"streams": {"motion": clip["wave"][:, None]}}
+    batch = next(iter(LabelledLoader(Moving(), Sampling(16000), 4, 12, seed=0, mixup=1.0)))
+    assert torch.allclose(batch["streams"]["motion"][..., 0], batch["wave"]) and (batch["wave"] > 0).sum() == 24
+
+
 def test_batches_do_not_depend_on_the_number_of_processes_or_on_the_start():
     def load(**more):
         return list(LabelledLoader(Units(), Sampling(16000), 4, 6, seed=3, mixup=0.5, balanced=True, **more))
@@ -123,6 +132,14 @@ def test_masks_and_noise_of_a_clip_are_the_same_alone_and_in_a_batch():
         alone = augment.mask_spectrogram(spec[part], frames[part], seeds[part], time=0.3, band=0.3, noise=0.1)
         assert torch.allclose(alone[0], whole[i], atol=1e-6)
     assert torch.equal(whole[3, :, 7:], spec[3, :, 7:]), "no noise beyond a clip's end"
+
+
+def test_each_window_of_a_clip_has_a_mask_of_its_own(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(heads, "mask_spectrogram", lambda spec, frames, seeds, **masks: drawn.extend(seeds) or spec)
+    heads.FineTuned(small(), ["a", "b"], "sigmoid")(torch.randn(2, 12 * 16000), seeds=torch.tensor([500, 900]),
+                                                   masks={"time": 0.2})
+    assert len({int(seed) for seed in drawn}) == len(drawn) == 6, "of two clips of three windows"
 
 
 def test_structured_drop_leaves_out_whole_columns_and_rows_of_the_valid_grid():
