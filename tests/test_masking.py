@@ -71,6 +71,8 @@ def test_eats_visible_patches_lie_in_few_blocks():
         return float(((around >= 3) & ~mask).sum() / (~mask).sum())
     assert crowded(block_mask(SEEDS[:500], GRID, 410)) > 0.5
     assert crowded(frame_mask(SEEDS[:500], GRID, 410)) < 0.1
+    short = block_mask(SEEDS[:500], GRID, 410, torch.full((500,), 16))[:, :16]
+    assert crowded(short) > 0.3, "those of a shorter clip, too"
 
 
 def test_dashengs_pairs_are_hidden_together():
