@@ -8,6 +8,7 @@ import torchaudio
 import model
 from wren import formats
 from wren.cli import UserError
+from wren.nets.batchnorm import BatchNorm
 from wren.nets.spectrograms import LOG_FLOOR, KaldiFbank, mel_filters
 from wren.nets.wave import conv_time
 from model import Encoder, load_encoder, save_encoder
@@ -391,3 +392,12 @@ def test_rows_are_pooled_as_mean_and_deviation_over_valid_time_each():
             wanted = torch.cat([rows.mean(0).flatten(), rows.std(0, correction=0).flatten()])
             assert (found[i] - wanted).abs().max() < 1e-3
     assert found.shape == (3, encoder.config.width) == (3, 2 * 4 * 32)
+
+
+def test_batch_norm_of_valid_rows_is_torchs_of_these_alone():
+    torch.manual_seed(0)
+    x, valid = torch.randn(9, 5), torch.arange(9) < 6
+    own, torchs = BatchNorm(5), torch.nn.BatchNorm1d(5)
+    assert torch.allclose(own(x, valid)[:6], torchs(x[:6]), atol=1e-5)
+    for name, value in torchs.named_buffers():
+        assert torch.allclose(own.get_buffer(name), value, atol=1e-6), name
