@@ -1,5 +1,6 @@
 """One judgement of sound for all stages: what is junk, what is odd, where it is listed, and that it isn't held out."""
 import csv
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,6 +100,14 @@ def test_files_that_have_not_changed_are_not_decoded_again(tmp_path, monkeypatch
     assert sorted(open_manifest(folder, notes=notes).frames) != sorted(first.frames) and len(decoded) == 1
 
 
+def test_a_file_that_changes_but_keeps_its_size_is_judged_anew(tmp_path):
+    path, memory = tmp_path / "a.wav", quality.Memory()
+    for second, (wave, problem) in enumerate(((noise(8000), ""), (np.zeros(8000), "silent"))):
+        soundfile.write(path, wave, 16000, subtype="PCM_16")
+        os.utime(path, (second, second))
+        assert memory.judge(path, lambda: quality.judge_file(path)).problem == problem
+
+
 def test_a_folder_of_nothing_but_junk_is_one_line(tmp_path):
     junk(tmp_path)
     for name in ODD:
@@ -138,6 +147,21 @@ def test_a_run_lists_what_it_did_not_hold_out(tmp_path, capsys):
     assert len(valid) == 4
     said, found = capsys.readouterr().err, listed(tmp_path / "run" / "unusable.csv")
     assert "others are held out in place of" in said and found.items() <= wanted().items() and found
+
+
+def test_the_same_recordings_are_held_out_of_every_subset(tmp_path):
+    from wren.recipes.run import Data
+    from wren.training.data import open_data
+    from wren.training.processes import Processes
+    recordings(tmp_path / "in", [0.5] * 40)
+    held = []
+    for subset in ("all", "30", "20"):
+        parts = open_data(Data(data=str(tmp_path / "in"), subset=subset, valid=4), tmp_path / "run",
+                          Processes(0, 1, "cpu"))
+        train, valid = ({rows.path(i) for i in range(len(rows))} for rows in parts)
+        assert not train & valid
+        held.append(valid)
+    assert held[0] == held[1] == held[2] and len(held[0]) == 4
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz"])
