@@ -252,6 +252,15 @@ def test_a_teacher_is_the_running_average_of_its_student():
     assert small("atst", ema=(0.9, 1.0), ema_steps=10).decay(5) == pytest.approx(0.95), "half of a cosine"
 
 
+def test_a_teacher_normalises_its_input_by_the_statistics_of_its_student():
+    objective = small("eat", preset="dasheng-laptop", cls_weight=0.0).train()
+    objective(0.1 * noise(4, objective.encoder.config.clip_samples), seeds=torch.arange(4))
+    own, theirs = (part.input_norm.running_mean for part in (objective.teacher["encoder"], objective.encoder))
+    assert not own.any() and theirs.any()
+    objective.after_step(0)
+    assert torch.equal(own, theirs)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainable_parameter_gets_a_gradient(name):
     objective = small(name)
@@ -305,6 +314,17 @@ def test_a_killed_run_resumes_to_the_same_weights_teacher_included(tiny, tmp_pat
     pretrain.main(start(tiny, tmp_path / "stopped", *flags))
     a, b = (torch.load(tmp_path / run / "checkpoint-00000004.pt")["objective"] for run in ("straight", "stopped"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_where_there_is_no_accuracy_a_plateau_is_one_of_the_held_out_loss(tiny, tmp_path, monkeypatch):
+    seen, out = [], tmp_path / "run"
+    monkeypatch.setattr("wren.training.engine.Plateau.update", lambda plateau, value: seen.append(value))
+    pretrain.main(start(tiny, out, "--recipe", "dasheng", "--clip-seconds", "1", "--schedule", "plateau",
+                        "--eval-every", "2"))
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [row["valid_loss"] for row in rows if row["step"] and "valid_loss" in row]
+    assert seen == pytest.approx([-loss for loss in losses], rel=1e-4)
+    assert len(seen) == 2 and seen[0] < 0, "the lower the loss, the better"
 
 
 @pytest.mark.parametrize("name", NAMES)
