@@ -260,13 +260,11 @@ def test_seeds_of_a_probe_are_averaged_and_the_newest_file_counts(study):
     assert [point[k] for k in ("value", "low", "high")] == pytest.approx([0.6, 0.5, 0.7])
 
 
-def test_two_sizes_have_no_line_but_a_reason(study):
-    points, probe = scaling.run_points([study([25, 50])])
-    _, _, caption, _, about = scaling.figure(points + scaling.published_points(), probe)
-    lines = about["lines"]
-    assert lines["mean of tasks"]["ssast patch"] is None
-    assert "No line for" in caption and "ssast patch" in caption
-    assert "GPM-BT patch, all: +0.066" in caption, "the published points stand beside"
+def test_two_sizes_have_no_line_but_a_reason(draw, study):
+    _, _, about = draw("--scaling", study([25, 50]), "--published")
+    assert about["lines"]["mean of tasks"]["ssast patch"] is None
+    assert "No line for" in about["caption"] and "ssast patch" in about["caption"]
+    assert "GPM-BT patch, all: +0.066" in about["caption"], "the published points stand beside"
 
 
 def test_a_run_without_one_of_the_tasks_has_no_mean(study, capsys):

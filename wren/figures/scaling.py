@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from wren.cli import UserError, warn
@@ -93,8 +94,8 @@ def read_scores(folders):
             content = json.loads(path.read_text())
         except ValueError:
             raise UserError(f"{path}: not JSON; remove it, or make it anew with python evaluate.py") from None
-        results, found = content.get("results") if isinstance(content, dict) else None, {}
-        for row in results if isinstance(results, list) else []:
+        found = {}
+        for row in content.get("results", ()) if isinstance(content, dict) else ():
             found.setdefault((Path(row["encoder"]).name, row["probe"], row["task"]), []).append(row)
         for key, rows in found.items():
             value, low, high = np.mean([(row["value"], *row["ci95"]) for row in rows], axis=0, dtype=float).tolist()
@@ -164,48 +165,37 @@ def over_seeds(points):
     return np.array(out, float).T
 
 
-def count(clips):
-    """120000 -> 0.12M, 25000 -> 25k, 400 -> 400."""
-    return f"{clips / 1e6:.2f}M" if clips >= 1e5 else f"{clips / 1e3:g}k" if clips >= 1e4 else f"{clips:g}"
-
-
 def plot(args):
     """Score against pre-training clips, of runs and of the published GPM-BT: a panel a column."""
     places = args.scaling or ([] if args.published else ["runs"])
     points, probe = run_points(places, args.probe) if places else ([], None)
     points += published_points() if args.published else []
-    return figure(points, probe)
-
-
-def figure(points, probe=None):
-    """Points, and the probe of those that are runs' -> what style.save wants."""
-    cells = {}  # (column, series) -> its points
-    for p in points:
-        cells.setdefault((p["column"], p["series"]), []).append(p)
-    columns = sorted(dict.fromkeys(column for column, _ in cells), key=lambda c: (c == LOSS, c == "all"))
-    series = [s for s in dict.fromkeys(s for _, s in cells) if s not in BASELINES]
-    lines = {key: line(some) for key, some in cells.items() if key[1] in series}
-    caption = describe(cells, columns, series, lines, probe)
+    cells = {}  # {column: {series: points}}
+    for p in sorted(points, key=lambda p: (p["column"] == LOSS, p["column"] == "all")):
+        cells.setdefault(p["column"], {}).setdefault(p["series"], []).append(p)
+    series = [s for s in dict.fromkeys(p["series"] for p in points) if s not in BASELINES]
+    lines = {column: {s: line(some) for s, some in by_series.items() if s in series}
+             for column, by_series in cells.items()}
+    caption = describe(cells, series, lines, probe)
 
     def draw(width):
         looks = {s: look(k) | {"marker": "osD^vPX<>p"[k % 10], "markerfacecolor": "none" if s.startswith("GPM-BT ")
                                else look(k)["color"]} for k, s in enumerate(series)}
         handles = [handle(s, **looks[s]) for s in series]
         handles += [handle(name, color=GREY, linestyle=style) for name, style in BASELINES.items()
-                    if any(s == name for _, s in cells)]
-        page, axes = panels(width, len(columns), 1.8, caption, handles)
-        for ax, column in zip(axes, columns):
-            panel(ax, {s: some for (c, s), some in cells.items() if c == column},
-                  {s: found for (c, s), found in lines.items() if c == column and found}, looks)
+                    if any(name in by_series for by_series in cells.values())]
+        figure, axes = panels(width, len(cells), 1.8, caption, handles)
+        for ax, column in zip(axes, cells):
+            panel(ax, cells[column], lines[column], looks)
             ax.set(title=column, xlabel="pre-training clips", ylabel="loss" if column == LOSS else "score")
-        return page
-    about = {c: {s: found and found[0] for (column, s), found in lines.items() if column == c} for c in columns}
+        return figure
+    about = {column: {s: found and found[0] for s, found in by_series.items()} for column, by_series in lines.items()}
     return "scaling", draw, caption, points, {"probe": probe, "lines": about}
 
 
 def panel(ax, cells, lines, looks):
     """One column: means with intervals, single runs as dots, lines with their bands. All are {series: …}."""
-    every = set()
+    sizes, bands = set(), []
     for name, points in cells.items():
         if name in BASELINES:
             ax.axhline(np.mean([p["value"] for p in points]), color=GREY, linestyle=BASELINES[name], linewidth=0.8)
@@ -217,40 +207,43 @@ def panel(ax, cells, lines, looks):
         ax.errorbar(clips[known], mean[known], np.maximum(0, [mean - low, high - mean])[:, known], fmt="none",
                     ecolor=color, elinewidth=0.6, capsize=1.5)
         ax.plot(clips, mean, linestyle="none", markersize=4, markeredgewidth=0.8, zorder=3, **looks[name])
-        every |= set(clips)
-    for name, (_, (n, middle, _, _)) in lines.items():
-        ax.plot(n, middle, color=looks[name]["color"], linewidth=0.8)
+        sizes |= set(clips)
+        if lines[name]:
+            n, middle, *edges = lines[name][1]
+            ax.plot(n, middle, color=color, linewidth=0.8)
+            bands.append((n, *edges, color))
     low, high = ax.get_ylim()
-    for name, (_, (n, _, below, above)) in lines.items():
-        ax.fill_between(n, below, above, color=looks[name]["color"], alpha=0.15, linewidth=0)
+    for *band, color in bands:
+        ax.fill_between(*band, color=color, alpha=0.15, linewidth=0)
     wide, room = ax.get_ylim(), (high - low) / 2  # a wide band must not flatten the points
     ax.set_ylim(max(wide[0], low - room), min(wide[1], high + room))
     ax.set_xscale("log")
-    every, ticks = sorted(every), []
-    for size in (every[-1], every[0], *reversed(every)):  # labels that fit
-        if all(abs(np.log(size / other)) > 0.3 * np.log(every[-1] / every[0]) for other in ticks):
+    sizes, ticks = sorted(sizes, reverse=True), []
+    for size in (sizes[0], sizes[-1], *sizes):  # labels that fit
+        if all(abs(np.log(size / other)) > 0.3 * np.log(sizes[0] / sizes[-1]) for other in ticks):
             ticks.append(size)
-    ax.set_xticks(ticks, [count(size) for size in ticks])
-    ax.set_xticks(every, [""] * len(every), minor=True)
+    ax.set_xticks(ticks, map(EngFormatter(sep=""), ticks))
+    ax.set_xticks(sizes, [""] * len(sizes), minor=True)
 
 
-def describe(cells, columns, series, lines, probe):
+def describe(cells, series, lines, probe):
     """The caption: what the marks mean, and what each series' line in its last score column says."""
     text = f"Score {f'({probe}) ' * bool(probe)}against pre-training clips"
-    seeds = max(n for key, some in cells.items() if key in lines for n in Counter(p["clips"] for p in some).values())
+    drawn = [p for by_series in cells.values() for s in series for p in by_series.get(s, ())]
+    seeds = max(Counter((p["series"], p["column"], p["clips"]) for p in drawn).values())
     if seeds > 1:
         text += f"; bars: {'range of two seeds' if seeds == 2 else '95 % interval of the mean over seeds'}"
-    elif any(p["low"] is not None for some in cells.values() for p in some):
+    elif any(p["low"] is not None for p in drawn):
         text += "; bars: 95 % interval over test clips"
-    if any(lines.values()):
+    if any(found for by_series in lines.values() for found in by_series.values()):
         text += "; lines: least squares; shade: their 95 % confidence"
     sentences = [text + "."]
-    last = {s: c for c in columns for s in series if c != LOSS and lines.get((c, s))}
-    for s, column in last.items():
-        about, _ = lines[column, s]
+    last = {s: (column, found[0]) for column, by_series in lines.items() if column != LOSS
+            for s, found in by_series.items() if found}
+    for s, (column, about) in last.items():
         low, high = about["ci95"]
         sentences.append(f"{s}, {column}: {about['per_decade']:+.3f} [{low:.3f}, {high:.3f}] for ten times as many "
                          "clips.")
-    if few := [s for s in series if not any(lines.get((c, s)) for c in columns)]:
+    if few := [s for s in series if not any(by_series.get(s) for by_series in lines.values())]:
         sentences.append(f"No line for {', '.join(few)}: fewer than three sizes.")
     return " ".join(sentences)
