@@ -99,7 +99,7 @@ def print_meta(settings):
 
 def train(settings, objective, train_rows, valid_rows, stop, procs):
     """From the newest checkpoint, or from the start; -> whether a signal ended it early."""
-    from wren.training import data, engine, loop, runlog
+    from wren.training import engine, loop, runlog, starting
     o, run, out = settings.optimisation, settings.run, Path(settings.run.out)
     optimizer = engine.make_optimizer(objective, o.optimizer, o.lr, o.betas, o.weight_decay, o.eps)
     trainer = engine.Trainer(
@@ -117,7 +117,7 @@ def train(settings, objective, train_rows, valid_rows, stop, procs):
     if not steps.resumed:
         steps.write(runlog.first_row(trainer, settings.flat()))
         evaluate_held_out(steps, valid_rows, out)
-    loader = data.training_loader(settings, train_rows, objective.encoder.config, procs, trainer.step)
+    loader = starting.training_loader(settings, train_rows, objective.encoder.config, procs, trainer.step)
     collapse = runlog.Collapse()
     for step, row in steps.run(loader, lambda step: step % run.eval_every == 0 or step % run.save_every == 0):
         if step % run.eval_every == 0 or step == o.steps:
@@ -138,7 +138,7 @@ def train(settings, objective, train_rows, valid_rows, stop, procs):
 def evaluate_held_out(steps, valid, out):
     """Loss and accuracy on the held-out clips, logged; {} when there is less than one for each process. Clips that can
     no longer be read are counted, and named in OUT/bad.jsonl."""
-    from wren.training.data import held_out
+    from wren.training.starting import held_out
     trainer, bad = steps.trainer, []
     if len(valid) < trainer.procs.world:
         return {}
@@ -190,11 +190,11 @@ def main(argv=None):
 
 def run(settings, stop, procs):
     """One training run, new, continued, or finished already."""
-    from wren.training import data, starting
+    from wren.training import starting
     out, batch_size, done = Path(settings.run.out), settings.optimisation.batch_size, Path(settings.run.out) / "DONE"
     if batch_size % procs.world:
         raise UserError(f"--batch-size {batch_size} does not divide by {procs.world} processes")
-    train_rows, valid_rows = data.open_data(settings.data, out, procs)
+    train_rows, valid_rows = starting.open_data(settings.data, out, procs)
     settings = settings.with_steps(len(train_rows))
     identity, saved = starting.check_unchanged(settings, train_rows)
     if saved and done.exists() and not settings.run.extend:

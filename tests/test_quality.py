@@ -132,14 +132,14 @@ def test_junk_is_not_held_out_and_named(tmp_path):
 def test_held_out_clips_that_have_all_vanished_end_a_run_in_one_line():
     from wren.training.engine import Trainer
     from wren.training.processes import Processes
-    trainer = SimpleNamespace(objective=SimpleNamespace(eval=lambda: None), procs=Processes(0, 1, "cpu"),
-                              ahead=lambda batches, size: batches)
+    trainer = SimpleNamespace(objective=SimpleNamespace(eval=lambda: None), _placed=dict,
+                              procs=Processes(0, 1, SimpleNamespace(type="cpu")))
     assert "held-out clips can be read any more" in fails(Trainer.evaluate, trainer, [])
 
 
 def test_a_run_lists_what_it_did_not_hold_out(tmp_path, capsys):
     from wren.recipes.run import Data
-    from wren.training.data import open_data
+    from wren.training.starting import open_data
     from wren.training.processes import Processes
     manifest_of_junk(tmp_path)
     data = Data(data=str(tmp_path / "in" / "m.csv"), valid=4)
@@ -151,7 +151,7 @@ def test_a_run_lists_what_it_did_not_hold_out(tmp_path, capsys):
 
 def test_the_same_recordings_are_held_out_of_every_subset(tmp_path):
     from wren.recipes.run import Data
-    from wren.training.data import open_data
+    from wren.training.starting import open_data
     from wren.training.processes import Processes
     recordings(tmp_path / "in", [0.5] * 40)
     held = []

@@ -173,48 +173,42 @@ class Trainer:
                 passed = (1 - cos(pi * min(1.0, self.step / self.steps))) / 2
                 group["weight_decay"] = start + (self.weight_decay_end - start) * passed
         self.optimizer.zero_grad(set_to_none=True)
-        cuts = batch["cuts"] if "cuts" in batch else self._placed(batch, self.micro_batch)["cuts"]
+        cuts = batch["cuts"] if "cuts" in batch else self._placed(batch)["cuts"]
         totals = 0.0
-        for k, cut in enumerate(cuts, 1):
-            arguments, streams = self._arguments(cut, self.augment)
+        for k, (arguments, beside) in enumerate(cuts, 1):
             with nullcontext() if k == len(cuts) or self.procs.world == 1 else self.ddp.no_sync():
                 with self.autocast():
-                    loss, metrics = self.ddp(*arguments, **streams)
+                    loss, metrics = self.ddp(*arguments, **beside)
                 self.scaler.scale(loss * (metrics["count"] / self.nominal)).backward()
             names, sums = weighted(metrics)
             totals = totals + sums
         sums = torch.cat([totals, sent(torch.tensor([*flags], dtype=torch.float64), self.procs.device)])
         return self._update(self.procs.sum(sums), names)
 
-    def ahead(self, batches, size=None):
-        """Batches with their "cuts" of at most `size` clips (default: micro-batches) on the device, where the next ones
-        are copied while one is computed."""
-        return ahead(batches, lambda batch: self._placed(batch, size or self.micro_batch), self.procs.device)
+    def ahead(self, batches):
+        """Batches with their micro-batches on the device, where the next ones are copied while one is computed."""
+        return ahead(batches, self._placed, self.procs.device)
 
-    def _placed(self, batch, size):
-        """With "cuts": of each micro-batch what the objective takes, on the device; which of the lengths say that all
-        clips are full, known here, on the CPU; and, by name, the waves' rate and streams, where the batch has them."""
+    def _placed(self, batch, training=True):
+        """With "cuts", the objective's arguments for each micro-batch on the device, augmented: (wave, lengths, seeds,
+        …), and by name the waves' rate and streams, where the batch has them. Lengths are left out when all clips are
+        full, known here, on the CPU, so that attention runs without a mask."""
         cuts, device = [], self.procs.device
         for whole in batch.get("parts", [batch]):
-            for start in range(0, len(whole["wave"]), size):
-                part = slice(start, start + size)
+            size = self.micro_batch if training else len(whole["wave"])
+            for part in (slice(k, k + size) for k in range(0, len(whole["wave"]), size)):
                 taken = {*self.takes, "partner", "partner_lengths"} & whole.keys()
                 move = {k: sent(whole[k][part], device) for k in taken}
-                full = {lengths for lengths, waves in (("lengths", "wave"), ("partner_lengths", "partner"))
-                        if lengths in whole and bool((whole[lengths][part] >= whole[waves].shape[1]).all())}
-                extra = {"rate": whole["rate"]} if "rate" in whole else {}
+                if training and self.augment:
+                    move["wave"] = change_waves(move["wave"], move["lengths"], move["seed"], **self.augment)
+                for lengths, waves in (("lengths", "wave"), ("partner_lengths", "partner")):
+                    if lengths in whole and bool((whole[lengths][part] >= whole[waves].shape[1]).all()):
+                        move.pop(lengths, None)
+                beside = {"rate": whole["rate"]} if "rate" in whole else {}
                 if whole.get("streams"):
-                    extra["streams"] = {name: sent(x[part], device) for name, x in whole["streams"].items()}
-                cuts.append((move, full, extra))
+                    beside["streams"] = {name: sent(x[part], device) for name, x in whole["streams"].items()}
+                cuts.append(([move.get(k) for k in self.takes], beside))
         return batch | {"cuts": cuts}
-
-    def _arguments(self, cut, changes=None):
-        """The objective's (wave, lengths or None, seeds, …) of a micro-batch, augmented on the device. Lengths are left
-        out when all clips are full, so that attention runs without a mask."""
-        move, full, extra = cut
-        if changes:
-            move = move | {"wave": change_waves(move["wave"], move["lengths"], move["seed"], **changes)}
-        return [None if k in full else move.get(k) for k in self.takes], extra
 
     def _update(self, sums, names):
         """Divide by the global count, clip, and step unless the gradient is not finite (alike on every process: DDP has
@@ -250,11 +244,10 @@ class Trainer:
         """Mean metrics over held-out batches, each process giving its share; the same masks at every call."""
         self.objective.eval()
         own, totals = [], {}
-        for batch in self.ahead(batches, 1 << 30):
-            for cut in batch["cuts"]:
+        for batch in ahead(batches, partial(self._placed, training=False), self.procs.device):
+            for arguments, beside in batch["cuts"]:
                 with self.autocast():
-                    arguments, extra = self._arguments(cut)
-                    own.append(weighted(self.objective(*arguments, **extra)[1]))
+                    own.append(weighted(self.objective(*arguments, **beside)[1]))
         for names, sums in chain(*self.procs.gather([(names, sums.tolist()) for names, sums in own])):
             totals = {name: totals.get(name, 0.0) + value for name, value in zip(names, sums)}
         if not totals:
