@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from wren.cli import Pulse
@@ -35,7 +36,6 @@ class Scored(NamedTuple):
 
 def standardiser(x, chunk=1 << 14):
     """Mean and deviation of each feature of x (n, D) -> two float32 (D,); a constant one has deviation 1."""
-    from sklearn.preprocessing import StandardScaler
     scaler = StandardScaler()
     for start in range(0, len(x), chunk):
         scaler.partial_fit(np.array(x[start:start + chunk], np.float32))
