@@ -7,8 +7,8 @@
     python evaluate.py --knn --linear --pool all --layers all           which pooling and which layer wins on validation
 
 Each encoder stands beside the same one untrained and beside mel statistics. Audio passes through the encoders once;
-what comes out is kept in --cache. Probes are fitted on the training split, choose on
-validation, and look at the test split once.
+what comes out is kept in --cache. Probes are fitted on the training split, choose on validation, and look at the test
+split once.
 """
 import json
 import time
@@ -48,7 +48,7 @@ def parse_args(argv=None):
     g.add_argument("--linear", action="store_true", help="the best on validation of ridge, logistic regression "
                    "(L-BFGS) and AdamW, each over a grid")
     g.add_argument("--attentive", action="store_true", help="one learned query attends to the patch tokens")
-    g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, scores_of to every token")
+    g.add_argument("--prototype", action="store_true", help="20 learned prototypes a class, compared with every token")
     g.add_argument("--k", type=cli.positive_int, nargs="+", default=[10], help="neighbours; of several the best on "
                    "validation (DINO: 10 20 100 200; XARES: 10)")
     g.add_argument("--seeds", type=cli.positive_int, default=1, help="trainings of each probe that is trained by "

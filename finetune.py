@@ -78,18 +78,17 @@ def prepare(job, task, weights, override):
         "encoder": weights, "format": job.format, "config": job.changes, "labels": task.labels,
         "data": {name: contents(split) for name, split in task.splits.items()}}
     now = json.loads(json.dumps(now))  # as it will be read back: tuples become lists
-    saved = json.loads(path.read_text()) if path.exists() else now
-    changed = difference(saved, now)
+    saved = json.loads(path.read_text()) if path.exists() else None
+    changed = saved and difference(saved, now)
     if changed and not override:
         raise UserError(f"{job.folder} was made with {changed}: name another folder with --out, or start afresh with "
                         "--override")
     procs.barrier()  # all have looked before the first process writes
-    if procs.main:
-        if changed:
-            for old in job.folder.glob("seed*-lr*"):
-                shutil.rmtree(old)
-            for name in ("results.json", "finetuned.pt"):
-                (job.folder / name).unlink(missing_ok=True)
+    if procs.main and (saved is None or changed):  # trials of which nobody knows what they were go, too
+        for old in job.folder.glob("seed*-lr*"):
+            shutil.rmtree(old)
+        for name in ("results.json", "finetuned.pt"):
+            (job.folder / name).unlink(missing_ok=True)
         job.folder.mkdir(parents=True, exist_ok=True)
         cli.write_text(path, json.dumps(now, indent=1))
     procs.barrier()

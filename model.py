@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wren import formats
 from wren.cli import UserError
+from wren.formats.ours import VERSION
 from wren.nets.batchnorm import InputNorm
 from wren.nets.embeddings import PatchEmbed, StreamEmbed
 from wren.nets.lengths import Encoded, Windows, cut, cut_along, valid_until
@@ -33,7 +34,6 @@ from wren.nets.wave import WaveEmbed
 from wren.recipes import PRESETS, EncoderConfig
 
 __all__ = ["PRESETS", "Encoder", "EncoderConfig", "load_encoder", "save_encoder"]
-VERSION = 1  # of our encoder files
 
 
 class Encoder(nn.Module):

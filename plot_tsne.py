@@ -20,7 +20,7 @@ def parse_args(argv=None):
     g = p.add_argument_group("which figure (default: a map of embeddings)").add_mutually_exclusive_group()
     g.add_argument("--scaling", nargs="*", metavar="RUNS", help="score against pre-training clips, of run folders or "
                    "folders of them (default: runs); their results come from evaluate.py or finetune.py")
-    g.add_argument("--curves", nargs="+", metavar="RUN", help="loss parts, rate, online scores, speed from log.jsonl")
+    g.add_argument("--curves", nargs="+", metavar="RUN", help="loss, its parts, rate and speed from log.jsonl")
     g.add_argument("--masks", metavar="AUDIO", help="what each mask hides of a recording's first seconds")
     g.add_argument("--events", metavar="DETECTIONS", help="detections (Raven, Audacity, CSV, JSONL) over annotations")
 

@@ -552,6 +552,11 @@ def test_other_settings_in_the_same_folder_are_refused_or_start_afresh(tiny, tmp
         finetune.main([*arguments, "--weight-decay", "0.5"])
     finetune.main([*arguments, "--weight-decay", "0.5", "--override"])
     assert json.loads((tmp_path / "species" / "config.json").read_text())["weight_decay"] == 0.5
+    (tmp_path / "species" / "config.json").unlink()
+    trial = next((tmp_path / "species").glob("seed0-lr*/trial.json"))
+    trial.write_text("made by nobody knows what")
+    finetune.main(arguments)
+    assert json.loads(trial.read_text())["epoch"], "trained anew"
 
 
 def test_corrected_labels_of_the_same_clips_are_another_task(tiny, tmp_path):

@@ -7,7 +7,7 @@ from wren.figures.style import GREY, handle, look, panels
 
 BOOKKEEPING = ("step", "clips", "epoch", "chance", "skips", "audio_per_second", "data_wait", "memory_gb", "mfu",
                "count")  # of log.jsonl, without a panel
-LAST = {"accuracy": "patch accuracy", "knn": "online kNN", "spread": "spread of clips", "lr": "learning rate",
+LAST = {"accuracy": "accuracy", "spread": "spread of clips", "lr": "learning rate",
         "grad_norm": "gradient norm", "clips_per_second": "speed (clips/s)"}  # after the loss and its parts
 
 

@@ -6,7 +6,7 @@ from wren.cli import UserError
 from wren.formats.common import Checkpoint
 from wren.recipes import EncoderConfig
 
-VERSION = 1
+VERSION = 1  # of all of them
 
 
 def read(content, path):

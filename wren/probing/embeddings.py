@@ -23,7 +23,6 @@ from wren.nets.lengths import valid_until
 from wren.nets.spectrograms import KaldiFbank, without_mean
 from wren.recipes import EncoderConfig
 from wren.sound.ahead import ahead, sent
-from wren.sound.audio import BadAudio
 from wren.sound.loading import Sampling
 from wren.tasks.batches import InOrder
 
@@ -31,17 +30,6 @@ VERSION = 3  # of the cache's files; part of their key
 
 
 # ------------------------------------------------------------------------------------------------------ the pass
-
-class EveryClip(InOrder):
-    """A split's clips in order, as an encoder hears them; one that can't be read is an error of one line."""
-
-    def sample(self, row, bad):
-        try:
-            return super().sample(row, bad)
-        except BadAudio as error:
-            raise UserError(f"{error}: every clip of a task is needed; mend the file, or take it out of the "
-                            "table") from None
-
 
 def batches(split, config, device="cpu", batch_size=32, workers=0, rank=0, world=1, what="embedding"):
     """Clips of a split in order, or this process's share of them, a batch as `in_order` takes it: its parts of one
@@ -59,7 +47,7 @@ def batches(split, config, device="cpu", batch_size=32, workers=0, rank=0, world
                         None if full else sent(part["lengths"], device)))
         return out
 
-    clips = EveryClip(split, Sampling.of(config), batch_size, rank=rank, world=world, workers=workers)
+    clips = InOrder(split, Sampling.of(config), batch_size, rank=rank, world=world, workers=workers)
     for batch in ahead(clips, there, device):
         pulse.beat(done)
         done += sum(len(rows) for rows, *_ in batch)

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from scipy.special import betaincinv
 
+from wren.cli import UserError
 from wren.sound import loading
+from wren.sound.audio import BadAudio
 from wren.sound.manifest import unit
 from wren.tasks.task import Split
 
@@ -99,7 +101,7 @@ def _balanced_weights(targets):
 
 
 class InOrder(loading.Loader):
-    """Every row once, for evaluation: this process's share in batches. What can't be read is an error."""
+    """Every row once, for evaluation: this process's share in batches. What can't be read is an error of one line."""
 
     def __init__(self, split, sampling, batch_size, **order):
         super().__init__(split.rows, Whole(split, sampling), batch_size, **order)
@@ -110,7 +112,11 @@ class InOrder(loading.Loader):
             yield [(row,) for row in share[first:first + self.batch_size]]
 
     def sample(self, row, bad):
-        return self.take(self.manifest, row) | {"index": row}
+        try:
+            return self.take(self.manifest, row) | {"index": row}
+        except BadAudio as error:
+            raise UserError(f"{error}: every clip of a task is needed; mend the file, or take it out of the "
+                            "table") from None
 
     def collate(self, clips):
         return loading.stack(clips) | {"index": torch.tensor([clip["index"] for clip in clips])}
