@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from wren.cli import UserError, warn
@@ -222,7 +221,7 @@ def panel(ax, cells, lines, looks):
     for size in (sizes[0], sizes[-1], *sizes):  # labels that fit
         if all(abs(np.log(size / other)) > 0.3 * np.log(sizes[0] / sizes[-1]) for other in ticks):
             ticks.append(size)
-    ax.set_xticks(ticks, map(EngFormatter(sep=""), ticks))
+    ax.set_xticks(ticks, [f"{size / 1e6:.2f}M" if size >= 1e5 else f"{size:,.0f}" for size in ticks])
     ax.set_xticks(sizes, [""] * len(sizes), minor=True)
 
 
