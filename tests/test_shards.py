@@ -1,6 +1,7 @@
 """Tar shards: what is packed is what is read, a killed pack is completed, other people's tars work."""
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -138,6 +139,17 @@ def test_a_lost_or_damaged_index_is_made_again_from_the_tar(corpus):
     again = open_manifest(corpus / "out")
     assert names(again) == names(first) and again.entry.tolist() == first.entry.tolist()
     assert again.domain.tolist() == first.domain.tolist() and again.text("label") == first.text("label")
+
+
+def test_a_shard_that_falls_out_of_the_open_ones_is_not_closed_while_it_is_read(tmp_path, monkeypatch):
+    (tmp_path / "a.tar").write_bytes(b"0123456789")
+    pread = os.pread
+
+    def interrupted(*read):
+        entry._shard.cache_clear()  # as another thread's shards do
+        return pread(*read)
+    monkeypatch.setattr(os, "pread", interrupted)
+    assert entry.entry_bytes(str(tmp_path / "a.tar"), 2, 3) == b"234"
 
 
 def test_damage_in_a_shard_is_found_by_check_and_replaced_in_training(corpus, capsys):

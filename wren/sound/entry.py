@@ -21,7 +21,8 @@ def _shard(tar):
 
 def entry_bytes(tar, offset, size):
     """`size` bytes from `offset` of a shard. Raises BadAudio if they are not all there."""
-    data = os.pread(_shard(tar).fileno(), size, offset)
+    file = _shard(tar)  # held while it is read: another thread may make it fall out
+    data = os.pread(file.fileno(), size, offset)
     if len(data) < size:
         raise BadAudio("the shard ends before this entry: copied incompletely?", tar)
     return data
